@@ -1,0 +1,160 @@
+"""`nld data prepare | inspect | train-tokenizer | stdlib`."""
+
+import argparse
+
+from data_prep.inspect import inspect
+from data_prep.prepare import PrepareOptions, prepare
+from data_prep.sources import TEXT_KEY
+from data_prep.stdlib import copy_stdlib
+from data_prep.tokenizer import VOCAB_SIZE, train_tokenizer
+
+Subparsers = argparse._SubParsersAction  # argparse names no public type for it
+
+
+def add_data_parser(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Register `data` and its commands; each sets `run`, a function from the parsed arguments to an exit status."""
+    parser = subparsers.add_parser("data", help="make token files from text, and look into them")
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    add_prepare(commands)
+    add_inspect(commands)
+    add_train_tokenizer(commands)
+    add_stdlib(commands)
+
+
+def add_command(
+    commands: "Subparsers[argparse.ArgumentParser]", name: str, summary: str, detail: str, example: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {detail}",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    defaults = PrepareOptions()
+    parser = add_command(
+        commands,
+        "prepare",
+        "turn text into a token file for training",
+        "Writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.\n"
+        "A .jsonl file holds one document per line; any other file is one document. Text must be UTF-8.",
+        "nld data prepare corpus/web.jsonl corpus/code --tokenizer tokenizer --output data/mix --workers 16",
+    )
+    parser.add_argument("input", nargs="+", help="a file, or a folder to search for files with a known suffix")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with tokenizer.json")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="where the three files go")
+    parser.add_argument(
+        "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
+    )
+    parser.add_argument(
+        "--text-key", default=defaults.text_key, metavar="KEY", help="field of a .jsonl line (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-bad-lines",
+        type=int,
+        default=defaults.max_bad_lines,
+        metavar="K",
+        help="broken lines to name and skip before giving up (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--suffix",
+        nargs="+",
+        default=defaults.suffixes,
+        metavar=".EXT",
+        help=f"suffixes to take from folders (default: {' '.join(defaults.suffixes)})",
+    )
+    parser.add_argument("--no-eos", action="store_true", help="do not end documents with the tokenizer's eos token")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.set_defaults(run=run_prepare)
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    options = PrepareOptions(
+        workers=args.workers,
+        text_key=args.text_key,
+        max_bad_lines=args.max_bad_lines,
+        suffixes=tuple(args.suffix),
+        append_eos=not args.no_eos,
+        overwrite=args.overwrite,
+    )
+    manifest = prepare(args.input, args.output, args.tokenizer, options)
+    print(
+        f"wrote {args.output}.bin, .idx, .manifest.json: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
+        f"{manifest.empty_files:,} empty files"
+    )
+    return 0
+
+
+def add_inspect(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        "show what a token file holds",
+        "Prints the manifest, document lengths and, given the tokenizer, samples.",
+        "nld data inspect data/mix --tokenizer tokenizer --samples 5 --verify",
+    )
+    parser.add_argument("prefix", metavar="PREFIX", help="the --output of `nld data prepare`")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="decode samples with it, and check that the file was made with it"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="documents to decode (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the samples (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="read the files whole and compare their SHA-256")
+    parser.set_defaults(run=run_inspect)
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    for line in inspect(args.prefix, args.tokenizer, args.samples, args.seed, args.verify):
+        print(line)
+    return 0
+
+
+def add_train_tokenizer(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "train-tokenizer",
+        "train a small byte-level BPE",
+        "Special ids are those of the published family: bos 1, eos 2,\nchat marks 10 and 11, mask 100.",
+        "nld data train-tokenizer corpus/code --output tokenizer --vocab-size 2048",
+    )
+    parser.add_argument("input", nargs="+", help="a file, or a folder to search for files with a known suffix")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the tokenizer folder to write")
+    parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, metavar="V", help="tokens (default: %(default)s)")
+    parser.add_argument(
+        "--text-key",
+        default=TEXT_KEY,
+        metavar="KEY",
+        help="field of a .jsonl line (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.set_defaults(run=run_train_tokenizer)
+
+
+def run_train_tokenizer(args: argparse.Namespace) -> int:
+    train_tokenizer(args.input, args.output, args.vocab_size, args.text_key, args.overwrite)
+    print(f"wrote {args.output}: a tokenizer of {args.vocab_size:,} tokens")
+    return 0
+
+
+def add_stdlib(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "stdlib",
+        "copy the sources of the Python standard library as demo text",
+        "About 10 MB that every machine has.",
+        "nld data stdlib --output out/demo/text",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.set_defaults(run=run_stdlib)
+
+
+def run_stdlib(args: argparse.Namespace) -> int:
+    print(f"wrote {args.output}: {copy_stdlib(args.output, args.overwrite):,} files")
+    return 0

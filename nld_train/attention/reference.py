@@ -1,0 +1,28 @@
+"""Dense attention, written to be read: the oracle that every fast path must equal."""
+
+import torch
+from torch import Tensor
+
+from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.visibility import visible_table
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T, over visible keys) v, each key/value head shared by H/G consecutive query heads.
+
+    query [B, H, S, D]; key, value [B, G, S, D]; visible [S, S] or [B, S, S] bool, every query sees one key or more.
+    float64 stays float64; anything less is computed in float32. Returns: [B, H, S, D] in the query's dtype.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    group = query.shape[1] // key.shape[1]
+    key, value = (part.to(wide).repeat_interleave(group, dim=1) for part in (key, value))
+    scores = query.to(wide) @ key.transpose(-1, -2) * scale
+    mask = visible if visible.dim() == 2 else visible[:, None]
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).to(query.dtype)
+
+
+def attend_layout(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, documents: Tensor | None = None
+) -> Tensor:
+    """`attend` with the signature of the fast paths; `documents` [B, L] int64, or None."""
+    return attend(query, key, value, visible_table(layout, documents, query.device), scale)

@@ -1,0 +1,159 @@
+"""PREFIX.manifest.json: what a token file holds, what made it, and the checks a run makes before it reads the file."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from nld_train.data.indexed import REMAKE, TokenFile, bin_path, idx_path, sha256_of
+from nld_train.data.tokenizer import fingerprint
+from nld_train.errors import UserError
+
+FORMAT_VERSION = 1
+SUFFIX = ".manifest.json"
+COUNT_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One token file, as `nld data prepare` leaves it. Sizes in bytes, hashes as SHA-256 hex digests."""
+
+    format_version: int
+    tool_version: str
+    sources: list[str]  # names of the inputs, without the folders they lay in
+    files: int
+    empty_files: int  # held nothing but white space: no document
+    bad_lines: int
+    documents: int
+    tokens: int
+    text_bytes: int  # UTF-8, of all documents
+    tokenizer_sha256: str
+    vocab_size: int
+    end_of_document_id: int | None  # appended to every document; None: nothing is
+    bin_bytes: int
+    idx_bytes: int
+    bin_sha256: str
+    idx_sha256: str
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}{SUFFIX}")
+
+
+def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
+    manifest_path(prefix).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(prefix: str | Path) -> Manifest:
+    """Raises UserError where the manifest is missing, broken, or of another format version."""
+    path = manifest_path(prefix)
+    if not path.is_file():
+        raise UserError(f"no file {path}", "a .manifest.json beside the .bin and .idx", "copy it along, or " + REMAKE)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "the manifest as written", REMAKE) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {version!r}", f"{FORMAT_VERSION}", REMAKE)
+    wrong = {field.name for field in fields(Manifest)} ^ set(content)
+    if wrong:
+        raise UserError(f"{path}: missing or unknown {', '.join(sorted(wrong))}", "the manifest as written", REMAKE)
+    return Manifest(**content)
+
+
+def check_files(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
+    """Check that a token file is all there: index, tokens and manifest agree in size and, if asked, in SHA-256.
+
+    Raises UserError at the first disagreement. Without `verify_hashes` no token is read.
+    """
+    tokens = TokenFile(prefix)
+    manifest = read_manifest(prefix)
+    for path, size in ((bin_path(prefix), manifest.bin_bytes), (idx_path(prefix), manifest.idx_bytes)):
+        if path.stat().st_size != size:
+            raise UserError(f"{path} has {path.stat().st_size} bytes", f"{size} as in {manifest_path(prefix)}", REMAKE)
+    if (len(tokens), tokens.tokens) != (manifest.documents, manifest.tokens):
+        raise UserError(
+            f"{prefix}: {len(tokens)} documents, {tokens.tokens} tokens",
+            f"{manifest.documents} documents, {manifest.tokens} tokens as in {manifest_path(prefix)}",
+            REMAKE,
+        )
+    if verify_hashes:
+        check_hashes(prefix, manifest)
+    return manifest
+
+
+def check_hashes(prefix: str | Path, manifest: Manifest) -> None:
+    """Read both files whole; raise UserError where a SHA-256 is not the manifest's."""
+    for path, digest in ((bin_path(prefix), manifest.bin_sha256), (idx_path(prefix), manifest.idx_sha256)):
+        found = sha256_of(path)
+        if found != digest:
+            raise UserError(f"{path} has SHA-256 {found}", f"{digest} as in {manifest_path(prefix)}", REMAKE)
+
+
+def check_prefix(prefix: str | Path, tokenizer_folder: str | Path, verify_hashes: bool = False) -> Manifest:
+    """`check_files`, and that the file was made with this tokenizer. Raises UserError."""
+    manifest = check_files(prefix, verify_hashes)
+    found = fingerprint(tokenizer_folder)
+    if found != manifest.tokenizer_sha256:
+        raise UserError(
+            f"{prefix} was made with tokenizer {manifest.tokenizer_sha256[:12]}, {tokenizer_folder} is {found[:12]}",
+            "the tokenizer the file was made with",
+            "name that tokenizer, or " + REMAKE,
+        )
+    return manifest
+
+
+def parse_blend(entries: Sequence[str]) -> list[tuple[float | None, str]]:
+    """("0.7:a", "0.3:b") -> [(0.7, "a"), (0.3, "b")]; ("a", "b") -> [(None, "a"), (None, "b")].
+
+    Raises UserError for a weight that is no number above 0, a mixture of weighted and unweighted entries, an empty or a
+    repeated prefix.
+    """
+    blend = [parse_entry(entry) for entry in entries]
+    prefixes = [prefix for _, prefix in blend]
+    repeated = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
+    if repeated:
+        raise UserError(f"data.blend names {repeated[0]} twice", "every prefix once", "add up its weights")
+    if len({weight is None for weight, _ in blend}) > 1:
+        got = ", ".join(entries)
+        raise UserError(
+            f"data.blend: {got}", "a weight for every prefix, or for none", "write WEIGHT:PREFIX throughout"
+        )
+    return blend
+
+
+def parse_entry(entry: str) -> tuple[float | None, str]:
+    head, colon, prefix = entry.rpartition(":")
+    got = f"data.blend entry {entry!r}"
+    if not prefix:
+        raise UserError(got, "PREFIX or WEIGHT:PREFIX", "name a file of `nld data prepare`")
+    if not colon:
+        return None, prefix
+    try:
+        weight = float(head)
+    except ValueError as error:
+        raise UserError(got, "WEIGHT:PREFIX with a number as weight", "write for example 0.7:data/web") from error
+    if not (math.isfinite(weight) and weight > 0):
+        raise UserError(got, "weights above 0", "leave the prefix out, or give it a weight")
+    return weight, prefix
+
+
+def unigram_entropy(*prefixes: str | Path) -> float:
+    """Entropy of the token frequencies of all files together, end-of-document tokens included, in nats per token.
+
+    It is the loss of a model that knows how often each token occurs, and nothing else.
+    """
+    assert prefixes, "entropy of no file"
+    counts = np.zeros(0, dtype=np.int64)
+    for prefix in prefixes:
+        flat = TokenFile(prefix).flat
+        for start in range(0, len(flat), COUNT_TOKENS):
+            found = np.bincount(flat[start : start + COUNT_TOKENS], minlength=len(counts))
+            found[: len(counts)] += counts
+            counts = found
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,81 @@
+"""Nothing half-written looks whole: files are made under a hidden name beside their place and renamed at the end."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nld_train.errors import UserError
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    """Raise UserError where an output is already there."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} exists already", "a new output", "choose another name, or pass --overwrite")
+
+
+@contextlib.contextmanager
+def workspace(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `target`, removed at the end whatever happens."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {target.parent}: {error.strerror}", "a folder with write access", "choose another output"
+        ) from error
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{target.parent}: {error.strerror}",
+                "a disk with room for the output",
+                "free some space, or choose another output",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def staged(prefix: Path, suffixes: Sequence[str], overwrite: bool) -> Iterator[Path]:
+    """A temporary prefix to write PREFIX + suffix files under; they take their names when the block ends well.
+
+    The last suffix is renamed last, and an older file of that name is removed before any other is replaced: readers
+    take the set for whole only where the last one exists.
+    """
+    finals = [Path(f"{prefix}{suffix}") for suffix in suffixes]
+    if not overwrite:
+        refuse_existing(finals)
+    with workspace(prefix) as folder:
+        partial = folder / prefix.name
+        yield partial
+        finals[-1].unlink(missing_ok=True)
+        for suffix, final in zip(suffixes, finals, strict=True):
+            os.replace(f"{partial}{suffix}", final)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well."""
+    if not overwrite:
+        refuse_existing([target])
+    with workspace(target) as folder:
+        partial = folder / "new"
+        partial.mkdir()
+        yield partial
+        if target.exists():
+            os.replace(target, folder / "old")
+        os.replace(partial, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole: other processes see the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

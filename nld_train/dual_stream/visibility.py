@@ -1,0 +1,47 @@
+"""Who may see whom in the doubled row [paper sec. 2.2]. Every mask, table and picture comes from `visible`."""
+
+import torch
+from torch import Tensor
+
+from nld_train.dual_stream.layout import Layout, Places, place, places
+
+
+def visible(query: Places, key: Places) -> Tensor:
+    """Whether a query place sees a key place: bool, of the shape the two broadcast to.
+
+    Element-wise operators only, so that it also runs inside an attention kernel.
+    """
+    own_block = query.noisy & key.noisy & (query.block == key.block)
+    earlier_blocks = query.noisy & ~key.noisy & (key.block < query.block)
+    causal = ~query.noisy & ~key.noisy & (key.position <= query.position)
+    return (query.document == key.document) & (own_block | earlier_blocks | causal)
+
+
+def visible_between(layout: Layout, queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
+    """A cut of the dense table: which input positions `keys` [K] are visible to which `queries` [Q].
+
+    Returns: [Q, K] bool, or [B, Q, K] for `documents` [B, L].
+    """
+    if documents is None:
+        return visible(place(layout, queries[:, None]), place(layout, keys[None, :]))
+    table = places(layout, documents)
+    rows = torch.arange(documents.shape[0], device=documents.device)[:, None, None]
+    return visible(table.at(rows, queries[:, None]), table.at(rows, keys[None, :]))
+
+
+def visible_table(layout: Layout, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+    """The dense table, rows who looks, columns who is seen: [S, S] bool, or [B, S, S] for `documents` [B, L]."""
+    index = torch.arange(layout.size, device=device if documents is None else documents.device)
+    return visible_between(layout, index, index, documents)
+
+
+def visible_pairs(layout: Layout) -> int:
+    """The number of True entries of the dense table of one document, without making the table. O(1)."""
+    length, size = layout.length, layout.block_size
+    causal = length * (length + 1) // 2
+    if not layout.dual:
+        return causal
+    # A noisy query of block b sees b * size earlier clean tokens and its own block.
+    full, rest = divmod(length, size)
+    noisy = size * size * full * (full + 1) // 2 + rest * length
+    return causal + noisy

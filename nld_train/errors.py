@@ -1,0 +1,11 @@
+"""The one exception a user is meant to see."""
+
+
+class UserError(Exception):
+    """Bad input. The `nld` command prints it as one line and exits with status 2, without a traceback.
+
+    Name three things, so that nobody has to read code: what was got, what is allowed, what to do.
+    """
+
+    def __init__(self, got: str, allowed: str, do: str) -> None:
+        super().__init__(f"{got}; allowed: {allowed}; do: {do}")

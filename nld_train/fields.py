@@ -1,0 +1,197 @@
+"""Settings as text and as plain values, and back.
+
+The types written in the dataclasses decide: no setting is known here by name.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from difflib import SequenceMatcher
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+
+from nld_train.errors import UserError
+
+BOOLS = {"true": True, "false": False}
+NONE = "none"
+
+
+def kinds(section: type) -> dict[str, Any]:
+    """The name and type of every field of a dataclass, in its order."""
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in fields(section)}
+
+
+def is_section(kind: object) -> TypeGuard[type]:
+    return isinstance(kind, type) and is_dataclass(kind)
+
+
+def leaf_kinds(section: type) -> dict[str, Any]:
+    """Dotted key -> type of every setting of a dataclass and of the dataclasses inside it."""
+    found: dict[str, Any] = {}
+    for name, kind in kinds(section).items():
+        if is_section(kind):
+            found |= {f"{name}.{key}": leaf for key, leaf in leaf_kinds(kind).items()}
+        else:
+            found[name] = kind
+    return found
+
+
+def leaf_values(section: object) -> dict[str, Any]:
+    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it."""
+    return {key: attrgetter(key)(section) for key in leaf_kinds(type(section))}
+
+
+def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> Section:
+    """A copy with the settings under the dotted keys replaced.
+
+    Every dataclass is built once, with all of its new values, so that values which are valid only together pass.
+    """
+    changes: dict[str, object] = {}
+    inner: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        name, dot, rest = key.partition(".")
+        if dot:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            changes[name] = value
+    for name, part in inner.items():
+        changes[name] = replace_leaves(getattr(section, name), part)
+    return replace(section, **changes)  # type: ignore[type-var]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like `name`: as a whole, and in what follows its last dot."""
+
+    def likeness(candidate: str) -> float:
+        whole = SequenceMatcher(None, name, candidate).ratio()
+        return whole + SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+
+    return max(known, key=likeness)
+
+
+def optional_of(kind: object) -> Any:
+    """X of `X | None`; None for every other type."""
+    if not isinstance(kind, UnionType):
+        return None
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    assert len(inner) == 1, f"settings are of one type, or of one type or None: {kind}"
+    return inner[0]
+
+
+def allowed(kind: object) -> str:
+    """What a setting of this type may be, in words."""
+    if optional_of(kind):
+        return f"{allowed(optional_of(kind))}; or {NONE}"
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "one or more, with commas between"
+    words = {bool: "true, false", int: "whole numbers such as 1000, 1_000, 1e3", float: "numbers such as 0.1, 1e-5"}
+    return words.get(kind, "text that is not empty")  # type: ignore[call-overload, no-any-return]
+
+
+def parse(key: str, kind: object, text: str) -> object:
+    """The value that `text` is, for the setting `key` of type `kind`. Inverse of `show`.
+
+    Raises: UserError if it is none.
+    """
+    try:
+        return _parse(kind, text.strip())
+    except ValueError:
+        raise UserError(f"{key}={text!r}", allowed(kind), f"give {key} one of these") from None
+
+
+def _parse(kind: object, text: str) -> object:
+    inner = optional_of(kind)
+    if inner:
+        return None if text.lower() == NONE else _parse(inner, text)
+    if get_origin(kind) is tuple:
+        return tuple(_parse(get_args(kind)[0], part.strip()) for part in text.split(","))
+    if kind is bool:
+        return check(bool, BOOLS.get(text.lower()))
+    if kind is int:
+        return _whole(text)
+    return check(kind, float(text) if kind is float else text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)  # 1e3
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
+def check(kind: object, value: object) -> object:
+    """`value` as the type `kind` wants it (a list as a tuple, 1 as 1.0).
+
+    Raises: ValueError if it is of another type.
+    """
+    inner = optional_of(kind)
+    if inner:
+        return None if value is None else check(inner, value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(check(get_args(kind)[0], item) for item in value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    if kind in (bool, int, str) and type(value) is kind and value != "":
+        return value
+    raise ValueError(value)
+
+
+def show(value: object) -> str:
+    """A value in the spelling that `parse` reads."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(show, value)) if isinstance(value, tuple) else str(value)
+
+
+def to_tree(section: object) -> dict[str, Any]:
+    """A dataclass instance as nested dicts of plain values."""
+    found = {}
+    for name, kind in kinds(type(section)).items():
+        value = getattr(section, name)
+        found[name] = to_tree(value) if is_section(kind) else value
+    return found
+
+
+def from_tree[Section](section: type[Section], tree: object, prefix: str = "") -> Section:
+    """The dataclass instance whose `to_tree` is `tree`; every field must be there, and nothing else.
+
+    Raises: UserError.
+    """
+    known = kinds(section)
+    _check_keys(tree, set(known), prefix)
+    assert isinstance(tree, dict)
+    return section(**{name: _from_leaf(kind, tree[name], prefix + name) for name, kind in known.items()})
+
+
+def _from_leaf(kind: object, value: object, key: str) -> object:
+    if is_section(kind):
+        return from_tree(kind, value, f"{key}.")
+    try:
+        return check(kind, value)
+    except ValueError:
+        raise UserError(f"{key}={value!r}", allowed(kind), f"give {key} one of these") from None
+
+
+def _check_keys(tree: object, known: set[str], prefix: str) -> None:
+    name = prefix.rstrip(".") or "the run"
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} is {tree!r}", "a section with its settings", "write the configuration again")
+    for word, keys in (("unknown", set(tree) - known), ("missing", known - set(tree))):
+        if keys:
+            listed = ", ".join(prefix + key for key in sorted(keys))
+            raise UserError(
+                f"{word} settings: {listed}",
+                f"exactly the settings of {name} in this version",
+                "use the version that wrote the configuration, or write it again from its recipe",
+            )

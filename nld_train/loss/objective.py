@@ -1,0 +1,49 @@
+"""The objective [paper eq. 5, or eq. 4 by the batch's weights]: the one place that decides what divides the sums."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nld_train.types import LossTerms
+
+
+def summed(terms: Sequence[LossTerms]) -> LossTerms:
+    """The terms of several micro-batches, or ranks, as one."""
+    return LossTerms(
+        ar_sum=torch.stack([term.ar_sum for term in terms]).sum(),
+        diffusion_sum=torch.stack([term.diffusion_sum for term in terms]).sum(),
+        denominator=torch.stack([term.denominator for term in terms]).sum(),
+        masked=torch.stack([term.masked for term in terms]).sum(),
+        maskable=torch.stack([term.maskable for term in terms]).sum(),
+    )
+
+
+def numerator(terms: LossTerms, alpha: float) -> Tensor:
+    """What a micro-batch adds to the objective before the division by N: ar_sum + alpha * diffusion_sum. Scalar."""
+    return terms.ar_sum + alpha * terms.diffusion_sum
+
+
+def objective(terms: Sequence[LossTerms], alpha: float) -> Tensor:
+    """(ar_sum + alpha * diffusion_sum) / N over the whole global batch: one denominator for both terms. Scalar."""
+    whole = summed(terms)
+    return _per(numerator(whole, alpha), whole.denominator)
+
+
+def report(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
+    """What is shown of a step, from the terms summed over the global batch; scalars, left on their device.
+
+    Losses in nats per supervised token (under sequence averaging: the mean of the rows' means). The diffusion loss is
+    the ELBO, comparable across runs whatever alpha is.
+    """
+    return {
+        "AR loss": _per(terms.ar_sum, terms.denominator),
+        "diffusion loss": _per(terms.diffusion_sum, terms.denominator),
+        "total loss": _per(numerator(terms, alpha), terms.denominator),
+        "mask ratio": _per(terms.masked, terms.maskable),
+    }
+
+
+def _per(total: Tensor, count: Tensor) -> Tensor:
+    # Counts are whole numbers, and where a count is 0 (nothing supervised) so is its sum: 0 / 1 and no NaN.
+    return total / count.clamp(min=1.0)

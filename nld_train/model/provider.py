@@ -1,0 +1,127 @@
+"""Builds the model for Megatron-Bridge from a ModelConfig."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.bridge.utils.fusions import can_enable_gradient_accumulation_fusion
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.pipeline_parallel.utils import (
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from nld_train.config import RunConfig
+from nld_train.model.attention_slot import DualStreamAttention
+from nld_train.model.gpt import DualStreamGPTModel
+from nld_train.model.norm import LocalRMSNorm
+from nld_train.model.provider_config import DualStreamConfig
+
+
+def block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Transformer Engine layers on GPUs, Megatron's local layers on CPUs; our attention in every one."""
+    on_gpu = torch.cuda.is_available()
+    block = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=on_gpu, normalization="RMSNorm", vp_stage=vp_stage
+    )
+    for layer in block.layer_specs:
+        layer.submodules.self_attention.submodules.core_attention = DualStreamAttention
+        if not on_gpu:
+            layer.submodules.input_layernorm = LocalRMSNorm
+            layer.submodules.pre_mlp_layernorm = LocalRMSNorm
+    if not on_gpu:
+        block.layer_norm = LocalRMSNorm
+    return block
+
+
+@dataclass(kw_only=True)
+class DualStreamProvider(DualStreamConfig):
+    """Builds one pipeline stage of the model when Megatron-Bridge asks for it."""
+
+    def provide(
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> GPTModel:
+        """The stage; by default with the embedding on the first one and the head on the last one."""
+        stages, chunks = self._pg_collection.pp, self.virtual_pipeline_model_parallel_size
+        if pre_process is None:
+            pre_process = is_vp_first_stage(vp_stage, chunks) and is_pp_first_stage(stages)
+        if post_process is None:
+            post_process = is_vp_last_stage(vp_stage, chunks) and is_pp_last_stage(stages)
+        return DualStreamGPTModel(
+            self,
+            transformer_layer_spec=block_spec(self, vp_stage),
+            vocab_size=self.vocab_size,
+            max_sequence_length=self.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="yarn",
+            rotary_base=self.rotary_base,
+            pg_collection=self._pg_collection,
+            vp_stage=vp_stage,
+        )
+
+
+def provider(run: RunConfig) -> DualStreamProvider:
+    """The provider of a run's model, cut as the run's layout says."""
+    model, rope, cut = run.model, run.model.rope, run.parallel
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+    halves = 2 if run.diffusion.dual else 1
+    return DualStreamProvider(
+        row_length=run.data.sequence_length,
+        block_size=run.diffusion.block_size,
+        dual=run.diffusion.dual,
+        attention_name=run.train.attention,
+        query_scale_beta=rope.query_scale_beta,
+        # Megatron's pipeline sends tensors of seq_length positions: the model's input, not the row.
+        seq_length=halves * run.data.sequence_length,
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        vocab_size=model.vocab_size,
+        make_vocab_size_divisible_by=1,
+        share_embeddings_and_output_weights=False,
+        init_method_std=model.init_std,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        position_embedding_type="yarn",
+        rotary_base=rope.theta,
+        yarn_rotary_scaling_factor=rope.factor,
+        yarn_original_max_position_embeddings=rope.original_max_position,
+        yarn_beta_fast=rope.beta_fast,
+        yarn_beta_slow=rope.beta_slow,
+        yarn_mscale=rope.mscale,
+        yarn_mscale_all_dim=rope.mscale_all_dim,
+        yarn_correction_range_round_to_int=True,
+        calculate_per_token_loss=True,
+        tensor_model_parallel_size=cut.tensor,
+        pipeline_model_parallel_size=cut.pipeline,
+        virtual_pipeline_model_parallel_size=cut.virtual_pipeline if cut.virtual_pipeline > 1 else None,
+        context_parallel_size=cut.context,
+        sequence_parallel=cut.sequence,
+        recompute_granularity=None if cut.recompute == "none" else cut.recompute,
+        recompute_method="uniform" if cut.recompute == "full" else None,
+        recompute_num_layers=1 if cut.recompute == "full" else None,
+        bf16=run.train.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        # Fused kernels exist on GPUs only.
+        apply_rope_fusion=on_gpu,
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        cross_entropy_loss_fusion=False,
+        gradient_accumulation_fusion=on_gpu and can_enable_gradient_accumulation_fusion(),
+    )

@@ -1,0 +1,23 @@
+"""What the dual stream adds to Megatron's transformer configuration: plain fields, so that checkpoints can hold it."""
+
+from dataclasses import dataclass
+
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+
+from nld_train.config import AttentionBackend
+from nld_train.dual_stream.layout import Layout
+
+
+@dataclass(kw_only=True)
+class DualStreamConfig(GPTModelProvider):
+    """Megatron-Bridge's GPT configuration with the row's layout and the query scale."""
+
+    row_length: int  # L
+    block_size: int
+    dual: bool
+    attention_name: AttentionBackend
+    query_scale_beta: float
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.row_length, self.block_size, self.dual)

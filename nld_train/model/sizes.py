@@ -1,0 +1,20 @@
+"""The sizes of the published family, and a tiny one that trains on two CPU cores."""
+
+from nld_train.config import ModelConfig, RopeConfig
+
+# 4.3M parameters. The rotary numbers are scaled down with the rows: a row of 256 goes past original_max_position, so
+# that the query scale, which the large sizes show only beyond 16,384 positions, is at work in every test and demo.
+TINY = ModelConfig(
+    layers=4,
+    hidden=256,
+    ffn=800,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    vocab_size=2048,
+    rope=RopeConfig(theta=1e4, factor=8.0, original_max_position=128),
+)
+
+NLD_3B = ModelConfig(layers=26, hidden=3072, ffn=9216)
+NLD_8B = ModelConfig(layers=34, hidden=4096, ffn=14_336)
+NLD_14B = ModelConfig(layers=40, hidden=5120, ffn=16_384, rope=RopeConfig(theta=1e9))

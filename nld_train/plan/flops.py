@@ -1,0 +1,57 @@
+"""Floating-point operations (FLOPs) of a run, forward and backward, and the time they take.
+
+A multiplication and the addition that follows it are two operations. The backward pass of a matrix product is two
+products of the same size (the gradients of both factors), so a product costs three times its forward.
+
+Counted: the layers' linear maps, attention over the pairs that see each other, and the LM head on the rows that a loss
+needs. Not counted: norms, activations, rotary angles, softmax and the optimizer, which are small beside these, and what
+recomputation does twice: model FLOPs utilisation (MFU) divides a count without it.
+"""
+
+from dataclasses import dataclass
+
+from nld_train.config import RunConfig
+from nld_train.plan.parameters import matrix_parameters
+from nld_train.plan.rows import expected_head_rows, positions, run_pairs, tokens
+
+PASSES = 3  # forward once, backward twice
+H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
+MFU = 0.4  # share of that peak a plan reckons with
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class RowFlops:
+    """FLOPs of one row, forward and backward."""
+
+    layers: float  # the linear maps of all layers
+    attention: float  # query x key and probability x value, in all layers
+    head: float  # expected over the noise
+
+    @property
+    def total(self) -> float:
+        return self.layers + self.attention + self.head
+
+
+def row_flops(run: RunConfig) -> RowFlops:
+    """FLOPs of one row of L tokens (S positions in the model)."""
+    model = run.model
+    layers = 2 * matrix_parameters(model) * positions(run)
+    attention = 2 * 2 * model.heads * model.head_dim * run_pairs(run)
+    head = 2 * model.hidden * model.vocab_size * expected_head_rows(run)
+    return RowFlops(PASSES * model.layers * layers, PASSES * model.layers * attention, PASSES * head)
+
+
+def flops_per_token(run: RunConfig) -> float:
+    """FLOPs for each of the L tokens of a row."""
+    return row_flops(run).total / run.data.sequence_length
+
+
+def run_flops(run: RunConfig) -> float:
+    """FLOPs of all iterations, evaluations left out."""
+    return flops_per_token(run) * tokens(run)
+
+
+def days(run: RunConfig) -> float:
+    """Days on parallel.world_size H100s at `MFU`."""
+    return run_flops(run) / (run.parallel.world_size * H100_BF16 * MFU) / SECONDS_PER_DAY

@@ -1,0 +1,183 @@
+"""Bytes on one GPU, by part, and on disk. Derived from the layer; GB are 1e9 bytes.
+
+Assumed: Megatron's mixed precision (bf16 weights, fp32 main gradients and optimizer states; in fp32 everything is fp32
+and the weights are their own master copy), Transformer Engine layers with fused RMSNorm + linear, fused SwiGLU and
+attention that never makes a table of pairs, no dropout, no biases.
+
+Left out: the CUDA context, NCCL's buffers, allocator fragmentation, kernel workspaces, rotary tables, block masks, the
+pipeline's send and receive buffers and gradient buckets in flight. See CAPACITY.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nld_train.config import ParallelConfig, RunConfig
+from nld_train.plan.parameters import on_rank, padded_vocab, whole
+from nld_train.plan.rows import micro_batches, most_head_rows, positions
+
+CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
+FP32 = 4  # bytes
+MOMENTS = 2  # of Adam
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on a GPU of one pipeline stage."""
+
+    stage: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept from forward to backward, all micro-batches in flight
+    layer_backward: int  # while one layer runs its backward pass
+    head: int  # while the LM head and the loss run; 0 where the stage has no head
+
+    @property
+    def transient(self) -> int:
+        """The head has finished before the first layer starts its backward pass: only the larger of them counts."""
+        return max(self.layer_backward, self.head)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.transient
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= CAPACITY
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """Bytes of one checkpoint on disk."""
+
+    weights: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer
+
+
+def worst_stage(run: RunConfig) -> StageMemory:
+    """The pipeline stage that needs most."""
+    return max((stage_memory(run, stage) for stage in range(run.parallel.pipeline)), key=lambda each: each.total)
+
+
+def stage_memory(run: RunConfig, stage: int) -> StageMemory:
+    """Memory of a GPU of pipeline stage `stage`."""
+    parameters = on_rank(run.model, run.parallel, stage).total
+    return StageMemory(
+        stage=stage,
+        weights=parameters * element(run),
+        gradients=parameters * FP32,
+        optimizer=math.ceil(parameters * optimizer_bytes(run) / optimizer_shards(run.parallel)),
+        activations=math.ceil(layers_in_flight(run, stage) * kept_per_layer(run)),
+        layer_backward=layer_backward(run),
+        head=head(run) if stage == run.parallel.pipeline - 1 else 0,
+    )
+
+
+def element(run: RunConfig) -> int:
+    """Bytes of a weight or an activation."""
+    return 2 if run.train.precision == "bf16" else FP32
+
+
+def optimizer_bytes(run: RunConfig) -> int:
+    """Bytes of optimizer state per parameter: Adam's moments, and an fp32 master copy unless the weights are fp32."""
+    return FP32 * (MOMENTS + (1 if run.train.precision == "bf16" else 0))
+
+
+def optimizer_shards(cut: ParallelConfig) -> int:
+    """Over how many ranks the distributed optimizer spreads its state: all that hold the same parameters."""
+    return cut.data * cut.context if cut.distributed_optimizer else 1
+
+
+def rank_positions(run: RunConfig) -> int:
+    """Positions of a micro-batch on one rank; context parallelism cuts the row."""
+    return run.train.micro_batch * positions(run) // run.parallel.context
+
+
+def stream_elements(run: RunConfig) -> float:
+    """Elements per position of a [S, B, E] tensor between the tensor-parallel regions: cut by sequence parallelism."""
+    return run.model.hidden / (run.parallel.tensor if run.parallel.sequence else 1)
+
+
+def layer_elements(run: RunConfig) -> float:
+    """Elements per position that one layer keeps for its backward pass.
+
+    - 4 streams of E: the inputs of both RMSNorms (the residual stream) and their outputs (the inputs of the
+      query-key-value and gate-up maps, for their weight gradients);
+    - attention, cut over tensor ranks: the query-key-value map's output, (H + 2G) D, whole, because the value that
+      attention keeps is a view of it; query and key after rotary, (H + G) D; the output, H D, kept by attention and by
+      the output map as one tensor;
+    - SwiGLU, cut over tensor ranks: gate and up, 2F, and their product, F, the input of the down map.
+    """
+    model = run.model
+    attention = model.head_dim * ((model.heads + 2 * model.kv_heads) + (model.heads + model.kv_heads) + model.heads)
+    return 4 * stream_elements(run) + (attention + 3 * model.ffn) / run.parallel.tensor
+
+
+def layer_kept(run: RunConfig, recompute_attention: bool) -> int:
+    """Bytes of one micro-batch in one layer: `layer_elements`, and attention's log-sum-exp of each query head in fp32.
+
+    Recomputing fused attention saves the log-sum-exp alone: query, key, value and output are needed all the same.
+    """
+    statistics = 0.0 if recompute_attention else FP32 * run.model.heads / run.parallel.tensor
+    return math.ceil(rank_positions(run) * (element(run) * layer_elements(run) + statistics))
+
+
+def kept_per_layer(run: RunConfig) -> int:
+    """Bytes of one micro-batch in one layer under parallel.recompute; "full" keeps the layer's input alone."""
+    if run.parallel.recompute == "full":
+        return math.ceil(rank_positions(run) * element(run) * stream_elements(run))
+    return layer_kept(run, recompute_attention=run.parallel.recompute == "selective")
+
+
+def layers_in_flight(run: RunConfig, stage: int) -> float:
+    """How many layers' activations a stage holds at its peak, counted over micro-batches.
+
+    Without virtual stages (1F1B) stage s of P has started P - s micro-batches before its first backward pass. With V
+    chunks a stage (interleaved 1F1B) it has started 2 (P - s - 1) + (V - 1) P + 1 chunks. Never more than a step has.
+    """
+    cut = run.parallel
+    chunks = cut.virtual_pipeline
+    started = cut.pipeline - stage
+    if chunks > 1:
+        started = 2 * (cut.pipeline - stage - 1) + (chunks - 1) * cut.pipeline + 1
+    return min(started, micro_batches(run) * chunks) * run.model.layers / (cut.pipeline * chunks)
+
+
+def layer_backward(run: RunConfig) -> int:
+    """Bytes alive while one layer runs its backward pass, at its MLP, where it holds most.
+
+    The gradients of gate and up (2F) and of their product (F), cut over tensor ranks, and two whole streams: the input
+    gathered from sequence parallelism and its gradient. Under full recomputation also everything the layer keeps, made
+    again.
+    """
+    gradients = 3 * run.model.ffn / run.parallel.tensor + 2 * run.model.hidden
+    again = layer_kept(run, recompute_attention=False) if run.parallel.recompute == "full" else 0
+    return math.ceil(rank_positions(run) * element(run) * gradients) + again
+
+
+def head(run: RunConfig) -> int:
+    """Bytes alive while the LM head and the loss run, with every noisy token masked (noise level near 1).
+
+    Per row and vocabulary entry, cut over tensor ranks: the fp32 logits, in which vocabulary-parallel cross-entropy
+    makes the softmax and then the gradient in place, and in bf16 the logits before and the gradient after the
+    conversion (never both). Per position four streams of E: the last hidden states, gathered, the rows selected from
+    them, and the gradients of both.
+    """
+    logit = FP32 + (element(run) if run.train.precision == "bf16" else 0)
+    vocab = padded_vocab(run.model.vocab_size, run.parallel.tensor) // run.parallel.tensor
+    rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
+    return rows * vocab * logit + rank_positions(run) * 4 * run.model.hidden * element(run)
+
+
+def checkpoint_size(run: RunConfig) -> CheckpointSize:
+    """A checkpoint holds every parameter once: the weights, and the optimizer's fp32 master copy and moments.
+
+    In fp32 the distributed optimizer still writes its copy of the weights.
+    """
+    parameters = whole(run.model).total
+    master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
+    return CheckpointSize(parameters * element(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

@@ -1,0 +1,66 @@
+"""Parameter counts: of the whole network, and of one GPU under tensor and pipeline parallelism."""
+
+import math
+from dataclasses import dataclass
+
+from nld_train.config import ModelConfig, ParallelConfig
+
+VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this, times the tensor ranks
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters. The head is a matrix of its own: it is never tied to the embedding."""
+
+    embedding: int
+    layer: int  # one layer
+    layers: int  # how many of them
+    final_norm: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.layer * self.layers + self.final_norm + self.head
+
+
+def matrix_parameters(model: ModelConfig) -> int:
+    """Weights of one layer's linear maps: query, key, value, output; gate, up, down. No biases."""
+    attention = model.hidden * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    return attention + 3 * model.hidden * model.ffn
+
+
+def norm_parameters(model: ModelConfig) -> int:
+    """Weights of one layer's two RMSNorms."""
+    return 2 * model.hidden
+
+
+def whole(model: ModelConfig) -> Parameters:
+    """The network as published, with the vocabulary not padded."""
+    table = model.vocab_size * model.hidden
+    layer = matrix_parameters(model) + norm_parameters(model)
+    return Parameters(table, layer, model.layers, model.hidden, table)
+
+
+def padded_vocab(vocab_size: int, tensor: int) -> int:
+    """The vocabulary as Megatron allocates it, so that every tensor rank holds an equal, aligned part."""
+    multiple = VOCAB_MULTIPLE * tensor
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def on_rank(model: ModelConfig, cut: ParallelConfig, stage: int) -> Parameters:
+    """What a GPU of pipeline stage `stage` (0 .. pipeline - 1) holds.
+
+    Matrices are cut over the tensor ranks, norms are whole on each of them. The embedding is on the first stage, the
+    final norm and the head on the last. A stage's layers are the same in number whether or not virtual pipelining
+    hands them out in several chunks. Context parallelism cuts no parameters.
+    """
+    assert 0 <= stage < cut.pipeline, f"stage {stage} of {cut.pipeline}"
+    last = stage == cut.pipeline - 1
+    table = padded_vocab(model.vocab_size, cut.tensor) // cut.tensor * model.hidden
+    return Parameters(
+        embedding=table if stage == 0 else 0,
+        layer=matrix_parameters(model) // cut.tensor + norm_parameters(model),
+        layers=model.layers // cut.pipeline,
+        final_norm=model.hidden if last else 0,
+        head=table if last else 0,
+    )

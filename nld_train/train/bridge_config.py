@@ -1,0 +1,143 @@
+"""From the run's own configuration to Megatron-Bridge's."""
+
+import logging
+from pathlib import Path
+
+import torch
+from megatron.bridge.training.config import (
+    CheckpointConfig,
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    RNGConfig,
+    SchedulerConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+
+from nld_train.config import RunConfig
+from nld_train.model.provider import provider
+from nld_train.recipe import to_json
+from nld_train.train import folder
+from nld_train.train.rows import RowsProvider
+
+NEVER = 1 << 60  # steps
+
+
+def bridge_config(run: RunConfig) -> ConfigContainer:
+    """Everything Megatron-Bridge needs to train this run."""
+    output = Path(run.output)
+    return ConfigContainer(
+        model=provider(run),
+        train=TrainingConfig(
+            train_iters=run.train.iterations,
+            global_batch_size=run.train.global_batch,
+            micro_batch_size=run.train.micro_batch,
+        ),
+        validation=ValidationConfig(eval_interval=run.train.eval_interval, eval_iters=run.train.eval_batches),
+        optimizer=_optimizer(run),
+        scheduler=_schedule(run),
+        ddp=_data_parallel(run),
+        dataset=_rows(run, output),
+        # Tokens arrive as ids: Megatron needs the size of the vocabulary and no tokenizer.
+        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1),
+        logger=_logger(run, output),
+        checkpoint=_checkpoint(run, output),
+        rng=RNGConfig(seed=run.train.seed),
+        dist=_process_groups(),
+        mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
+    )
+
+
+def _optimizer(run: RunConfig) -> OptimizerConfig:
+    settings = run.optimizer
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        bf16=run.train.precision == "bf16",
+        use_distributed_optimizer=run.parallel.distributed_optimizer,
+    )
+
+
+def _schedule(run: RunConfig) -> SchedulerConfig:
+    return SchedulerConfig(
+        lr_decay_style="WSD",
+        lr_wsd_decay_style="minus_sqrt",
+        lr_warmup_iters=run.optimizer.warmup_iterations,
+        lr_decay_iters=run.train.iterations,
+        lr_wsd_decay_iters=run.optimizer.decay_iterations,
+        start_weight_decay=run.optimizer.weight_decay,
+        end_weight_decay=run.optimizer.weight_decay,
+        weight_decay_incr_style="constant",
+        # A resumed run follows its recipe, also where iterations were added since the checkpoint.
+        override_opt_param_scheduler=True,
+    )
+
+
+def _data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
+    overlap = torch.cuda.is_available()
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=run.parallel.distributed_optimizer,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and run.parallel.distributed_optimizer,
+        # Gradients are summed in float32 and divided once, by the global count.
+        grad_reduce_in_fp32=True,
+        average_in_collective=False,
+        check_for_nan_in_grad=True,
+    )
+
+
+def _rows(run: RunConfig, output: Path) -> RowsProvider:
+    return RowsProvider(
+        run_json=to_json(run),
+        seq_length=run.data.sequence_length,
+        index_folder=str(output / "data_index"),
+        random_seed=run.data.shuffle_seed,
+        dataloader_type="single",
+        num_workers=run.data.workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=run.data.workers > 0,
+    )
+
+
+def _logger(run: RunConfig, output: Path) -> LoggerConfig:
+    return LoggerConfig(
+        # train/progress.py reports instead of Megatron-Bridge's own line.
+        log_interval=NEVER,
+        tensorboard_dir=str(output / "tensorboard"),
+        tensorboard_log_interval=run.log.interval,
+        wandb_project=None if run.log.wandb == "disabled" else run.log.wandb_project,
+        wandb_exp_name=run.name,
+        wandb_save_dir=str(output),
+        logging_level=logging.INFO,
+    )
+
+
+def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
+    saved = str(folder.checkpoints(output))
+    return CheckpointConfig(
+        save=saved,
+        load=saved,
+        save_interval=run.checkpoint.interval,
+        most_recent_k=run.checkpoint.keep,
+        # Read only where `load` holds nothing yet: weights alone, at step 0.
+        pretrained_checkpoint=None if run.init is None else str(folder.init_checkpoints(run.init)),
+        async_save=run.checkpoint.asynchronous,
+        ckpt_format="torch_dist",
+        save_tokenizer_assets=False,
+    )
+
+
+def _process_groups() -> DistributedInitConfig:
+    if torch.cuda.is_available():
+        return DistributedInitConfig(distributed_backend="nccl")
+    return DistributedInitConfig(distributed_backend="gloo", use_gloo_process_groups=True)

@@ -1,0 +1,138 @@
+"""A run's output folder, and what a start finds in it: nothing, its own checkpoint, or a foreign one.
+
+OUTPUT/run.json          the frozen configuration
+OUTPUT/model.json        the model's shape: what another run compares before it starts from these weights
+OUTPUT/checkpoints/      Megatron's torch_dist checkpoints, iter_*, and a tracker file naming the newest
+OUTPUT/metrics.jsonl     one line per logged step and evaluation
+OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/logs/
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from nld_train.config import ModelConfig, RunConfig, require
+from nld_train.data.staging import write_text
+from nld_train.errors import UserError
+from nld_train.recipe import from_json, to_json
+
+TRACKER = "latest_checkpointed_iteration.txt"
+# What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init")
+
+
+def checkpoints(output: Path) -> Path:
+    return output / "checkpoints"
+
+
+def logs(output: str) -> Path:
+    """The folder of log files, made where it is missing."""
+    folder = Path(output) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def newest_step(output: Path) -> int | None:
+    """Step of the newest checkpoint in an output folder, or None.
+
+    Raises: UserError when the tracker names a checkpoint that is not there.
+    """
+    tracker = checkpoints(output) / TRACKER
+    if not tracker.exists():
+        return None
+    named = tracker.read_text().strip()
+    folder = checkpoints(output) / f"iter_{named:0>7}"
+    require(
+        named.isdigit() and folder.is_dir(),
+        f"{tracker} names step {named!r}, but {folder} is not there",
+        "a tracker file that names a checkpoint beside it",
+        "write the number of an existing checkpoint into the tracker, or choose another output",
+    )
+    return int(named)
+
+
+def open_output(run: RunConfig) -> int | None:
+    """Prepare the output folder and return the step to resume at, or None for a fresh start.
+
+    Raises: UserError when the folder holds another run's checkpoint, or the weights to start from are not there.
+    """
+    output = Path(run.output)
+    step = newest_step(output)
+    if step is not None:
+        check_same_run(run, output)
+    elif run.init is not None:
+        check_init(run)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "model.json", json.dumps(asdict(run.model), indent=2) + "\n")
+    write_text(output / "run.json", to_json(run))
+    return step
+
+
+def check_same_run(run: RunConfig, output: Path) -> None:
+    """Refuse to resume from a checkpoint of a run with other weights, rows or objective."""
+    frozen = output / "run.json"
+    require(
+        frozen.is_file(),
+        f"{checkpoints(output)} holds a checkpoint, but {frozen} is missing",
+        "a folder that `nld train` wrote",
+        "choose another output=, or start from it with init=",
+    )
+    before = from_json(frozen.read_text())
+    for name in FIXED_ON_RESUME:
+        changed = differences(getattr(before, name), getattr(run, name), name)
+        require(
+            not changed,
+            f"{output} holds a checkpoint of another run: {'; '.join(changed)}",
+            "resuming with the same " + ", ".join(FIXED_ON_RESUME),
+            "choose another output=, or undo the change",
+        )
+    require(
+        before.train.global_batch == run.train.global_batch,
+        f"train.global_batch={run.train.global_batch}, the checkpoint in {output} has {before.train.global_batch}",
+        "the same global batch: rows are numbered by it",
+        "undo the change, or choose another output=",
+    )
+
+
+def init_checkpoints(init: str) -> Path:
+    """Checkpoint folder of `init`: a run's output folder, or one that an import wrote."""
+    return checkpoints(Path(init))
+
+
+def check_init(run: RunConfig) -> None:
+    """Refuse weights that are missing, or of another shape."""
+    assert run.init is not None
+    folder = Path(run.init)
+    if newest_step(folder) is None:
+        raise UserError(
+            f"init={run.init!r}: no checkpoint in {checkpoints(folder)}",
+            "the output folder of a finished run or of an import",
+            "run the stage before first, or correct init=",
+        )
+    shape = folder / "model.json"
+    require(shape.is_file(), f"init={run.init!r}: {shape} is missing", "a folder with model.json", "correct init=")
+    recorded = json.loads(shape.read_text())
+    wanted = json.loads(json.dumps(asdict(run.model)))
+    changed = [
+        f"{entry.name}={recorded.get(entry.name)!r} there, {wanted[entry.name]!r} here"
+        for entry in fields(ModelConfig)
+        if recorded.get(entry.name) != wanted[entry.name]
+    ]
+    require(
+        not changed,
+        f"init={run.init!r} holds another model: {'; '.join(changed)}",
+        "weights of the recipe's own model shape",
+        "correct init= or the model section",
+    )
+
+
+def differences(before: object, now: object, name: str) -> list[str]:
+    """What differs between two settings of one section, as text."""
+    if before == now:
+        return []
+    if not hasattr(before, "__dataclass_fields__"):
+        return [f"{name} was {before!r}, is {now!r}"]
+    found = []
+    for entry in fields(before):  # type: ignore[arg-type]
+        found += differences(getattr(before, entry.name), getattr(now, entry.name), f"{name}.{entry.name}")
+    return found

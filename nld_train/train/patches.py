@@ -1,0 +1,17 @@
+"""Mends to the pinned libraries, needed with and without a GPU. Each has its reason, and a test that fails as soon as
+the library no longer needs it (tests/train/test_patches.py)."""
+
+
+def install() -> None:
+    """Apply every mend; once per process, before training is set up."""
+    skip_compiling_prebuilt_helpers()
+
+
+def skip_compiling_prebuilt_helpers() -> None:
+    """megatron-core's wheel ships its dataset helper prebuilt, without the Makefile that `compile_helpers` runs: the
+    call would end the process. It is skipped where the prebuilt helper imports."""
+    import megatron.bridge.training.initialize as initialize
+    from megatron.core.datasets import helpers_cpp
+
+    assert helpers_cpp.build_sample_idx_int32, "megatron-core's dataset helper is there, but not the one expected"
+    initialize.compile_helpers = lambda: None

@@ -1,0 +1,60 @@
+"""One rank of a run: `nld train` starts this under torchrun with the run's frozen configuration."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from nld_train.config import RunConfig
+from nld_train.recipe import from_json
+from nld_train.train import host, patches, terminal
+
+
+def main() -> int:
+    """Train the run whose run.json is the only argument."""
+    run = from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    screen = terminal.take(run.output, rank)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        train(run, screen)
+    except Exception as error:
+        terminal.tell_failure(screen, run.output, rank, error)
+        return 1
+    return 0
+
+
+def train(run: RunConfig, screen: TextIO) -> None:
+    """Megatron-Bridge's own training loop on this run."""
+    use_own_cores()
+    host.install()
+    patches.install()
+    # Megatron binds names when it is imported: only now may it be.
+    from megatron.bridge.training.callbacks import CallbackManager
+    from megatron.bridge.training.pretrain import pretrain
+
+    from nld_train.train.bridge_config import bridge_config
+    from nld_train.train.first_evaluation import FirstEvaluation
+    from nld_train.train.progress import Report
+    from nld_train.train.step import ForwardStep
+
+    config = bridge_config(run)
+    forward_step = ForwardStep(run.diffusion.alpha)
+    callbacks = CallbackManager()
+    is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    callbacks.add([Report(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
+    pretrain(config, forward_step, callbacks)
+
+
+def use_own_cores() -> None:
+    """Share the machine's cores among its ranks: torch would otherwise start all of them in each."""
+    if not torch.cuda.is_available():
+        ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+if __name__ == "__main__":  # checkpoint saving spawns processes that import this file
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The nouns that travel between the rooms, and the shape-letter legend of every docstring.
+
+B  rows in a micro-batch              V  vocabulary size (padded where a model pads it)
+L  tokens in a row                    H  query heads
+S  positions the model is given:      G  key/value heads
+   2L as [noisy | clean], L alone     D  head dimension
+R  positions sent to the LM head      E  hidden size
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the run, as read from the token files, before any noise.
+
+    `tokens` and `supervised` hold one token more than the row is long, because the last clean position predicts it:
+    position i predicts tokens[i + 1] and counts iff supervised[i + 1]; token i may be masked iff supervised[i].
+    """
+
+    index: int  # global sample index: the row's number in the run, the same for every layout and after every resume
+    tokens: Tensor  # [L + 1] int64
+    supervised: Tensor  # [L + 1] bool
+    documents: Tensor | None = (
+        None  # [L] int64, non-decreasing: which packed document a token is of; None: one document
+    )
+
+
+@dataclass(frozen=True)
+class NoisyRow:
+    """A row and one draw of its noise."""
+
+    row: Row
+    noisy: Tensor  # [L] int64: tokens with the masked ones replaced by mask_token_id
+    masked: Tensor  # [L] bool: z_i
+    p: Tensor  # [L] float32: the exact probability with which token i was to be masked (also where it may not be: unused)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch as the model and the losses see it. Positions of the LM head are known here, on the host, so that
+    the training step never waits for the device to count them.
+
+    Flat positions number the model's [B, S] input row by row: row * S + position.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    documents: Tensor | None  # [B, L] int64, or None
+    ar_positions: Tensor  # [R_ar] int64, flat positions of clean tokens whose next token is supervised
+    ar_targets: Tensor  # [R_ar] int64
+    ar_weights: Tensor  # [R_ar] float32: 1 under token averaging
+    diffusion_positions: Tensor  # [R_diff] int64, flat positions of masked noisy tokens; empty without a noisy half
+    diffusion_targets: Tensor  # [R_diff] int64
+    diffusion_weights: Tensor  # [R_diff] float32: 1/p under token averaging
+    denominator: (
+        Tensor  # [] float32: this micro-batch's share of N (supervised tokens, or rows under sequence averaging)
+    )
+    maskable: Tensor  # [] float32: how many tokens could have been masked; with R_diff the mask ratio
+    sample_indices: Tensor  # [B] int64
+
+    @property
+    def head_positions(self) -> Tensor:
+        """Flat positions sent to the LM head, [R_ar + R_diff]: AR first."""
+        return torch.cat([self.ar_positions, self.diffusion_positions])
+
+    @property
+    def head_targets(self) -> Tensor:
+        """Their targets, [R_ar + R_diff]."""
+        return torch.cat([self.ar_targets, self.diffusion_targets])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device; asynchronous from pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory: torch's DataLoader calls this by name."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What one micro-batch adds to the objective: weighted sums of cross-entropy (nats), and counts. Never a mean."""
+
+    ar_sum: Tensor  # [] float32
+    diffusion_sum: Tensor  # [] float32; 0 without a noisy half
+    denominator: Tensor  # [] float32
+    masked: Tensor  # [] float32
+    maskable: Tensor  # [] float32

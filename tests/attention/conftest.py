@@ -1,0 +1,49 @@
+"""Layouts and random tensors shared by the attention tests."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from nld_train.dual_stream.layout import Layout
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random inputs of one attention call; documents or none."""
+
+    layout: Layout
+    documents: Tensor | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float = 0.3
+
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value))
+        return query, key, value
+
+    def output_and_gradients(self, attend) -> tuple[Tensor, ...]:
+        """The output of a backend called `attend`, and the gradients of a random sum of it."""
+        inputs = self.leaves()
+        output = attend(*inputs, self.layout, self.scale, self.documents)
+        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=output.dtype)
+        return output, *torch.autograd.grad(output, inputs, cotangent.to(output.device))
+
+
+@pytest.fixture
+def case():
+    """Makes a Case; `packed` gives every row documents of its own."""
+
+    def make(layout: Layout, heads=(4, 2), packed=False, dtype=torch.float64, dim=16, device="cpu") -> Case:
+        generator = torch.Generator().manual_seed(layout.size * 100 + heads[0])
+        # Laid out as Megatron lays them out, [S, B, H, D], and seen as [B, H, S, D].
+        query, key, value = (
+            torch.randn(layout.size, 2, count, dim, generator=generator, dtype=dtype).permute(1, 2, 0, 3).to(device)
+            for count in (heads[0], heads[1], heads[1])
+        )
+        documents = torch.randint(0, 4, (2, layout.length), generator=generator).sort(1).values.to(device)
+        return Case(layout, documents if packed else None, query, key, value)
+
+    return make

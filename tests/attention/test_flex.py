@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch.nn.attention import flex_attention as torch_flex
+
+from nld_train.attention import flex, reference
+from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.visibility import visible_table
+
+TILE = 128  # flex_attention's own blocks of pairs
+SEVERAL_TILES = Layout(150, 32, True)
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def cpu_backward(monkeypatch):
+    """torch refuses flex_attention's backward on the CPU at the door; its uncompiled mathematics is the GPU's."""
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
+
+
+@pytest.mark.parametrize("layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(9, 4, False)], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_equals_the_reference_forward_and_backward(case, cpu_backward, layout, packed):
+    c = case(layout, (4, 2), packed)
+    fast, slow = c.output_and_gradients(flex.attend), c.output_and_gradients(reference.attend_layout)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_equals_the_reference_with_a_key_head_per_query_head(case):
+    c = case(Layout(7, 3, True), (2, 2))
+    expected = reference.attend_layout(c.query, c.key, c.value, c.layout, c.scale)
+    torch.testing.assert_close(flex.attend(c.query, c.key, c.value, c.layout, c.scale), expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiles_are_skipped_exactly_where_nobody_sees_anybody(case, packed):
+    """A tile left out hides its pairs; a tile wrongly called full shows them. The CPU never reads either list."""
+    layout = Layout(320, 32, True)
+    c = case(layout, packed=packed)
+    mask = flex.document_block_mask(layout, c.documents) if packed else flex.block_mask(layout, torch.device("cpu"))
+    table = visible_table(layout, c.documents).expand(2 if packed else 1, 640, 640)
+    tiles = table.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))  # [B, tile row, TILE, tile column, TILE]
+    full = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert torch.equal(full, tiles.all(4).all(2))
+    assert torch.equal(listed(mask.kv_num_blocks, mask.kv_indices) | full, tiles.any(4).any(2))
+
+
+def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """[B, tile rows, tile columns] bool from a block mask's lists of column numbers."""
+    found = torch.zeros(indices[:, 0].shape, dtype=torch.bool)
+    for row, line in (counts[:, 0] > 0).nonzero().tolist():
+        found[row, line, indices[row, 0, line, : counts[row, 0, line]].long()] = True
+    return found
+
+
+def test_the_layers_of_a_forward_share_one_mask(case):
+    layout = Layout(7, 3, True)
+    assert flex.block_mask(layout, torch.device("cpu")) is flex.block_mask(Layout(7, 3, True), torch.device("cpu"))
+    documents = case(layout, packed=True).documents
+    mask = flex.document_block_mask(layout, documents)
+    assert flex.document_block_mask(layout, documents) is mask
+    assert flex.document_block_mask(layout, documents.clone()) is not mask
+
+
+def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):
+    c = case(Layout(11, 4, True))
+    with torch.inference_mode():
+        flex.attend(c.query, c.key, c.value, c.layout, c.scale)
+    assert c.output_and_gradients(flex.attend)[1].abs().sum() > 0
+
+
+@needs_gpu
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", [SEVERAL_TILES, Layout(512, 32, True), Layout(300, 32, False)], ids=str)
+def test_equals_the_reference_on_a_gpu(case, layout, packed):
+    c = case(layout, (4, 2), packed, torch.float32, 64, "cuda")
+    fast, slow = c.output_and_gradients(flex.attend), c.output_and_gradients(reference.attend_layout)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)  # TF32 products

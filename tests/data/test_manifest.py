@@ -1,0 +1,128 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nld_train.data.indexed import TokenFileWriter, bin_path, idx_path, token_dtype
+from nld_train.data.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    check_files,
+    check_prefix,
+    manifest_path,
+    parse_blend,
+    read_manifest,
+    unigram_entropy,
+    write_manifest,
+)
+from nld_train.data.tokenizer import fingerprint
+from nld_train.errors import UserError
+
+
+def make(prefix: Path, documents: list[list[int]], tokenizer_sha256: str = "0" * 64) -> Manifest:
+    with TokenFileWriter(prefix, token_dtype(400)) as writer:
+        for document in documents:
+            writer.append(np.array(document, dtype=np.uint16))
+        summary = writer.finish()
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        tool_version="0",
+        sources=["text"],
+        files=1,
+        empty_files=0,
+        bad_lines=0,
+        text_bytes=9,
+        tokenizer_sha256=tokenizer_sha256,
+        vocab_size=400,
+        end_of_document_id=2,
+        **vars(summary),
+    )
+    write_manifest(prefix, manifest)
+    return manifest
+
+
+def edit(prefix: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(manifest_path(prefix).read_text())
+    change(content)
+    manifest_path(prefix).write_text(json.dumps(content))
+
+
+def flip_a_token(prefix: Path) -> None:
+    data = bytearray(bin_path(prefix).read_bytes())
+    data[0] ^= 1
+    bin_path(prefix).write_bytes(data)
+
+
+def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "a", [[3, 2]])
+    assert read_manifest(tmp_path / "a") == manifest == check_files(tmp_path / "a", verify_hashes=True)
+
+
+def test_the_tokenizer_of_the_file_is_accepted_and_another_refused(tmp_path: Path, byte_tokenizer: Path) -> None:
+    make(tmp_path / "a", [[3, 2]], fingerprint(byte_tokenizer))
+    assert check_prefix(tmp_path / "a", byte_tokenizer).tokens == 2
+    path = byte_tokenizer / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError, match="was made with tokenizer") as error:
+        check_prefix(tmp_path / "a", byte_tokenizer)
+    assert str(byte_tokenizer) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda prefix: bin_path(prefix).unlink(), "no file"),
+        (lambda prefix: idx_path(prefix).unlink(), "no file"),
+        (lambda prefix: manifest_path(prefix).unlink(), "no file"),
+        (lambda prefix: manifest_path(prefix).write_text("{"), "not JSON"),
+        (lambda prefix: manifest_path(prefix).write_text("[]"), "format_version None"),
+        (lambda prefix: edit(prefix, lambda content: content.update(format_version=99)), "format_version 99"),
+        (lambda prefix: edit(prefix, lambda content: content.pop("tokens")), "unknown tokens"),
+        (lambda prefix: edit(prefix, lambda content: content.update(extra=1)), "unknown extra"),
+        (lambda prefix: edit(prefix, lambda content: content.update(bin_bytes=5)), "bytes"),
+        (lambda prefix: edit(prefix, lambda content: content.update(tokens=5)), "5 tokens"),
+        (lambda prefix: bin_path(prefix).write_bytes(b"12"), "2 bytes"),
+    ],
+)
+def test_a_set_that_does_not_belong_together_is_refused_in_one_line(tmp_path: Path, damage, said: str) -> None:
+    make(tmp_path / "a", [[3, 2], [4, 2]])
+    damage(tmp_path / "a")
+    with pytest.raises(UserError, match=said) as error:
+        check_files(tmp_path / "a")
+    assert "\n" not in str(error.value)
+
+
+def test_a_changed_token_is_found_by_its_hash_only(tmp_path: Path) -> None:
+    make(tmp_path / "a", [[3, 2]])
+    flip_a_token(tmp_path / "a")
+    check_files(tmp_path / "a")
+    with pytest.raises(UserError, match="SHA-256"):
+        check_files(tmp_path / "a", verify_hashes=True)
+
+
+def test_a_blend_is_weighted_throughout_or_not_at_all() -> None:
+    assert parse_blend(("0.7:a/b", "3e-1:c")) == [(0.7, "a/b"), (0.3, "c")]
+    assert parse_blend(("a", "b")) == [(None, "a"), (None, "b")]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [(("0.7:a", "b"), "for every prefix, or for none"), (("x:a",), "number as weight"), (("0:a",), "above 0"),
+     (("-1:a",), "above 0"), (("nan:a",), "above 0"), (("inf:a",), "above 0"), (("0.5:",), "PREFIX"), (("",), "PREFIX"),
+     (("1:a", "2:a"), "twice")],
+)  # fmt: skip
+def test_a_blend_that_cannot_be_meant_is_refused(entries: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_blend(entries)
+
+
+def test_entropy_of_known_frequencies(tmp_path: Path) -> None:
+    make(tmp_path / "even", [[3, 4], [5, 6]])
+    assert unigram_entropy(tmp_path / "even") == pytest.approx(math.log(4))
+    make(tmp_path / "one", [[3, 3, 3, 3]])
+    assert unigram_entropy(tmp_path / "one") == pytest.approx(0)
+    pooled = -(5 / 8 * math.log(5 / 8) + 3 * math.log(1 / 8) / 8)
+    assert unigram_entropy(tmp_path / "even", tmp_path / "one") == pytest.approx(pooled)

@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nld_train.data.manifest import read_manifest
+from nld_train.errors import UserError
+
+Nld = Callable[..., int]
+
+
+def test_tokenizer_then_token_file_then_report(
+    tmp_path: Path, corpus: Path, nld: Nld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, prefix = tmp_path / "tokenizer", tmp_path / "data"
+    assert nld("data", "train-tokenizer", corpus, "--output", tokenizer, "--vocab-size", 380) == 0
+    assert nld("data", "prepare", corpus, "--tokenizer", tokenizer, "--output", prefix, "--workers", 1) == 0
+    assert nld("data", "inspect", prefix, "--tokenizer", tokenizer, "--samples", 1, "--verify") == 0
+    said = capsys.readouterr().out
+    assert "4 documents" in said and "documents: 4" in said and "--- document" in said
+
+
+def test_every_option_of_prepare_arrives(tmp_path: Path, tokenizer: Path, nld: Nld) -> None:
+    folder, prefix = tmp_path / "in", tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"body": "one"}\nbroken\n')
+    (folder / "b.weird").write_text("two")
+    (folder / "c.py").write_text("three")
+    words = [
+        "data",
+        "prepare",
+        folder,
+        "--tokenizer",
+        tokenizer,
+        "--output",
+        prefix,
+        "--workers",
+        1,
+        "--text-key",
+        "body",
+    ]
+    words += ["--max-bad-lines", 1, "--suffix", ".jsonl", ".weird", "--no-eos"]
+    assert nld(*words) == 0
+    with pytest.raises(UserError, match="exists"):
+        nld(*words)
+    assert nld(*words, "--overwrite") == 0
+    manifest = read_manifest(prefix)
+    assert (manifest.files, manifest.documents, manifest.bad_lines, manifest.end_of_document_id) == (2, 2, 1, None)
+
+
+def test_a_tokenizer_folder_is_replaced_only_on_request(tmp_path: Path, corpus: Path, nld: Nld) -> None:
+    words = ["data", "train-tokenizer", corpus, "--output", tmp_path / "made", "--vocab-size", 360]
+    assert nld(*words) == 0
+    with pytest.raises(UserError, match="exists"):
+        nld(*words)
+    assert nld(*words, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("command", ["prepare", "inspect", "train-tokenizer", "stdlib"])
+def test_help_shows_an_example(command: str, nld: Nld, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        nld("data", command, "--help")
+    assert end.value.code == 0
+    assert f"nld data {command} " in capsys.readouterr().out.split("example:")[1]
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path: Path, corpus: Path, nld: Nld) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer\.json in .*missing") as error:
+        nld("data", "prepare", corpus, "--tokenizer", tmp_path / "missing", "--output", tmp_path / "data")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

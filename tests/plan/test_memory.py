@@ -1,0 +1,113 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nld_train.plan import memory
+from nld_train.plan.parameters import whole
+
+
+def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass, weights left out; each storage once."""
+    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other tensor gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_layer_keeps_what_autograd_keeps(small_run, layer) -> None:
+    run = small_run(precision="fp32", micro_batch=2)
+    x = torch.randn(2, 64, run.model.hidden, requires_grad=True)
+    norm_statistics = 2 * 2 * 64 * memory.FP32  # one number a position and norm: reckoned as nothing
+    assert kept_storages(layer, x) - norm_statistics == memory.layer_kept(run, recompute_attention=False)
+
+
+def test_fp32_head_peak_is_logits_once_and_four_streams(small_run) -> None:
+    run = small_run(precision="fp32", micro_batch=1)
+    assert memory.head(run) == 64 * 1024 * 4 + 4 * 64 * 24 * 4
+
+
+def test_bf16_head_adds_the_logits_before_conversion(small_run) -> None:
+    run = small_run(micro_batch=1)
+    assert memory.head(run) == 64 * 1024 * (4 + 2) + 4 * 64 * 24 * 2
+
+
+def test_mixed_precision_takes_two_bytes_four_bytes_and_twelve_shared(small_run) -> None:
+    stage = memory.stage_memory(small_run(), 0)
+    count = whole(small_run().model).total
+    assert (stage.weights, stage.gradients, stage.optimizer) == (2 * count, 4 * count, 12 * count // 8)
+
+
+def test_without_the_distributed_optimizer_every_rank_holds_all_of_it(small_run) -> None:
+    count = whole(small_run().model).total
+    assert memory.stage_memory(small_run(distributed_optimizer=False), 0).optimizer == 12 * count
+    assert memory.stage_memory(small_run(distributed_optimizer=False, precision="fp32"), 0).optimizer == 8 * count
+
+
+@pytest.mark.parametrize("part", ["weights", "gradients", "activations", "layer_backward", "head", "total"])
+def test_more_tensor_ranks_take_less_of_everything(part, small_run) -> None:
+    sizes = [getattr(memory.worst_stage(small_run(tensor=n, sequence=n > 1)), part) for n in (1, 2, 4)]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_sequence_parallelism_and_recomputation_take_less_activations(small_run) -> None:
+    def activations(**cut) -> int:
+        return memory.stage_memory(small_run(tensor=2, **cut), 0).activations
+
+    assert activations(sequence=True) < activations()
+    assert activations(recompute="full") < activations(recompute="selective") < activations()
+
+
+def test_the_joint_stage_doubles_the_activations(small_run) -> None:
+    joint, ar = (memory.stage_memory(small_run(alpha=alpha), 0) for alpha in (0.3, 0.0))
+    assert joint.activations == 2 * ar.activations
+    assert joint.weights == ar.weights
+
+
+def test_context_parallelism_cuts_activations_and_not_weights(small_run) -> None:
+    one, cut = (memory.stage_memory(small_run(context=n), 0) for n in (1, 2))
+    assert (cut.activations, cut.head) == (one.activations // 2, one.head // 2)
+    assert (cut.weights, cut.optimizer) == (one.weights, one.optimizer)
+
+
+def test_pipelining_leaves_the_first_stage_a_whole_models_activations(small_run) -> None:
+    """1F1B: stage s of P holds P - s micro-batches of layers / P layers."""
+    run = small_run(pipeline=4)
+    assert [memory.layers_in_flight(run, stage) for stage in range(4)] == [4, 3, 2, 1]
+
+
+def test_virtual_stages_hold_more_activations(small_run) -> None:
+    run = small_run(pipeline=2, virtual_pipeline=2)
+    assert [memory.layers_in_flight(run, stage) for stage in (0, 1)] == [5, 3]
+
+
+def test_no_more_micro_batches_are_in_flight_than_a_step_has(small_run) -> None:
+    run = small_run(pipeline=4, micro_batch=2, global_batch=4)
+    assert memory.layers_in_flight(run, 0) == 1
+
+
+def test_the_worst_stage_is_reported(small_run) -> None:
+    run = small_run(pipeline=2)
+    assert memory.worst_stage(run).total == max(memory.stage_memory(run, stage).total for stage in (0, 1))
+
+
+def test_the_verdict_turns_at_the_capacity(small_run) -> None:
+    stage = memory.stage_memory(small_run(), 0)
+    rest = int(memory.CAPACITY) - stage.total
+    assert replace(stage, weights=stage.weights + rest).fits
+    assert not replace(stage, weights=stage.weights + rest + 1).fits
+
+
+def test_a_checkpoint_holds_fourteen_bytes_a_parameter_in_any_layout(small_run) -> None:
+    count = whole(small_run().model).total
+    assert memory.checkpoint_size(small_run()).total == 14 * count
+    assert memory.checkpoint_size(small_run(tensor=2, pipeline=2)).total == 14 * count
+    assert memory.checkpoint_size(small_run(precision="fp32")).total == 16 * count

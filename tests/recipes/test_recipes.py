@@ -1,0 +1,83 @@
+"""Every recipe in the package: loads, plans, fits, and holds the published numbers."""
+
+import importlib
+
+import pytest
+
+from nld_train.plan.memory import worst_stage
+from nld_train.plan.report import dry_run
+from nld_train.plan.rows import tokens
+from nld_train.recipe import load, names
+
+LARGE = ["nld_3b", "nld_8b", "nld_14b"]
+PAIRS = ["tiny", *LARGE]
+
+
+def test_the_recipes_of_the_first_issue_are_there() -> None:
+    assert {f"{size}_{stage}" for size in PAIRS for stage in ("stage1_ar", "stage2_joint")} <= set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_plans_and_fits(name) -> None:
+    run = load(name)
+    assert run.name == name
+    assert name in dry_run(run)
+    assert worst_stage(run).fits
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize(("stage", "billions", "alpha"), [("stage1_ar", 1000, 0.0), ("stage2_joint", 300, 0.3)])
+def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alpha) -> None:
+    run = load(f"{size}_{stage}")
+    assert tokens(run) == pytest.approx(billions * 1e9, rel=1e-5)
+    assert (run.data.sequence_length, run.train.global_batch) == (4096, 512)
+    assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (alpha, 32, 100)
+    optimizer = run.optimizer
+    assert (optimizer.lr, optimizer.min_lr, optimizer.weight_decay) == (1e-5, 3e-6, 0.1)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.clip_grad, optimizer.eps) == (0.9, 0.95, 1.0, 1e-8)
+    assert run.train.precision == "bf16"
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_the_large_layouts_use_256_gpus_and_keep_tensor_parallelism_inside_a_node(size) -> None:
+    for stage in ("stage1_ar", "stage2_joint"):
+        cut = load(f"{size}_{stage}").parallel
+        assert cut.world_size == 256
+        assert 8 % cut.tensor == 0
+        assert cut.sequence == (cut.tensor > 1)
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_the_figures_in_a_large_recipes_reason_are_those_of_its_plan(size) -> None:
+    for stage in ("stage1_ar", "stage2_joint"):
+        name = f"{size}_{stage}"
+        reason = importlib.import_module(f"recipes.{name}").__doc__
+        assert f"{worst_stage(load(name)).total / 1e9:.1f} GB" in reason
+
+
+@pytest.mark.parametrize("size", PAIRS)
+def test_stage_2_continues_stage_1(size) -> None:
+    first, second = load(f"{size}_stage1_ar"), load(f"{size}_stage2_joint")
+    assert second.init == first.output != second.output
+    assert second.model == first.model
+    assert second.data == first.data
+    assert not first.diffusion.dual and second.diffusion.dual
+
+
+@pytest.mark.parametrize("size", PAIRS)
+def test_one_schedule_runs_over_both_stages_with_all_of_its_decay_in_stage_2(size) -> None:
+    first, second = (load(f"{size}_{stage}").optimizer for stage in ("stage1_ar", "stage2_joint"))
+    assert (first.lr, first.min_lr) == (second.lr, second.min_lr)
+    assert first.warmup_iterations > 0 and first.decay_iterations == 0
+    assert second.warmup_iterations == 0 and second.decay_iterations > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", ["tiny_stage1_ar", "tiny_stage2_joint"])
+def test_the_tiny_recipes_run_on_one_and_two_ranks(name, ranks) -> None:
+    assert load(name, [f"parallel.world_size={ranks}"]).parallel.data == ranks
+
+
+@pytest.mark.parametrize("cut", ["tensor", "pipeline"])
+def test_the_tiny_model_can_be_cut_in_two(cut) -> None:
+    assert load("tiny_stage2_joint", [f"parallel.{cut}=2"]).parallel.data == 1
