@@ -88,8 +88,13 @@ def allowed(kind: object) -> str:
         return ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
         return "one or more, with commas between"
-    words = {bool: "true, false", int: "whole numbers such as 1000, 1_000, 1e3", float: "numbers such as 0.1, 1e-5"}
-    return words.get(kind, "text that is not empty")  # type: ignore[call-overload, no-any-return]
+    words: dict[object, str] = {
+        bool: "true, false",
+        int: "whole numbers such as 1000, 1_000, 1e3",
+        float: "numbers such as 0.1, 1e-5",
+        str: "text that is not empty",
+    }
+    return words[kind]
 
 
 def parse(key: str, kind: object, text: str) -> object:

@@ -65,10 +65,10 @@ def _run_function(path: Path) -> Callable[[], object]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path} line {error.lineno}: {error.msg}", "Python", "correct the recipe") from None
-    function = vars(module).get("run")
+    function: object = vars(module).get("run")
     if not callable(function):
         raise UserError(f"{path} without run()", "a file that defines run() -> RunConfig", "define it")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:

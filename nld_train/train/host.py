@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 CPU = torch.device("cpu")
 
 
+@functools.cache
 def install() -> None:
-    """Let this process train with Megatron on its CPU. Does nothing where there is a GPU."""
+    """Let this process train with Megatron on its CPU. Does nothing where there is a GPU, or the second time."""
     if torch.cuda.is_available():
         return
     _replace_fused_optimizers()

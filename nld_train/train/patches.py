@@ -1,9 +1,12 @@
 """Mends to the pinned libraries, needed with and without a GPU. Each has its reason, and a test that fails as soon as
 the library no longer needs it (tests/train/test_patches.py)."""
 
+import functools
 
+
+@functools.cache
 def install() -> None:
-    """Apply every mend; once per process, before training is set up."""
+    """Apply every mend; before training is set up; the second call does nothing."""
     skip_compiling_prebuilt_helpers()
 
 

@@ -111,3 +111,12 @@ def test_a_checkpoint_holds_fourteen_bytes_a_parameter_in_any_layout(small_run) 
     assert memory.checkpoint_size(small_run()).total == 14 * count
     assert memory.checkpoint_size(small_run(tensor=2, pipeline=2)).total == 14 * count
     assert memory.checkpoint_size(small_run(precision="fp32")).total == 16 * count
+
+
+def test_a_layer_runs_backward_on_the_gradients_of_its_mlp_and_its_gathered_input(small_run) -> None:
+    positions, hidden, ffn = 2 * 64, 24, 40
+    assert memory.layer_backward(small_run()) == 2 * positions * (3 * ffn + 2 * hidden)
+    assert memory.layer_backward(small_run(tensor=2)) == 2 * positions * (3 * ffn // 2 + 2 * hidden)
+    full = small_run(recompute="full")
+    again = memory.layer_kept(full, recompute_attention=False)
+    assert memory.layer_backward(full) == memory.layer_backward(small_run()) + again

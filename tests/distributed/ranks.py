@@ -1,0 +1,92 @@
+"""Starts real gloo ranks that train real runs, and reads what they logged."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nld_train.config import (
+    CheckpointConfig,
+    DataConfig,
+    DiffusionConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RopeConfig,
+    RunConfig,
+    TrainConfig,
+)
+from nld_train.recipe import to_json
+
+DRIVER = Path(__file__).with_name("driver.py")
+VOCABULARY = 400
+
+
+def small_run(name: str, folder: Path, *, alpha: float, init: str | None, parallel: ParallelConfig) -> RunConfig:
+    """A run of a few steps on the test corpus; positions pass the original maximum, so YaRN and query scale matter."""
+    return RunConfig(
+        name=name,
+        output=str(folder / name),
+        init=None if init is None else str(folder / init),
+        model=ModelConfig(
+            layers=4,
+            hidden=64,
+            ffn=128,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            vocab_size=VOCABULARY,
+            rope=RopeConfig(theta=1e4, factor=4.0, original_max_position=16),
+        ),
+        diffusion=DiffusionConfig(alpha=alpha, block_size=8),
+        data=DataConfig(
+            blend=(f"0.7:{folder}/data/a", f"0.3:{folder}/data/b"),
+            tokenizer=f"{folder}/tokenizer",
+            sequence_length=64,
+            split="80,20,0",
+            workers=0,
+        ),
+        train=TrainConfig(
+            iterations=4, global_batch=8, micro_batch=2, eval_interval=4, eval_batches=1, precision="fp32"
+        ),
+        optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-4, warmup_iterations=0, decay_iterations=2),
+        parallel=parallel,
+        checkpoint=CheckpointConfig(interval=4),
+        log=LogConfig(interval=1, wandb="disabled"),
+    )
+
+
+def on(ranks: int, **cut: int | bool) -> ParallelConfig:
+    return ParallelConfig(world_size=ranks, **cut)  # type: ignore[arg-type]
+
+
+def train_together(runs: Sequence[RunConfig], scratch: Path) -> None:
+    """Train `runs`, all of one world size, one after another in one process group."""
+    frozen = [scratch / f"{run.name}.json" for run in runs]
+    for path, run in zip(frozen, runs, strict=True):
+        path.write_text(to_json(run))
+    (ranks,) = {run.parallel.world_size for run in runs}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(DRIVER)]
+    done = subprocess.run(
+        [*command, *map(str, frozen)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+
+
+def logged(run: RunConfig, kind: str = "train") -> list[dict]:
+    """metrics.jsonl of a run: its entries of a kind."""
+    lines = (Path(run.output) / "metrics.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def with_train(run: RunConfig, **changes: object) -> RunConfig:
+    return replace(run, train=replace(run.train, **changes))  # type: ignore[arg-type]
