@@ -109,6 +109,10 @@ def provider(run: RunConfig) -> DualStreamProvider:
         tensor_model_parallel_size=cut.tensor,
         pipeline_model_parallel_size=cut.pipeline,
         virtual_pipeline_model_parallel_size=cut.virtual_pipeline if cut.virtual_pipeline > 1 else None,
+        # Several chunks per stage: one batched exchange would mix up activations and gradients where the stage before
+        # and the stage after are the same rank.
+        overlap_p2p_comm=cut.virtual_pipeline > 1,
+        batch_p2p_comm=cut.virtual_pipeline == 1,
         context_parallel_size=cut.context,
         sequence_parallel=cut.sequence,
         recompute_granularity=None if cut.recompute == "none" else cut.recompute,

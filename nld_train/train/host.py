@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
@@ -40,12 +41,60 @@ def _replace_fused_optimizers() -> None:
     fused.multi_tensor_l2norm = _l2_norm
     fused.multi_tensor_scale = _scale
     fused.multi_tensor_scale_tensor = _scale
-    fused.FusedAdam = torch.optim.AdamW
-    fused.FusedSGD = torch.optim.SGD
-    import megatron.core.optimizer as optimizer
+    fused.FusedAdam = HostAdam
 
-    # With Megatron's own flag up, it builds torch's AdamW with torch's arguments.
-    optimizer.USING_PYTORCH_OPTIMIZER = True
+
+class HostAdam(torch.optim.Optimizer):
+    """torch's AdamW arithmetic behind the interface of Transformer Engine's FusedAdam.
+
+    FusedAdam counts its steps per parameter group, not per parameter, and Megatron's checkpoints hold them so: a run
+    saved here resumes on GPUs, and the other way round.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool = True,
+        **_: Any,
+    ) -> None:
+        assert adam_w_mode, "only AdamW, with decoupled weight decay"
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if not params:
+                continue
+            before = group["step"] if "step" in group else 0
+            group["step"] = before + 1
+            states = [self._moments(param) for param in params]
+            adamw(
+                params,
+                [param.grad for param in params],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                max_exp_avg_sqs=[],
+                state_steps=[torch.tensor(float(before)) for _ in params],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+    def _moments(self, param: Tensor) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+        return state
 
 
 def _l2_norm(_chunk: int, _flag: Tensor, lists: Sequence[Sequence[Tensor]], *_: Any) -> tuple[Tensor, None]:

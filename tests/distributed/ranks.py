@@ -55,7 +55,7 @@ def small_run(name: str, folder: Path, *, alpha: float, init: str | None, parall
         ),
         optimizer=OptimizerConfig(lr=1e-3, min_lr=1e-4, warmup_iterations=0, decay_iterations=2),
         parallel=parallel,
-        checkpoint=CheckpointConfig(interval=4),
+        checkpoint=CheckpointConfig(interval=2),
         log=LogConfig(interval=1, wandb="disabled"),
     )
 

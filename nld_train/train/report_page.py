@@ -1,0 +1,210 @@
+"""The report of one or more runs: losses over their steps, one table, and how it was made, in one HTML file."""
+
+import math
+import shlex
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from itertools import accumulate
+from pathlib import Path
+
+from nld_train import recipe
+from nld_train.config import require
+from nld_train.data.manifest import parse_blend
+from nld_train.data.staging import write_text
+from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.picture import picture_svg
+from nld_train.train import chart
+from nld_train.train.chart import Chart, Line, Point, Span, chart_svg
+from nld_train.train.history import Entry, Stage, losses, read_stages
+from nld_train.train.report_table import NATS, html_table
+
+TERMS = (("AR loss", "ar"), ("diffusion loss", "diffusion"))
+# Name in metrics.jsonl, title, unit.
+SMALL = (
+    ("mask ratio", "Mask ratio", "masked / maskable tokens"),
+    ("gradient norm", "Gradient norm", "before clipping"),
+    ("learning rate", "Learning rate", ""),
+)
+MOST = 300  # points of a training line; more are averaged
+PICTURE = (16, 4)  # tokens and block size of the picture: small enough to be read
+STYLE = """
+  :root { color-scheme: light dark; --page: #ffffff; --ink: #1f2328; --muted: #59636e; --grid: #e4e8ec;
+    --panel: #f6f8fa; --ar: #2f6fd0; --diffusion: #c4620a; --plain: #4a5560; --level: #2a8f60 }
+  @media (prefers-color-scheme: dark) { :root { --page: #0d1117; --ink: #e6edf3; --muted: #9aa4af; --grid: #222a33;
+    --panel: #161b22; --ar: #5c9bf5; --diffusion: #f0953f; --plain: #aab4be; --level: #46b583 } }
+  body { margin: 0 auto; padding: 32px 24px 48px; max-width: 1080px; background: var(--page); color: var(--ink);
+    font: 15px/1.5 system-ui, sans-serif }
+  h1 { font-size: 24px; margin: 0 0 12px } h2 { font-size: 17px; margin: 36px 0 8px }
+  p, ul { max-width: 75ch; margin: 8px 0 } ul { padding-left: 20px }
+  .note { color: var(--muted); font-size: 13px }
+  .small { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; margin-top: 16px }
+  .wide { overflow-x: auto }
+  table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap }
+  th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--grid) }
+  th { font-weight: 600; color: var(--muted); vertical-align: bottom }
+  th.group { text-align: center } th:first-child, td:first-child { text-align: left; padding-left: 0 }
+  img { max-width: 100%; height: auto; border: 1px solid var(--grid); border-radius: 6px }
+  pre { background: var(--panel); padding: 12px 14px; border-radius: 6px; overflow-x: auto; font-size: 13px;
+    white-space: pre-wrap }
+  summary { cursor: pointer; margin: 6px 0 }
+"""
+
+
+def write_report(stages: Sequence[Path], target: Path, unigram_entropy: float | None, title: str) -> None:
+    """Write the report of the runs in these output folders, in this order.
+
+    `unigram_entropy`: of the data, in nats per token; None leaves its line and the gain out.
+    Raises: UserError when a folder holds no metrics, or `target` has no folder to lie in.
+    """
+    read = read_stages(stages)
+    require(target.parent.is_dir(), f"no folder {target.parent}", "an existing folder", "make it, or choose another")
+    write_text(target, page(read, unigram_entropy, title, command(read, target, unigram_entropy, title)))
+
+
+def command(stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str) -> str:
+    """The `nld report` that writes this report; the entropy is that of the data the runs name."""
+    words = ["nld", "report", *[str(stage.output) for stage in stages], "--html", str(target), "--title", title]
+    if unigram_entropy is not None:
+        blends = [prefix for stage in stages for _, prefix in parse_blend(stage.run.data.blend)]
+        words += ["--data", *dict.fromkeys(blends)]
+    return shlex.join(words)
+
+
+def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str) -> str:
+    """The whole HTML file: it needs no other file, no network and no script."""
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        findings(stages, unigram_entropy),
+        figures(stages, unigram_entropy),
+        "<h2>Stages</h2>",
+        html_table(stages, unigram_entropy),
+        visibility(stages),
+        "<h2>How this page was made</h2>",
+        f"<pre>{escape(made_by)}</pre>",
+        *[settings(stage) for stage in stages],
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    start = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}{chart.STYLE}</style></head><body>'
+    return "\n".join([start, *body, "</body></html>\n"])
+
+
+def findings(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
+    """What the figures say, in sentences."""
+    said = []
+    last, name = losses(stages[-1]), escape(stages[-1].run.name)
+    gain = last.gain(unigram_entropy)
+    if last.ar_end is not None:
+        below = "" if gain is None else f", {apart(gain, 'the unigram entropy of the data')} ({unigram_entropy:.3f})"
+        said.append(f"AR loss at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}{below}.")
+    for stage in stages:
+        found = losses(stage)
+        if found.diffusion_drop is not None:
+            said.append(
+                f"Diffusion loss at the end of {escape(stage.run.name)}: <b>{found.diffusion_end:.3f}</b> {NATS}, "
+                f"{apart(found.diffusion_drop, 'where the stage started')} ({found.diffusion_start:.3f})."
+            )
+    said += [sentence for pair in zip(stages, stages[1:], strict=False) if (sentence := handover(*pair))]
+    return "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in said) + "</ul>"
+
+
+def apart(difference: float, other: str) -> str:
+    return f"{abs(difference):.3f} {'below' if difference >= 0 else 'above'} {other}"
+
+
+def handover(before: Stage, after: Stage) -> str | None:
+    """The AR loss before the first step of a stage beside the last one of the stage it starts from."""
+    end, start = losses(before).ar_end, losses(after).ar_start
+    if end is None or start is None or after.run.init != before.run.output or after.validation[0]["step"] > 0:
+        return None
+    names = f"{escape(after.run.name)} starts from {escape(before.run.name)}"
+    return f"{names}: AR loss {end:.4f} at the end of the one, {start:.4f} before the first step of the other."
+
+
+def figures(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
+    """The losses large, and beside each other mask ratio, gradient norm and learning rate."""
+    level = None if unigram_entropy is None else (unigram_entropy, f"unigram entropy {unigram_entropy:.3f}")
+    lines = [line for name, style in TERMS for line in loss_lines(stages, name, style)]
+    large = Chart("Loss", NATS, lines, spans(stages), level, width=1032, height=430, top=68, right=60)
+    unnamed = [Span(span.start, span.end, "") for span in spans(stages)]
+    small = [
+        Chart(
+            title, unit, training_lines(stages, name, "plain"), unnamed, None, width=330, height=200, top=30, right=12
+        )
+        for name, title, unit in SMALL
+    ]
+    shown = "".join(f"<div>{chart_svg(figure)}</div>" for figure in small if any(line.points for line in figure.lines))
+    return f'{chart_svg(large)}<div class="small">{shown}</div>\n<p class="note">{escape(caption(stages))}</p>'
+
+
+def caption(stages: Sequence[Stage]) -> str:
+    text = (
+        "Stages lie one after the other. Thin lines: training, means over the logged steps. Rings: validation, on the "
+        "same rows and noise every time. The diffusion loss is the ELBO per token. A lone spike is drawn at the edge "
+        "of the frame. Rest the pointer on a point to read its value."
+    )
+    entries = max(len(stage.train) for stage in stages)
+    if entries > MOST:
+        text += f" Each training point is the mean of up to {math.ceil(entries / MOST)} logged values."
+    broken = sum(not math.isfinite(value) for stage in stages for entry in stage.train for value in entry.values())
+    return text + (f" Left out: {broken} values that are not finite." if broken else "")
+
+
+def spans(stages: Sequence[Stage]) -> list[Span]:
+    """Where the stages lie on the axis of steps."""
+    ends = list(accumulate(stage.steps for stage in stages))
+    return [Span(end - stage.steps, end, stage.run.name) for stage, end in zip(stages, ends, strict=True)]
+
+
+def loss_lines(stages: Sequence[Stage], name: str, style: str) -> list[Line]:
+    """Training and validation lines of one term."""
+    validation = [
+        Line(f"{name}, validation", style, points(stage, stage.validation, name, span, "validation"), marked=True)
+        for stage, span in zip(stages, spans(stages), strict=True)
+    ]
+    return training_lines(stages, name, style) + validation
+
+
+def training_lines(stages: Sequence[Stage], name: str, style: str) -> list[Line]:
+    return [
+        Line(f"{name}, training", style, points(stage, stage.train, name, span, "training"))
+        for stage, span in zip(stages, spans(stages), strict=True)
+    ]
+
+
+def points(stage: Stage, entries: Sequence[Entry], name: str, span: Span, kind: str) -> list[Point]:
+    """The finite values of `name` over the steps of the whole axis."""
+    pairs = [(entry["step"], entry[name]) for entry in entries if name in entry and math.isfinite(entry[name])]
+    return [
+        Point(span.start + step, value, f"{stage.run.name}, step {step:,.0f}, {kind}: {name} {value:.4g}")
+        for step, value in chart.thin(pairs, MOST)
+    ]
+
+
+def visibility(stages: Sequence[Stage]) -> str:
+    """The picture of who sees whom, of the dual stream where a stage has one."""
+    joint = [stage for stage in stages if stage.run.diffusion.dual]
+    length, block_size = PICTURE
+    svg = picture_svg(Layout(length, block_size, dual=bool(joint)))
+    if joint:
+        used = joint[-1].run
+        sentence = (
+            f"In a joint stage every row is given twice, [noisy | clean]: a noisy token sees its own noisy block and "
+            f"the clean tokens of the blocks before it, a clean token sees the clean tokens up to itself. The picture "
+            f"is drawn for {length} tokens in blocks of {block_size}; {used.name} has {used.data.sequence_length:,} in "
+            f"blocks of {used.diffusion.block_size}."
+        )
+    else:
+        sentence = f"Every token sees the tokens up to itself; drawn for {length} tokens."
+    # As an image, so that the style of the picture and that of the page stay apart.
+    image = b64encode(svg.encode()).decode()
+    return (
+        f"<h2>Who sees whom</h2><p>{escape(sentence)}</p>"
+        f'<img alt="Table of visibility" src="data:image/svg+xml;base64,{image}">'
+    )
+
+
+def settings(stage: Stage) -> str:
+    """The frozen configuration, folded away."""
+    text = escape(recipe.dump(stage.run))
+    return f"<details><summary>Settings of {escape(stage.run.name)}</summary><pre>{text}</pre></details>"

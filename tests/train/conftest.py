@@ -1,0 +1,24 @@
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nld_train.recipe import load, to_json
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[str, Sequence[dict]], Path]:
+    """Makes the output folder of a tiny run, with these lines in metrics.jsonl."""
+
+    def make(stage: str, entries: Sequence[dict]) -> Path:
+        output = tmp_path / stage
+        output.mkdir()
+        run = load(f"tiny_{stage}")
+        init = None if run.init is None else str(tmp_path / "stage1_ar")
+        (output / "run.json").write_text(to_json(replace(run, output=str(output), init=init)))
+        (output / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return output
+
+    return make
