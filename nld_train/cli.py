@@ -1,6 +1,7 @@
 """The `nld` command."""
 
 import argparse
+import logging
 import sys
 
 from data_prep.cli import add_data_parser
@@ -107,9 +108,9 @@ def run_report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nld_train.data.manifest import unigram_entropy
-    from nld_train.train.history import read_stages
-    from nld_train.train.report_page import write_report
-    from nld_train.train.report_table import text_table
+    from nld_train.report.history import read_stages
+    from nld_train.report.page import write_report
+    from nld_train.report.table import text_table
 
     outputs = [Path(output) for output in args.output]
     stages = read_stages(outputs)
@@ -135,6 +136,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Run the command line; returns the exit status. User errors are one line on stderr and status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(sys.argv[1:])
     try:
         return args.run(args)

@@ -1,4 +1,4 @@
-"""Every setting of a run: one default, one place, checked here. After this door nothing is looked up with a fallback."""
+"""Every setting of a run: one default, one place, checked here. After this door nothing has a fallback."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args

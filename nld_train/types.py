@@ -37,7 +37,7 @@ class NoisyRow:
     row: Row
     noisy: Tensor  # [L] int64: tokens with the masked ones replaced by mask_token_id
     masked: Tensor  # [L] bool: z_i
-    p: Tensor  # [L] float32: the exact probability with which token i was to be masked (also where it may not be: unused)
+    p: Tensor  # [L] float32: the exact probability with which token i was to be masked (unused where it may not be)
 
 
 @dataclass(frozen=True)

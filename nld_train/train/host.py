@@ -71,7 +71,7 @@ class HostAdam(torch.optim.Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
                 continue
-            before = group["step"] if "step" in group else 0
+            before = group.setdefault("step", 0)
             group["step"] = before + 1
             states = [self._moments(param) for param in params]
             adamw(

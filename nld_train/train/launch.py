@@ -1,39 +1,62 @@
 """Start a run on this machine: checks at the door, then torchrun."""
 
+import logging
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from nld_train.config import RunConfig
+import torch
+
+from nld_train.config import RunConfig, require
 from nld_train.data.manifest import check_prefix, parse_blend
 from nld_train.train.folder import logs, open_output
 
-
-def on_ranks(run: RunConfig, ranks: int) -> RunConfig:
-    """The same run on this many ranks; refused when the layout or the batch does not fit."""
-    return replace(run, parallel=replace(run.parallel, world_size=ranks))
+logger = logging.getLogger(__name__)
 
 
 def check_data(run: RunConfig) -> None:
-    """Refuse missing or damaged token files, and files made with another tokenizer. Raises UserError."""
+    """Refuse missing or damaged token files, and files of another tokenizer or vocabulary. Raises UserError."""
     for _, prefix in parse_blend(run.data.blend):
-        check_prefix(prefix, run.data.tokenizer)
+        vocabulary = check_prefix(prefix, run.data.tokenizer).vocab_size
+        require(
+            vocabulary <= run.model.vocab_size,
+            f"{prefix} has ids of a vocabulary of {vocabulary:,}, the model has {run.model.vocab_size:,}",
+            "at most the model's vocabulary",
+            "set model.vocab_size, or prepare the data with the model's tokenizer",
+        )
+
+
+def check_ranks(run: RunConfig) -> None:
+    """Refuse more ranks than this machine has GPUs or, without any, twice its cores. Raises UserError."""
+    gpus = torch.cuda.device_count()
+    room = gpus or 2 * len(os.sched_getaffinity(0))
+    require(
+        run.parallel.world_size <= room,
+        f"{run.name} on {run.parallel.world_size} ranks",
+        f"at most {room} on this machine ({gpus} GPUs)" if gpus else f"at most {room} on this machine (no GPU)",
+        "give --nproc N, or train it on a cluster",
+    )
 
 
 def start(run: RunConfig) -> int:
-    """Train with run.parallel.world_size processes here; returns the exit status."""
+    """Train with run.parallel.world_size processes here; returns the exit status. Raises UserError at the door."""
+    check_ranks(run)
     check_data(run)
     step = open_output(run)
+    if step is not None and step >= run.train.iterations:
+        logger.info(
+            "%s is finished: step %s of %s in %s", run.name, f"{step:,}", f"{run.train.iterations:,}", run.output
+        )
+        return 0
     if step is not None:
-        print(f"resuming {run.name} at step {step:,} from {run.output}", flush=True)
+        logger.info("resuming %s at step %d from %s", run.name, step, run.output)
     command = torchrun_command(run.parallel.world_size, Path(run.output) / "run.json")
     launcher_log = logs(run.output) / "launcher.log"
     with launcher_log.open("a") as log:
         done = subprocess.run(command, env={**os.environ, **environment(run)}, stderr=log, check=False)
     if done.returncode:
-        print(f"nld: {run.name} failed with status {done.returncode}; see {launcher_log}", file=sys.stderr)
+        logger.error("%s failed with status %d; see %s", run.name, done.returncode, launcher_log)
     return done.returncode
 
 

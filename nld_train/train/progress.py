@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
-
-METRICS = "metrics.jsonl"
+from nld_train.report.history import METRICS
 
 
 class Report(Callback):

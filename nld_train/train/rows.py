@@ -21,7 +21,6 @@ from nld_train.noise.corrupt import corrupt
 from nld_train.recipe import from_json
 from nld_train.types import Batch, NoisyRow, Row
 
-
 ENDLESS = 1 << 40  # rows
 
 

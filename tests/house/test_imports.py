@@ -12,7 +12,7 @@ SIZES = "nld_train.model.sizes"  # numbers alone
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "config", "fields", "types", "recipe", "data", "noise", "dual_stream", "attention", "model"],
-    *["loss", "plan", "train", "checkpoint", "convert", "hf", "decode", "eval", "launch", "cli"],
+    *["loss", "plan", "report", "train", "checkpoint", "convert", "hf", "decode", "eval", "launch", "cli"],
 ]
 
 

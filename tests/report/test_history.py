@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.train.history import METRICS, Losses, losses, read_entries, read_stage
+from nld_train.report.history import METRICS, Losses, losses, read_entries, read_stage
 
 
 def validation(step: int, **values: float) -> dict:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from nld_train.train.history import Stage, losses
+from nld_train.report.history import Stage, losses
 
 NATS = "nats per token"
 NONE = "-"

@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nld_train.train.chart import Chart, Frame, Line, Point, Span, chart_svg, end_labels, number, thin, ticks
-from nld_train.train.chart import without_spikes as highest
+from nld_train.report.chart import Chart, Frame, Line, Point, Span, chart_svg, end_labels, number, thin, ticks
+from nld_train.report.chart import without_spikes as highest
 
 
 def chart(*lines: Line, level: tuple[float, str] | None = None) -> Chart:

@@ -1,0 +1,75 @@
+# Two commands to a first result:  make demo  -  make test
+#
+#   make setup      the virtual environment .venv, from requirements.lock
+#   make demo       trains a tiny model in both stages on real text; ends with out/demo/report.html
+#   make test       all tests          make test-pure   those without Megatron, in under a minute
+#   make lint       ruff and mypy      make format      rewrite files as ruff likes them
+#   make lock       resolve the dependencies of pyproject.toml again
+#   make picture    draw docs/visibility.svg again
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+NLD := .venv/bin/nld
+DEMO := out/demo
+# nvidia-resiliency-ext's wheel is tagged for glibc 2.39; it is Python, and runs on older ones.
+PLATFORM := x86_64-manylinux_2_39
+
+.PHONY: setup demo test test-pure lint format lock picture
+.DELETE_ON_ERROR:
+
+setup: .venv/.ready
+
+# uv where it works, else one of our own in .uv
+.uv/path:
+	@mkdir -p .uv
+	@if uv --version >/dev/null 2>&1; then echo uv > $@; else \
+	  for python in python3.12 python3 python; do \
+	    if $$python -m venv .uv/venv >/dev/null 2>&1; then break; fi; done; \
+	  [ -x .uv/venv/bin/pip ] || { echo "make: no Python 3 with venv found; install one, or uv" >&2; exit 1; }; \
+	  echo "installing uv into .uv"; .uv/venv/bin/pip install -q uv; echo .uv/venv/bin/uv > $@; fi
+
+.venv/.ready: requirements.lock pyproject.toml | .uv/path
+	@uv=$$(cat .uv/path); echo "setting up .venv with $$uv"; \
+	[ -x .venv/bin/python ] || $$uv venv -q --python 3.12 .venv; \
+	echo "installing 220 packages; on a machine's first time Transformer Engine is compiled too: 5 to 15 minutes"; \
+	( while sleep 30; do echo "  ... still installing, $$SECONDS s"; done ) & beat=$$!; trap "kill $$beat" EXIT; \
+	$$uv pip sync --python-platform $(PLATFORM) requirements.lock; \
+	$$uv pip install -q --no-deps -e .
+	@touch $@
+
+lock: | .uv/path
+	uv=$$(cat .uv/path); $$uv lock -q --upgrade; \
+	$$uv export -q --no-emit-project --no-header --no-annotate -o requirements.lock
+
+$(DEMO)/text: | .venv/.ready
+	$(NLD) data stdlib --output $@
+
+$(DEMO)/tokenizer: | $(DEMO)/text
+	$(NLD) data train-tokenizer $(DEMO)/text --output $@
+
+$(DEMO)/data/stdlib.idx: | $(DEMO)/tokenizer
+	$(NLD) data prepare $(DEMO)/text --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/stdlib
+
+# A stage that was interrupted resumes; a finished one says so.
+demo: $(DEMO)/data/stdlib.idx
+	$(NLD) train tiny_stage1_ar
+	$(NLD) train tiny_stage2_joint
+	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint --data $(DEMO)/data/stdlib --html $(DEMO)/report.html
+
+test: setup
+	.venv/bin/python -m pytest
+
+test-pure: setup
+	.venv/bin/python -m pytest -m "not megatron"
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+picture: setup
+	$(NLD) show visibility --length 16 --block-size 4 --svg docs/visibility.svg
