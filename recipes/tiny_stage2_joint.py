@@ -32,20 +32,20 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=160,  # x 16 rows x 256 tokens = 0.66M tokens; a step costs about twice that of stage 1
-            global_batch=16,  # rows
-            micro_batch=8,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=40,
-            eval_batches=2,  # x 16 rows
+            iterations=200,  # x 8 rows x 256 tokens = 0.4M tokens; a step costs about twice that of stage 1
+            global_batch=8,  # rows
+            micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
+            eval_interval=50,
+            eval_batches=8,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
         optimizer=OptimizerConfig(
             lr=3e-3,  # where stage 1 ended
             min_lr=3e-4,
-            warmup_iterations=0,
-            decay_iterations=80,  # the second half
+            warmup_iterations=10,  # the weights come from stage 1, the optimizer starts empty
+            decay_iterations=100,  # the second half
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=80, keep=2),
-        log=LogConfig(interval=5, wandb="disabled"),
+        checkpoint=CheckpointConfig(interval=100, keep=2),
+        log=LogConfig(interval=10, wandb="disabled"),
     )

@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in (("a", text_a), ("b", text_b)):
         prepare([text], folder / "data" / name, folder / "tokenizer", PrepareOptions(workers=1))
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Megatron in this process, on the CPU, in a real process group of one rank."""
+    import torch
+
+    from nld_train.train import host, patches
+
+    host.install()
+    patches.install()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    store = tmp_path_factory.mktemp("rendezvous") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(1)
+    yield
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()

@@ -25,7 +25,7 @@ def message(recipe: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        ("train.iterations=10", 10),
+        ("train.iterations=40", 40),
         ("train.iterations=1_000", 1000),
         ("train.iterations=1e3", 1000),
         ("optimizer.lr=5", 5.0),

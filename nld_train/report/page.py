@@ -14,10 +14,10 @@ from nld_train.data.manifest import parse_blend
 from nld_train.data.staging import write_text
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.picture import picture_svg
+from nld_train.report import chart
 from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
 from nld_train.report.history import Entry, Stage, losses, read_stages
 from nld_train.report.table import NATS, html_table
-from nld_train.report import chart
 
 TERMS = (("AR loss", "ar"), ("diffusion loss", "diffusion"))
 # Name in metrics.jsonl, title, unit.

@@ -38,9 +38,9 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
             micro_batch_size=run.train.micro_batch,
         ),
         validation=ValidationConfig(eval_interval=run.train.eval_interval, eval_iters=run.train.eval_batches),
-        optimizer=_optimizer(run),
+        optimizer=optimizer(run),
         scheduler=_schedule(run),
-        ddp=_data_parallel(run),
+        ddp=data_parallel(run),
         dataset=_rows(run, output),
         # Tokens arrive as ids: Megatron needs the size of the vocabulary and no tokenizer.
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1),
@@ -52,7 +52,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
     )
 
 
-def _optimizer(run: RunConfig) -> OptimizerConfig:
+def optimizer(run: RunConfig) -> OptimizerConfig:
     settings = run.optimizer
     return OptimizerConfig(
         optimizer="adam",
@@ -83,7 +83,7 @@ def _schedule(run: RunConfig) -> SchedulerConfig:
     )
 
 
-def _data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
+def data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
     overlap = torch.cuda.is_available()
     return DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.distributed_optimizer,

@@ -68,8 +68,9 @@ def test_stage_2_continues_stage_1(size) -> None:
 def test_one_schedule_runs_over_both_stages_with_all_of_its_decay_in_stage_2(size) -> None:
     first, second = (load(f"{size}_{stage}").optimizer for stage in ("stage1_ar", "stage2_joint"))
     assert (first.lr, first.min_lr) == (second.lr, second.min_lr)
-    assert first.warmup_iterations > 0 and first.decay_iterations == 0
-    assert second.warmup_iterations == 0 and second.decay_iterations > 0
+    assert first.decay_iterations == 0
+    assert second.warmup_iterations < first.warmup_iterations, "weights are carried over, the optimizer is not"
+    assert second.decay_iterations > 0
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

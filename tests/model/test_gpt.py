@@ -1,0 +1,132 @@
+"""The Megatron model against the network written out in plain torch, on one real rank."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nld_train.config import RunConfig
+from nld_train.dual_stream.batch import collate
+from nld_train.dual_stream.layout import Layout
+from nld_train.noise.corrupt import corrupt
+from nld_train.plan import parameters
+from nld_train.types import Batch, Row
+from tests.distributed.ranks import on, small_run
+from tests.model import reference_gpt
+
+pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
+
+
+def run_at(alpha: float) -> RunConfig:
+    return small_run("test", Path("nowhere"), alpha=alpha, init=None, parallel=on(1))
+
+
+def build(run: RunConfig) -> torch.nn.Module:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from nld_train.model.provider import provider
+
+    maker = provider(run)
+    maker.finalize()
+    maker._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+    torch.manual_seed(3)
+    model = maker.provide(pre_process=True, post_process=True)
+    for parameter in model.parameters():
+        # Weights large enough that every part of the network shows in the result.
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch_at(run: RunConfig) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    length = run.data.sequence_length
+    rows = []
+    for index in range(2):
+        tokens = torch.randint(101, run.model.vocab_size, (length + 1,), generator=generator)
+        supervised = torch.rand(length + 1, generator=generator) < 0.8
+        rows.append(Row(index, tokens, supervised))
+    if not run.diffusion.dual:
+        return collate(rows, run.diffusion)
+    return collate([corrupt(row, run.diffusion, "train", 2) for row in rows], run.diffusion)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_losses_equal_the_written_out_network(alpha: float) -> None:
+    run = run_at(alpha)
+    model, batch = build(run), batch_at(run)
+    layout = Layout(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
+    expected = reference_gpt.logits(batch.input_ids, dict(model.named_parameters()), run.model, layout)
+    needed = expected.reshape(-1, run.model.vocab_size)[batch.head_positions]
+    nll = torch.nn.functional.cross_entropy(needed, batch.head_targets, reduction="none")
+    assert batch.ar_targets.numel() > 0
+    assert (batch.diffusion_targets.numel() > 0) == (alpha > 0)
+    torch.testing.assert_close(model(batch=batch).double(), nll, rtol=2e-5, atol=2e-5)
+
+
+def test_stage_1_is_given_the_clean_half_alone() -> None:
+    run = run_at(0.0)
+    assert batch_at(run).input_ids.shape[1] == run.data.sequence_length
+    assert build(run).config.seq_length == run.data.sequence_length
+
+
+def test_parameters_are_those_of_the_plan() -> None:
+    run = run_at(0.3)
+    assert sum(parameter.numel() for parameter in build(run).parameters()) == parameters.whole(run.model).total
+
+
+def test_construction_fails_unless_every_layer_got_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    from nld_train.model import provider
+
+    monkeypatch.setattr(provider, "DualStreamAttention", DotProductAttention)
+    with pytest.raises(AssertionError, match="layer 0 attends with DotProductAttention"):
+        build(run_at(0.3))
+
+
+def test_head_rows_are_picked_from_the_right_row_and_place() -> None:
+    from nld_train.model.head import select
+
+    hidden = torch.arange(3 * 2).view(3, 2, 1)  # [S, B, E]: value = place * 2 + row
+    flat = torch.tensor([0 * 3 + 2, 1 * 3 + 0])  # row 0 place 2, row 1 place 0
+    assert select(hidden, flat).flatten().tolist() == [4, 1]
+
+
+def test_query_scale_counts_true_positions_in_both_halves() -> None:
+    from nld_train.model.attention_slot import query_scale
+
+    factor = query_scale(Layout(4, 2, dual=True), original_max_position=2, beta=0.1)
+    by_hand = torch.tensor([1.0, 1.0, 1.0 + 0.1 * 0.6931472, 1.0 + 0.1 * 0.6931472])
+    torch.testing.assert_close(factor, torch.cat([by_hand, by_hand]))
+
+
+def test_long_rows_keep_the_published_frequencies() -> None:
+    """YaRN from the configuration: Megatron's own table equals the formula for the published 3B shape."""
+    from megatron.core.models.common.embeddings import YarnRotaryEmbedding
+
+    from nld_train.model.sizes import NLD_3B
+
+    rope = NLD_3B.rope
+    table = YarnRotaryEmbedding(
+        NLD_3B.head_dim,
+        rotary_base=rope.theta,
+        scaling_factor=rope.factor,
+        original_max_position_embeddings=rope.original_max_position,
+        beta_fast=rope.beta_fast,
+        beta_slow=rope.beta_slow,
+        mscale=rope.mscale,
+        mscale_all_dim=rope.mscale_all_dim,
+    )
+    angles, factor = table(3)
+    expected = 2 * reference_gpt.yarn_frequencies(rope, NLD_3B.head_dim).float()
+    assert factor == 1.0
+    torch.testing.assert_close(angles[2, 0, 0, : NLD_3B.head_dim // 2], expected, rtol=1e-6, atol=0)
+
+
+def test_bf16_is_a_setting_of_the_run() -> None:
+    from nld_train.model.provider import provider
+
+    run = run_at(0.3)
+    assert provider(run).params_dtype is torch.float32
+    assert provider(replace(run, train=replace(run.train, precision="bf16"))).params_dtype is torch.bfloat16
