@@ -261,7 +261,7 @@ def check_layout(run: RunConfig) -> None:
         "virtual_pipeline 1 unless pipeline is 2 or more",
         "set parallel.virtual_pipeline=1",
     )
-    for name, count in (("kv_heads", model.kv_heads), ("ffn", model.ffn)):
+    for name, count in (("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocab_size", model.vocab_size)):
         require(
             count % cut.tensor == 0,
             f"parallel.tensor={cut.tensor} with model.{name}={count}",

@@ -15,6 +15,22 @@ from nld_train.train.folder import logs, open_output
 logger = logging.getLogger(__name__)
 
 
+def check_built(run: RunConfig) -> None:
+    """Refuse what can be planned but not trained yet. Raises UserError."""
+    require(
+        run.parallel.context == 1,
+        f"parallel.context={run.parallel.context}",
+        "1: context parallelism of the doubled row is not built yet",
+        "cut by parallel.tensor or parallel.pipeline",
+    )
+    require(
+        not run.diffusion.document_mask,
+        "diffusion.document_mask=true",
+        "false: the rotary embedding does not restart at documents yet",
+        "set diffusion.document_mask=false",
+    )
+
+
 def check_data(run: RunConfig) -> None:
     """Refuse missing or damaged token files, and files of another tokenizer or vocabulary. Raises UserError."""
     for _, prefix in parse_blend(run.data.blend):
@@ -41,6 +57,7 @@ def check_ranks(run: RunConfig) -> None:
 
 def start(run: RunConfig) -> int:
     """Train with run.parallel.world_size processes here; returns the exit status. Raises UserError at the door."""
+    check_built(run)
     check_ranks(run)
     check_data(run)
     step = open_output(run)

@@ -17,7 +17,8 @@ LAYOUTS: dict[str, dict[str, int | bool]] = {
     "tensor2_sequence": {"tensor": 2, "sequence": True},
     "pipeline2": {"pipeline": 2},
     "pipeline2_chunks2": {"pipeline": 2, "virtual_pipeline": 2},
-    "data2_recompute": {"recompute": "full"},
+    "data2_recompute_full": {"recompute": "full"},
+    "tensor2_recompute_selective": {"tensor": 2, "recompute": "selective"},
 }
 
 
