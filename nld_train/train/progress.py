@@ -27,7 +27,8 @@ class Report(Callback):
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
-        self.clock = 0.0
+        self.clock = self.paused_at = 0.0
+        self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())
         columns = (
             TextColumn("{task.description}"),
@@ -61,10 +62,11 @@ class Report(Callback):
 
     def on_eval_end(self, context: CallbackContext) -> None:
         self.clock += time.monotonic() - self.paused_at
-        if not self.active:
-            return
-        values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         step = context.state.train_state.step
+        if not self.active or step == self.evaluated:  # the loop evaluates twice where the last step is an evaluation's
+            return
+        self.evaluated = step
+        values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         self._record({"step": step, "kind": "validation", **values})
         self._say(f"step {step:>7,}  validation  {losses_text(values)}")
 

@@ -21,7 +21,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         train(run, screen)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
         terminal.tell_failure(screen, run.output, rank, error)
         return 1
     return 0

@@ -30,6 +30,6 @@ def take(output: str, rank: int) -> TextIO:
 def tell_failure(terminal: TextIO, output: str, rank: int, error: BaseException) -> None:
     """Show what ended a rank, and where the rest of its log is."""
     traceback.print_exception(error)
-    last = traceback.format_exception_only(error)[-1].strip()
+    last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     terminal.write(f"rank {rank} failed: {last}\n  full log: {rank_log(output, rank)}\n")
     terminal.flush()

@@ -48,7 +48,7 @@ def test_more_iterations_resume_it(prepared: Path, output: Path) -> None:
     done = train(prepared, output, "train.iterations=5", "train.eval_batches=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming tiny_stage1_ar at step 3" in done.stderr
-    assert [entry.step for entry in read_stage(output).train] == [1, 2, 3, 4, 5]
+    assert [entry["step"] for entry in read_stage(output).train] == [1, 2, 3, 4, 5]
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_reason(prepared: Path, output: Path) -> None:
