@@ -32,7 +32,6 @@ def test_every_recipe_dry_runs(name: str) -> None:
         (("train", "tiny_stage1_ar", "--nproc", "3"), "train.global_batch=8"),
         (("train", "tiny_stage1_ar", "parallel.tensor=8", "parallel.world_size=8"), "parallel.tensor=8"),
         (("train", "tiny_stage2_joint", "parallel.context=2"), "not built yet"),
-        (("train", "tiny_stage2_joint", "diffusion.document_mask=true"), "restart at documents"),
         (("train", "nld_8b_stage1_ar"), "nld_8b_stage1_ar on 256 ranks"),
         (("train", "tiny_stage1_ar", "data.blend=nowhere/x"), "nowhere/x"),
         (("show", "visibility", "--length", "4000"), "256"),

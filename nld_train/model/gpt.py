@@ -6,6 +6,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from nld_train.dual_stream.layout import positions
 from nld_train.model.attention_slot import DualStreamAttention
 from nld_train.model.head import position_nll
 from nld_train.types import Batch
@@ -20,9 +21,10 @@ class DualStreamGPTModel(GPTModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy [R_ar + R_diff] of the batch on the last pipeline stage, hidden states [S, B, E] before it."""
+        documents = batch.documents
         return super().forward(
             input_ids=batch.input_ids,
-            position_ids=None,
+            position_ids=None if documents is None else positions(self.config.layout, documents),
             attention_mask=batch.documents,
             output_processor=self._position_nll,
             output_processor_context=batch,
@@ -31,14 +33,17 @@ class DualStreamGPTModel(GPTModel):
     def _position_nll(self, *, hidden_states: Tensor, context: Batch, **_: Any) -> Tensor:
         return position_nll(hidden_states, self.output_layer, context, self.config.sequence_parallel)
 
-    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple:
-        decoder_input, _, *rest = super()._preprocess(*args, **kwargs)
-        return (decoder_input, self._rotary(), *rest)
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, **kwargs: Any) -> tuple:
+        decoder_input, _, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
+        return (decoder_input, self._rotary(position_ids), *rest)
 
-    def _rotary(self) -> Tensor:
-        """Rotary angles [S, 1, 1, D] of positions 0..L-1, laid once for each half."""
+    def _rotary(self, position_ids: Tensor | None) -> Tensor:
+        """Rotary angles: [S, 1, 1, D] of positions 0..L-1, laid once for each half; or [S, B, 1, D] of position_ids
+        [B, S], where documents start again at 0."""
         layout = self.config.layout
         angles, _ = self.rotary_pos_emb(layout.length)
+        if position_ids is not None:
+            return angles.flatten(1)[position_ids.T].unsqueeze(2)
         return torch.cat([angles, angles]) if layout.dual else angles
 
 

@@ -121,8 +121,8 @@ def provider(run: RunConfig) -> DualStreamProvider:
         bf16=run.train.precision == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        # Fused kernels exist on GPUs only.
-        apply_rope_fusion=on_gpu,
+        # Fused kernels exist on GPUs only, and that of the rotary embedding takes the same positions in every row.
+        apply_rope_fusion=on_gpu and not run.diffusion.document_mask,
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

@@ -14,7 +14,7 @@ from nld_train.data.manifest import parse_blend
 from nld_train.data.staging import write_text
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.picture import picture_svg
-from nld_train.report import chart
+from nld_train.report import chart, decoded
 from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
 from nld_train.report.history import Entry, Stage, losses, read_stages
 from nld_train.report.table import NATS, html_table
@@ -51,27 +51,37 @@ STYLE = """
 """
 
 
-def write_report(stages: Sequence[Path], target: Path, unigram_entropy: float | None, title: str) -> None:
+def write_report(
+    stages: Sequence[Path], target: Path, unigram_entropy: float | None, title: str, answers: Path | None = None
+) -> None:
     """Write the report of the runs in these output folders, in this order.
 
-    `unigram_entropy`: of the data, in nats per token; None leaves its line and the gain out.
+    `unigram_entropy`: of the data, in nats per token; None leaves its line and the gain out. `answers`: what
+    `nld generate --json` wrote, or None.
     Raises: UserError when a folder holds no metrics, or `target` has no folder to lie in.
     """
     read = read_stages(stages)
     require(target.parent.is_dir(), f"no folder {target.parent}", "an existing folder", "make it, or choose another")
-    write_text(target, page(read, unigram_entropy, title, command(read, target, unigram_entropy, title)))
+    made_by = command(read, target, unigram_entropy, title, answers)
+    write_text(target, page(read, unigram_entropy, title, made_by, answers))
 
 
-def command(stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str) -> str:
+def command(
+    stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str, answers: Path | None
+) -> str:
     """The `nld report` that writes this report; the entropy is that of the data the runs name."""
     words = ["nld", "report", *[str(stage.output) for stage in stages], "--html", str(target), "--title", title]
     if unigram_entropy is not None:
         blends = [prefix for stage in stages for _, prefix in parse_blend(stage.run.data.blend)]
         words += ["--data", *dict.fromkeys(blends)]
+    if answers is not None:
+        words += ["--answers", str(answers)]
     return shlex.join(words)
 
 
-def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str) -> str:
+def page(
+    stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None
+) -> str:
     """The whole HTML file: it needs no other file, no network and no script."""
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -79,13 +89,15 @@ def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, mad
         figures(stages, unigram_entropy),
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
+        *([] if answers is None else [decoded.section(answers)]),
         visibility(stages),
         "<h2>How this page was made</h2>",
         f"<pre>{escape(made_by)}</pre>",
         *[settings(stage) for stage in stages],
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    start = f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}{chart.STYLE}</style></head><body>'
+    style = f"<style>{STYLE}{chart.STYLE}{decoded.STYLE}</style>"
+    start = f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>'
     return "\n".join([start, *body, "</body></html>\n"])
 
 

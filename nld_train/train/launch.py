@@ -23,12 +23,6 @@ def check_built(run: RunConfig) -> None:
         "1: context parallelism of the doubled row is not built yet",
         "cut by parallel.tensor or parallel.pipeline",
     )
-    require(
-        not run.diffusion.document_mask,
-        "diffusion.document_mask=true",
-        "false: the rotary embedding does not restart at documents yet",
-        "set diffusion.document_mask=false",
-    )
 
 
 def check_data(run: RunConfig) -> None:

@@ -31,8 +31,12 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     def run(name: str, alpha: float, ranks: int = 2, **cut: int | bool) -> RunConfig:
         return small_run(name, folder, alpha=alpha, init="stage1", parallel=on(ranks, **cut))
 
+    def packed(name: str, ranks: int = 2, **cut: int | bool) -> RunConfig:
+        apart = run(name, 0.3, ranks, **cut)
+        return replace(apart, diffusion=replace(apart.diffusion, document_mask=True))
+
     stage1 = small_run("stage1", folder, alpha=0.0, init=None, parallel=on(1))
-    alone = [stage1, run("ar_one", 0.0, ranks=1), run("joint_one", 0.3, ranks=1)]
+    alone = [stage1, run("ar_one", 0.0, ranks=1), run("joint_one", 0.3, ranks=1), packed("packed_one", ranks=1)]
     alone.append(with_train(run("joint_splits", 0.3, ranks=1), micro_batch=4))
     alone.append(with_train(run("joint_unevaluated", 0.3, ranks=1), eval_batches=0))
     half = with_train(run("joint_resumed", 0.3, ranks=1), iterations=2)
@@ -42,7 +46,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     alone.append(whole)
     together = []
     for name, cut in LAYOUTS.items():
-        together += [run(f"ar_{name}", 0.0, **cut), run(f"joint_{name}", 0.3, **cut)]
+        together += [run(f"ar_{name}", 0.0, **cut), run(f"joint_{name}", 0.3, **cut), packed(f"packed_{name}", **cut)]
     train_together(alone, folder)
     train_together(together, folder)
     return {each.name: each for each in [*alone, *together]}
@@ -55,12 +59,16 @@ def losses(run: RunConfig) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stage", ["ar", "joint"])
+@pytest.mark.parametrize("stage", ["ar", "joint", "packed"])
 def test_the_layout_does_not_change_training(trained: dict[str, RunConfig], stage: str, layout: str) -> None:
     one, cut = losses(trained[f"{stage}_one"]), losses(trained[f"{stage}_{layout}"])
     assert len(one) == len(cut) == 4
     for expected, got in zip(one, cut, strict=True):
         assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_documents_kept_apart_are_another_training(trained: dict[str, RunConfig]) -> None:
+    assert losses(trained["packed_one"])[0] != losses(trained["joint_one"])[0]
 
 
 def test_micro_batches_do_not_change_training(trained: dict[str, RunConfig]) -> None:

@@ -18,8 +18,9 @@ from tests.model import reference_gpt
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 
 
-def run_at(alpha: float) -> RunConfig:
-    return small_run("test", Path("nowhere"), alpha=alpha, init=None, parallel=on(1))
+def run_at(alpha: float, document_mask: bool = False) -> RunConfig:
+    run = small_run("test", Path("nowhere"), alpha=alpha, init=None, parallel=on(1))
+    return replace(run, diffusion=replace(run.diffusion, document_mask=document_mask))
 
 
 def build(run: RunConfig) -> torch.nn.Module:
@@ -45,18 +46,22 @@ def batch_at(run: RunConfig) -> Batch:
     for index in range(2):
         tokens = torch.randint(101, run.model.vocab_size, (length + 1,), generator=generator)
         supervised = torch.rand(length + 1, generator=generator) < 0.8
-        rows.append(Row(index, tokens, supervised))
+        # One document ends amid a block, at another place in each row.
+        documents = (torch.arange(length) >= 21 + 9 * index).long()
+        rows.append(Row(index, tokens, supervised, documents))
     if not run.diffusion.dual:
         return collate(rows, run.diffusion)
     return collate([corrupt(row, run.diffusion, "train", 2) for row in rows], run.diffusion)
 
 
+@pytest.mark.parametrize("document_mask", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_losses_equal_the_written_out_network(alpha: float) -> None:
-    run = run_at(alpha)
+def test_losses_equal_the_written_out_network(alpha: float, document_mask: bool) -> None:
+    run = run_at(alpha, document_mask)
     model, batch = build(run), batch_at(run)
     layout = Layout(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
-    expected = reference_gpt.logits(batch.input_ids, dict(model.named_parameters()), run.model, layout)
+    expected = reference_gpt.logits(batch.input_ids, dict(model.named_parameters()), run.model, layout, batch.documents)
+    assert (batch.documents is not None) == document_mask
     needed = expected.reshape(-1, run.model.vocab_size)[batch.head_positions]
     nll = torch.nn.functional.cross_entropy(needed, batch.head_targets, reduction="none")
     assert batch.ar_targets.numel() > 0
