@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from data_prep.tokenizer import train_tokenizer
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer of 400 tokens and two prepared token files, data/a and data/b, of real text."""
+    """A folder with a tokenizer of 400 tokens and two token files of real text: data/a of long documents, data/b of
+    short ones, several to a row."""
     folder = tmp_path_factory.mktemp("prepared")
-    repository = Path(__file__).resolve().parents[1]
-    text_a, text_b = repository / "nld_train", repository / "tests"
-    train_tokenizer([text_a], folder / "tokenizer", vocab_size=400)
-    for name, text in (("a", text_a), ("b", text_b)):
+    package = Path(__file__).resolve().parents[1] / "nld_train"
+    train_tokenizer([package], folder / "tokenizer", vocab_size=400)
+    lines = [line for path in sorted(package.rglob("*.py")) for line in path.read_text().splitlines() if line.strip()]
+    snippets = folder / "snippets.jsonl"
+    snippets.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 2])}) + "\n" for i in range(0, 3000, 2)))
+    for name, text in (("a", package), ("b", snippets)):
         prepare([text], folder / "data" / name, folder / "tokenizer", PrepareOptions(workers=1))
     return folder
 
