@@ -1,7 +1,8 @@
 # Two commands to a first result:  make demo  -  make test
 #
 #   make setup      the virtual environment .venv, from requirements.lock
-#   make demo       trains a tiny model in both stages on real text; ends with out/demo/report.html
+#   make demo       trains a tiny model in both stages on real text, exports it and decodes with it in every mode; ends
+#                   with out/demo/report.html
 #   make test       all tests          make test-pure   those without Megatron, in under a minute
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
 #   make lock       resolve the dependencies of pyproject.toml again
@@ -54,13 +55,17 @@ $(DEMO)/data/stdlib.idx: | $(DEMO)/tokenizer
 demo: $(DEMO)/data/stdlib.idx
 	$(NLD) train tiny_stage1_ar
 	$(NLD) train tiny_stage2_joint
-	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint --data $(DEMO)/data/stdlib --html $(DEMO)/report.html
+	$(NLD) convert export $(DEMO)/stage2_joint --to $(DEMO)/hf --overwrite
+	$(NLD) generate --model $(DEMO)/hf --mode all --prompt 'def __init__(self, ' --json $(DEMO)/answers.json \
+	  --max-new-tokens 48 --block-length 16 --threshold none --steps-per-block 4 --dtype float32
+	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
+	  --html $(DEMO)/report.html
 
 test: setup
 	.venv/bin/python -m pytest
 
 test-pure: setup
-	.venv/bin/python -m pytest -m "not megatron"
+	.venv/bin/python -m pytest -m "not megatron and not slow"
 
 lint: setup
 	.venv/bin/ruff check .

@@ -6,6 +6,8 @@ import sys
 
 from data_prep.cli import add_data_parser
 from nld_train import recipe
+from nld_train.convert.cli import add_convert_parser
+from nld_train.decode.cli import add_generate_parser
 from nld_train.errors import UserError
 
 TRAIN_HELP = """\
@@ -28,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train_parser(commands)
     add_data_parser(commands)
+    add_convert_parser(commands)
+    add_generate_parser(commands)
     add_show_parser(commands)
     add_report_parser(commands)
     return top
@@ -100,6 +104,7 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("output", nargs="+", help="output folders of `nld train`, in the order they were run")
     report.add_argument("--html", metavar="FILE", help="write the page there")
     report.add_argument("--data", nargs="+", metavar="PREFIX", help="token files to compare with: the unigram entropy")
+    report.add_argument("--answers", metavar="FILE", help="show answers that `nld generate --json FILE` wrote")
     report.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
     report.set_defaults(run=run_report)
 
@@ -117,7 +122,9 @@ def run_report(args: argparse.Namespace) -> int:
     entropy = unigram_entropy(*args.data) if args.data else None
     print(text_table(stages, entropy))
     if args.html is not None:
-        write_report(outputs, Path(args.html), entropy, args.title)
+        write_report(
+            outputs, Path(args.html), entropy, args.title, None if args.answers is None else Path(args.answers)
+        )
         print(f"wrote {args.html}")
     return 0
 

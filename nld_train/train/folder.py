@@ -15,14 +15,10 @@ from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.data.staging import write_text
 from nld_train.errors import UserError
 from nld_train.recipe import from_json, to_json
+from nld_train.run_folder import checkpoints, newest_step
 
-TRACKER = "latest_checkpointed_iteration.txt"
 # What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init")
-
-
-def checkpoints(output: Path) -> Path:
-    return output / "checkpoints"
 
 
 def logs(output: str) -> Path:
@@ -30,25 +26,6 @@ def logs(output: str) -> Path:
     folder = Path(output) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def newest_step(output: Path) -> int | None:
-    """Step of the newest checkpoint in an output folder, or None.
-
-    Raises: UserError when the tracker names a checkpoint that is not there.
-    """
-    tracker = checkpoints(output) / TRACKER
-    if not tracker.exists():
-        return None
-    named = tracker.read_text().strip()
-    folder = checkpoints(output) / f"iter_{named:0>7}"
-    require(
-        named.isdigit() and folder.is_dir(),
-        f"{tracker} names step {named!r}, but {folder} is not there",
-        "a tracker file that names a checkpoint beside it",
-        "write the number of an existing checkpoint into the tracker, or choose another output",
-    )
-    return int(named)
 
 
 def open_output(run: RunConfig) -> int | None:

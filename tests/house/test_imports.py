@@ -11,8 +11,8 @@ MEGATRON = {"megatron", "transformer_engine"}
 SIZES = "nld_train.model.sizes"  # numbers alone
 # A room imports itself and the rooms before it.
 ORDER = [
-    *["errors", "config", "fields", "types", "recipe", "data", "noise", "dual_stream", "attention", "model"],
-    *["loss", "plan", "report", "train", "checkpoint", "convert", "hf", "decode", "eval", "launch", "cli"],
+    *["errors", "config", "fields", "types", "recipe", "run_folder", "data", "noise", "dual_stream", "attention"],
+    *["model", "loss", "plan", "report", "train", "checkpoint", "convert", "hf", "decode", "eval", "launch", "cli"],
 ]
 
 

@@ -8,7 +8,8 @@ import pytest
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.train.folder import TRACKER, checkpoints, newest_step, open_output
+from nld_train.run_folder import TRACKER, checkpoints, newest_step
+from nld_train.train.folder import open_output
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+"""`nld convert`: the command line of conversion."""
+
+import argparse
+from pathlib import Path
+
+DTYPES = ("bf16", "fp32")
+RAW = argparse.RawDescriptionHelpFormatter
+
+EXPORT_HELP = """\
+Write a training checkpoint as a Hugging Face folder, from any parallel layout, without a GPU.
+
+  nld convert export out/demo/stage2_joint --to out/demo/hf
+  nld convert export out/nld_8b/sft --to out/nld_8b/hf --chat       generation ends with a turn (<|im_end|>)
+  nld convert export out/demo/stage2_joint --to out/try --step 100 --dtype fp32
+
+One tensor at a time is in memory. The folder loads with AutoModel.from_pretrained(DIR, trust_remote_code=True). Before
+it takes its name it is compared with the checkpoint: bits both ways, and logits in both modes.
+"""
+IMPORT_HELP = """\
+Write a Hugging Face folder as a checkpoint that a recipe can start from.
+
+  nld convert import models/Ministral-3-8B --to out/ministral_8b
+  nld train nld_8b_stage1_ar init=out/ministral_8b
+
+Reads the format of `nld convert export`, and Ministral-3 (text weights; the vision tower is left out). A tied model is
+untied: its head starts as a copy of the embedding. A head of its own is kept.
+"""
+VERIFY_HELP = """\
+Compare a Hugging Face folder with the checkpoint it was exported from.
+
+  nld convert verify out/demo/stage2_joint out/demo/hf
+
+Bits both ways, shapes, rotary frequencies, and logits in AR and diffusion mode, one row of them across the end of the
+original context. A model too large for the memory is run with as many layers as fit, and that is said.
+"""
+
+
+def add_convert_parser(commands: argparse._SubParsersAction) -> None:
+    convert = commands.add_parser("convert", help="Hugging Face checkpoints in and out")
+    actions = convert.add_subparsers(title="actions", required=True, metavar="ACTION")
+    add_export(actions)
+    add_import(actions)
+    add_verify(actions)
+
+
+def add_export(actions: argparse._SubParsersAction) -> None:
+    export = actions.add_parser(
+        "export", help="training checkpoint -> Hugging Face folder", description=EXPORT_HELP, formatter_class=RAW
+    )
+    export.add_argument("output", type=Path, help="output folder of `nld train` or `nld convert import`")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    export.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
+    export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer folder (default: the run's own)")
+    export.add_argument("--chat", action="store_true", help="end of sequence is the end of a turn")
+    export.add_argument("--shard-gb", type=float, metavar="GB", help="shards of at most this size (default: one file)")
+    export.add_argument("--no-verify", action="store_true", help="do not compare with the checkpoint")
+    export.add_argument("--overwrite", action="store_true", help="replace an export that is there")
+    export.set_defaults(run=run_export)
+
+
+def add_import(actions: argparse._SubParsersAction) -> None:
+    load = actions.add_parser(
+        "import", help="Hugging Face folder -> training checkpoint", description=IMPORT_HELP, formatter_class=RAW
+    )
+    load.add_argument("folder", type=Path, help="folder with config.json, safetensors and tokenizer")
+    load.add_argument("--to", type=Path, required=True, metavar="OUTPUT", help="folder to make: init= of a recipe")
+    load.add_argument("--pad-vocab-to", type=int, metavar="ROWS", help="zero rows behind the vocabulary")
+    load.add_argument("--no-verify", action="store_true", help="do not compare with the folder")
+    load.add_argument("--overwrite", action="store_true", help="replace an import that is there")
+    load.set_defaults(run=run_import)
+
+
+def add_verify(actions: argparse._SubParsersAction) -> None:
+    check = actions.add_parser("verify", help="compare the two", description=VERIFY_HELP, formatter_class=RAW)
+    check.add_argument("output", type=Path, help="output folder of the run")
+    check.add_argument("folder", type=Path, help="Hugging Face folder made from it")
+    check.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    check.add_argument("--layers", type=int, help="layers to run for logits (default: all that fit into memory)")
+    check.set_defaults(run=run_verify)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from nld_train.convert.run import Export, export
+
+    export(
+        Export(
+            output=args.output,
+            target=args.to,
+            step=args.step,
+            dtype=args.dtype,
+            tokenizer=args.tokenizer,
+            chat=args.chat,
+            shard_gb=args.shard_gb,
+            verified=not args.no_verify,
+            overwrite=args.overwrite,
+        )
+    )
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from nld_train.convert.run import load
+
+    load(args.folder, args.to, args.pad_vocab_to, verified=not args.no_verify, overwrite=args.overwrite)
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from nld_train.convert.run import compare
+
+    compare(args.output, args.folder, args.step, args.layers)
+    return 0

@@ -1,0 +1,155 @@
+"""config.json of a checkpoint folder: written as the programs that load the published family want it, and read back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nld_train.config import ModelConfig
+from nld_train.convert.json_file import read_object
+from nld_train.convert.table import MINISTRAL, NLD, Naming
+from nld_train.errors import UserError
+from nld_train.fields import from_tree, kinds
+
+ARCHITECTURE = "NemotronLabsDiffusionModel"
+MODEL_TYPE = "nemotron_labs_diffusion"
+MINISTRAL_ARCHITECTURE, MINISTRAL_TEXT_TYPE = "Mistral3ForConditionalGeneration", "ministral3"
+DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+# ModelConfig and RopeConfig in config.json's words, both directions.
+SHAPE_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+}
+ROPE_KEYS = {
+    "theta": "rope_theta",
+    "factor": "factor",
+    "original_max_position": "original_max_position_embeddings",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "query_scale_beta": "llama_4_scaling_beta",
+}
+# What the network does not compute: config.json may name it only with these values.
+FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "sliding_window": None,
+}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a checkpoint folder says of decoding, beyond the network's shape."""
+
+    bos_token_id: int
+    eos_token_id: int
+    mask_token_id: int
+    block_size: int
+
+    def check(self, vocab_size: int) -> None:
+        """Raises: UserError for an id outside the vocabulary."""
+        for name in ("bos_token_id", "eos_token_id", "mask_token_id"):
+            token_id = getattr(self, name)
+            if not 0 <= token_id < vocab_size:
+                raise UserError(
+                    f"{name}={token_id}", f"ids below vocab_size={vocab_size}", "use the id that the tokenizer gives it"
+                )
+
+
+def read_traits(said: Mapping[str, Any], vocab_size: int) -> Traits:
+    """The traits that a config.json names. Raises: UserError for missing ones, and ids outside the vocabulary."""
+    traits = from_tree(Traits, {name: said[name] for name in kinds(Traits) if name in said}, "config.json: ")
+    traits.check(vocab_size)
+    return traits
+
+
+def to_config(model: ModelConfig, traits: Traits, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json; nothing in it is about training."""
+    rope = {"rope_type": "yarn"} | {key: getattr(model.rope, name) for name, key in ROPE_KEYS.items()}
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "auto_map": {
+            "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
+            "AutoModel": f"modeling_nemotron_labs_diffusion.{ARCHITECTURE}",
+        },
+        **{key: getattr(model, name) for name, key in SHAPE_KEYS.items()},
+        **FIXED,
+        "tie_word_embeddings": False,
+        "bos_token_id": traits.bos_token_id,
+        "eos_token_id": traits.eos_token_id,
+        "mask_token_id": traits.mask_token_id,
+        "block_size": traits.block_size,
+        "dlm_paradigm": "bidirectional",
+        "ar_loss_weight": 1.0,
+        "dlm_loss_weight": None,
+        "dp_varying_mask_ratio": False,
+        "torch_dtype": DTYPE_NAMES[dtype],
+        "use_cache": False,
+        "max_position_embeddings": model.rope.max_position,
+        "rope_parameters": rope,
+        # Readers older than rope_parameters look here.
+        "rope_scaling": rope,
+        "rope_theta": model.rope.theta,
+    }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a folder's config.json describes."""
+
+    model: ModelConfig
+    naming: Naming
+    tied: bool  # the head may be missing: it is the embedding
+    content: dict[str, Any]  # of the language model
+
+
+def read_config(folder: Path) -> Described:
+    """Read config.json of the NLD format or of Ministral-3.
+
+    Raises: UserError for a missing file, another architecture, or what the network does not compute.
+    """
+    path = folder / "config.json"
+    content = read_object(path, "a Hugging Face checkpoint folder")
+    architecture = content.get("architectures")
+    if architecture == [ARCHITECTURE]:
+        return Described(read_model(path, content), NLD, False, content)
+    if architecture == [MINISTRAL_ARCHITECTURE]:
+        text = content.get("text_config", {})
+        if text.get("model_type") == MINISTRAL_TEXT_TYPE:
+            tied = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+            return Described(read_model(path, text), MINISTRAL, tied, text)
+    raise UserError(
+        f"{path} describes {architecture}",
+        f"[{ARCHITECTURE!r}], or [{MINISTRAL_ARCHITECTURE!r}] with a text_config of {MINISTRAL_TEXT_TYPE}",
+        "use a folder of one of these two formats",
+    )
+
+
+def read_model(path: Path, content: Mapping[str, Any]) -> ModelConfig:
+    """The shape that a config.json gives. Raises: UserError for missing keys, or what the network does not compute."""
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    # Older files keep rope_theta beside the other rotary numbers.
+    rope = {"rope_theta": content.get("rope_theta"), **rope}
+    missing = [key for key in SHAPE_KEYS.values() if content.get(key) is None]
+    missing += [f"rope_parameters.{key}" for key in ROPE_KEYS.values() if rope.get(key) is None]
+    if missing:
+        raise UserError(f"{path} without {', '.join(missing)}", "all of the network's numbers", "complete the file")
+    for key, computed in FIXED.items():
+        if content.get(key, computed) != computed:
+            raise UserError(f"{path}: {key}={content[key]!r}", repr(computed), "use a model of this family")
+    shape: dict[str, Any] = {name: content[key] for name, key in SHAPE_KEYS.items()}
+    shape["rope"] = {name: rope[key] for name, key in ROPE_KEYS.items()}
+    return from_tree(ModelConfig, shape, f"{path}: ")

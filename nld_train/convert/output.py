@@ -1,0 +1,108 @@
+"""An output folder as conversion sees it: the weights of one step, the network's shape, ids and tokenizer.
+
+`nld train` writes run.json and leaves the tokenizer where the recipe names it; an import has no run, so it keeps the
+ids in import.json and a copy of the tokenizer beside it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nld_train.config import ModelConfig, RunConfig, require
+from nld_train.convert.config_json import Traits
+from nld_train.convert.json_file import read_object
+from nld_train.convert.table import check_megatron
+from nld_train.convert.torch_dist import StoredWeights
+from nld_train.data.tokenizer import (
+    TextTokenizer,
+    control_token,
+    end_of_document_id,
+    load_tokenizer,
+    named_token,
+    token_id,
+)
+from nld_train.errors import UserError
+from nld_train.fields import from_tree
+from nld_train.recipe import from_json
+from nld_train.run_folder import checkpoints, newest_step, step_folder
+
+RUN, MODEL, IMPORT, TOKENIZER = "run.json", "model.json", "import.json", "tokenizer"
+END_OF_TURN = control_token(11)
+TRAINED_OR_IMPORTED = "the output folder of `nld train` or of `nld convert import`"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint of an output folder, checked: its weights are those of the model."""
+
+    output: Path
+    step: int
+    model: ModelConfig
+    weights: StoredWeights
+
+
+def open_source(output: Path, step: int | None = None) -> Source:
+    """Open the newest checkpoint, or that of a step. Raises: UserError."""
+    model = read_model(output)
+    newest = newest_step(output)
+    if newest is None:
+        raise UserError(
+            f"no checkpoint in {checkpoints(output)}", TRAINED_OR_IMPORTED, "train first, or correct the path"
+        )
+    chosen = newest if step is None else step
+    folder = step_folder(output, chosen)
+    require(
+        folder.is_dir(),
+        f"--step {chosen}: no {folder}",
+        "steps " + ", ".join(str(int(path.name[5:])) for path in sorted(checkpoints(output).glob("iter_*"))),
+        "choose one of them",
+    )
+    weights = StoredWeights(folder)
+    check_megatron(str(folder), weights.shapes, model)
+    return Source(output, chosen, model, weights)
+
+
+def read_model(output: Path) -> ModelConfig:
+    """The network's shape. Raises: UserError."""
+    return from_tree(ModelConfig, read_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
+
+
+def open_tokenizer(output: Path, given: Path | None, vocab_size: int) -> TextTokenizer:
+    """The tokenizer of the model: `given`, or the import's copy, or the one that the run names.
+
+    Raises: UserError where it is missing, or its vocabulary is not the model's.
+    """
+    folder = given or (output / TOKENIZER if (output / IMPORT).is_file() else Path(read_run(output).data.tokenizer))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, vocab_size)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: TextTokenizer, vocab_size: int) -> None:
+    """Raises: UserError unless tokenizer and model have one vocabulary."""
+    require(
+        tokenizer.vocab_size == vocab_size,
+        f"{tokenizer.folder} has a vocabulary of {tokenizer.vocab_size:,}",
+        f"the model's {vocab_size:,}",
+        "give the tokenizer that the model was trained with",
+    )
+
+
+def read_run(output: Path) -> RunConfig:
+    """The frozen configuration of a run. Raises: UserError."""
+    path = output / RUN
+    require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
+    return from_json(path.read_text(encoding="utf-8"))
+
+
+def read_traits(output: Path, tokenizer: TextTokenizer, chat: bool) -> Traits:
+    """Ids and block size. `chat`: generation ends with a turn, not with a document. Raises: UserError."""
+    if (output / IMPORT).is_file():
+        traits = from_tree(Traits, read_object(output / IMPORT, TRAINED_OR_IMPORTED)["traits"], "traits.")
+    else:
+        diffusion = read_run(output).diffusion
+        bos = token_id(tokenizer, named_token(tokenizer, "bos_token"))
+        traits = Traits(bos, end_of_document_id(tokenizer), diffusion.mask_token_id, diffusion.block_size)
+    if chat:
+        traits = replace(traits, eos_token_id=token_id(tokenizer, END_OF_TURN))
+    traits.check(tokenizer.vocab_size)
+    return traits

@@ -1,0 +1,116 @@
+"""Reading and writing safetensors files piece by piece.
+
+The safetensors library maps a whole file into memory, and writes only what is in memory whole; here no more than one
+piece is. The format: 8 bytes of header length; a JSON header with dtype, shape and byte range of every tensor; the
+data.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from nld_train.convert.table import Part, Shape
+from nld_train.errors import UserError
+
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LENGTH_BYTES = 8
+ALIGNMENT = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file."""
+
+    dtype: torch.dtype
+    shape: Shape
+    start: int  # byte of the file
+
+
+class SafetensorsFile:
+    """A file opened for reading, tensor by tensor or by rows.
+
+    Raises: UserError for a file that is missing, truncated or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, start = self._header()
+        self.entries = {name: self._entry(name, said, start) for name, said in header.items()}
+        ends = (entry.start + size_of(entry.dtype, entry.shape) for entry in self.entries.values())
+        end, found = max(ends, default=start), path.stat().st_size
+        if found != end:
+            raise self._broken(f"has {found:,} bytes of {end:,}")
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        if not self.path.is_file():
+            raise UserError(f"no {self.path.name} in {self.path.parent}", "the weights of the model", "copy it again")
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if length > self.path.stat().st_size - LENGTH_BYTES:
+                raise self._broken("is shorter than its header")
+            try:
+                header = json.loads(file.read(length))
+            except ValueError as error:
+                raise self._broken("has a header that is not JSON") from error
+        if not isinstance(header, dict):
+            raise self._broken("has a header that is no object")
+        header.pop("__metadata__", None)
+        return header, LENGTH_BYTES + length
+
+    def _entry(self, name: str, said: dict[str, Any], start: int) -> Entry:
+        if said["dtype"] not in DTYPES:
+            raise UserError(
+                f"{self.path}: {name} has the dtype {said['dtype']}", ", ".join(DTYPES), "use unquantised weights"
+            )
+        first, last = said["data_offsets"]
+        entry = Entry(DTYPES[said["dtype"]], tuple(said["shape"]), start + first)
+        if last - first != size_of(entry.dtype, entry.shape):
+            raise self._broken(f"gives {name} {last - first} bytes for the shape {said['shape']}")
+        return entry
+
+    def _broken(self, what: str) -> UserError:
+        return UserError(f"{self.path} {what}", "a whole safetensors file", "copy or download it again")
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
+        """Rows first..last (None: the end) of a tensor, as stored."""
+        entry = self.entries[name]
+        rows = range(entry.shape[0])[first:last]
+        row_bytes = size_of(entry.dtype, entry.shape[1:])
+        raw = torch.empty(len(rows) * row_bytes, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(entry.start + rows.start * row_bytes)
+            count = file.readinto(memoryview(raw.numpy()))
+        assert count == len(raw), f"{self.path} became shorter while it was read"
+        return raw.view(entry.dtype).view(len(rows), *entry.shape[1:])
+
+
+def size_of(dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """Bytes."""
+    return dtype.itemsize * prod(shape)
+
+
+def write_safetensors(path: Path, parts: Sequence[Part], dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
+    """Write tensors of one dtype from `pieces`: consecutive row ranges, in the order of `parts`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for part in parts:
+        start, end = end, end + size_of(dtype, part.shape)
+        header[part.name] = {"dtype": NAMES[dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        written = sum(write_piece(file, piece.to(dtype)) for piece in pieces)
+    assert written == end, f"{written} bytes for a header of {end}"
+
+
+def write_piece(file: IO[bytes], piece: Tensor) -> int:
+    """Append the numbers of a tensor. Returns: bytes."""
+    return file.write(memoryview(piece.contiguous().flatten().view(torch.uint8).numpy()))

@@ -1,0 +1,17 @@
+"""Left to right, one token per forward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nld_train.config import DecodeConfig
+from nld_train.decode.result import Decoded
+from nld_train.decode.run import run
+from nld_train.hf.decoding_nemotron_labs_diffusion import decode_ar
+from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
+
+
+def decode(
+    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
+) -> list[Decoded]:
+    """Decode token lists as one batch. Raises: UserError."""
+    return run(model, prompts, settings, streamer, lambda rows, sampler: decode_ar(model, rows, sampler))

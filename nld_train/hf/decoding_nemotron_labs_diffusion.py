@@ -1,0 +1,242 @@
+"""The decoding loops: AR, block diffusion, linear self-speculation. This file travels with every export.
+
+A loop works on rows of different lengths at once, and a row comes out as if it were alone. The state of a row is its
+prompt and its generated tokens; the cache holds all of them but those that the next forward is given.
+
+Letters: B rows, n positions of a block, V vocabulary size.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .modeling_ministral import KVCache
+from .rows_nemotron_labs_diffusion import Rows
+from .sampling_nemotron_labs_diffusion import Sampler, confident_places, even_quota, most_confident, propose, verify
+
+
+@contextmanager
+def evaluation(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's training flag is put back, whatever happens inside."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def adapters(model: Any, on: bool) -> Iterator[None]:
+    """PEFT LoRA layers in `model` switched on or off, then back to what they were, gradient flags included."""
+    layers = [(module, module.disable_adapters) for module in model.modules() if hasattr(module, "lora_A")]
+    flags = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
+    try:
+        for layer, _ in layers:
+            layer.enable_adapters(on)
+        yield
+    finally:
+        for layer, disabled in layers:
+            layer.enable_adapters(not disabled)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    """Prompts as ids [B, longest], and the mask of what is no padding; None where all are as long."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    if all(len(prompt) == width for prompt in prompts):
+        return ids, None
+    missing = torch.tensor([[width - len(prompt)] for prompt in prompts])
+    return ids, (torch.arange(width) >= missing).long()
+
+
+def prefill(model: Any, rows: Rows, causal: bool = True) -> tuple[KVCache, Tensor]:
+    """One forward over all prompts. Returns: their cache, and the logits [B, V] behind the last token of each."""
+    ids, real = left_padded([row.prompt for row in rows.rows])
+    rows.count("prefill", rows.active)
+    output = model(
+        ids.to(model.device),
+        attention_mask=None if real is None else real.to(model.device),
+        use_cache=True,
+        use_causal_mask=causal,
+        logits_to_keep=1,
+    )
+    return output.past_key_values, output.logits[:, -1]
+
+
+def append(model: Any, ids: Tensor, cache: KVCache, causal: bool = True, keep: int = 0) -> Tensor:
+    """Forward of ids [B, n] that stay in the cache. Returns: logits of the last `keep` positions (0: all)."""
+    ids = ids.to(model.device)
+    return model(ids, past_key_values=cache, use_cache=True, use_causal_mask=causal, logits_to_keep=keep).logits
+
+
+def look(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int) -> Tensor:
+    """Logits [B, n, V] of a noisy block over the cached past, which stays as it is.
+
+    The mask itself is never predicted.
+    """
+    ids = ids.to(model.device)
+    logits = model(ids, past_key_values=cache, use_cache=False, use_causal_mask=False).logits
+    logits[..., mask_token_id] = -torch.inf
+    return logits
+
+
+def pick(rows: Rows, sampler: Sampler, logits: Tensor) -> None:
+    """Draw the next token of every active row from logits [B, V]."""
+    rows.extend_each(sampler.draw(sampler.distribution(logits)[:, None], rows.active)[:, 0])
+
+
+def decode_ar(model: Any, rows: Rows, sampler: Sampler) -> None:
+    """One token per forward."""
+    cache, logits = prefill(model, rows)
+    while True:
+        pick(rows, sampler, logits)
+        if not rows.active:
+            return
+        rows.count("verify", rows.active)
+        logits = append(model, rows.last_tokens(), cache)[:, -1]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How block diffusion fills its blocks."""
+
+    block_length: int
+    mask_token_id: int
+    threshold: float | None  # commit every token with this probability, and the best; None: the same number every step
+    steps_per_block: int | None = None  # without threshold; None: block_length
+    causal_context: bool = True  # False: the past sees itself in both directions and gives no seed token
+
+
+@dataclass
+class Block:
+    """The blocks that the rows are filling, on the host."""
+
+    ids: Tensor  # [B, n] int64
+    masked: Tensor  # [B, n] bool
+    steps: Tensor  # [B, n] int64: the row's forward that gave each token
+    thinks_until: Tensor  # [B] int64: place where thinking ends by force; 0: nowhere in this block
+
+    def open(self, row: int, eos_token_id: int | None) -> bool:
+        """Whether a mask is left that matters: one with no end-of-sequence token to the left of it."""
+        for token, masked in zip(self.ids[row].tolist(), self.masked[row].tolist(), strict=True):
+            if masked:
+                return True
+            if token == eos_token_id:
+                return False
+        return False
+
+
+def open_block(rows: Rows, cache: KVCache, plan: Denoising) -> Block:
+    """Blocks that begin with what the cache does not hold yet (the seed token), then masks.
+
+    Where the thinking budget ends within a block, the end of thinking stands there from the start.
+    """
+    shape = (len(rows.rows), plan.block_length)
+    block = Block(
+        torch.full(shape, plan.mask_token_id),
+        torch.ones(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape[0], dtype=torch.long),
+    )
+    for number in rows.active:
+        row = rows[number]
+        known = row.tokens[len(row.tokens) - seed_count(rows, cache, number) :]
+        block.ids[number, : len(known)] = torch.tensor(known, dtype=torch.long)
+        block.masked[number, : len(known)] = False
+        forced = rows.forced_place(row)
+        if rows.limits.thinking is not None and forced is not None:
+            place = forced - len(row.tokens) + len(known)
+            if len(known) <= place < plan.block_length:
+                block.ids[number, place], block.masked[number, place] = rows.limits.thinking.end_token_id, False
+                block.steps[number, place] = row.forwards.total()
+                block.thinks_until[number] = place
+    return block
+
+
+def seed_count(rows: Rows, cache: KVCache, number: int) -> int:
+    """Tokens of a row that its cache does not hold yet."""
+    return rows[number].length - cache.lengths[number]
+
+
+def denoise(model: Any, rows: Rows, cache: KVCache, sampler: Sampler, plan: Denoising) -> Block:
+    """Fill one block of every active row, one forward per step; a row stops when no mask is left that matters."""
+    block, step = open_block(rows, cache, plan), 0
+    total = plan.block_length if plan.steps_per_block is None else plan.steps_per_block
+    while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_id)]:
+        rows.count("draft", busy)
+        logits = look(model, block.ids, cache, plan.mask_token_id)
+        if rows.limits.thinking is not None:
+            early = torch.arange(plan.block_length) < block.thinks_until[:, None]
+            logits[..., rows.limits.thinking.end_token_id].masked_fill_(early.to(logits.device), -torch.inf)
+        tokens = sampler.draw(sampler.distribution(logits), busy)
+        confidence = logits.float().softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).cpu()
+        waiting = block.masked & torch.tensor([[row in busy] for row in range(len(rows.rows))])
+        if plan.threshold is None:
+            commit = most_confident(confidence, waiting, even_quota(waiting.sum(1, keepdim=True), total - step))
+        else:
+            commit = confident_places(confidence, waiting, plan.threshold)
+        block.ids = torch.where(commit, tokens.cpu(), block.ids)
+        block.steps = torch.where(commit, torch.tensor([[row.forwards.total()] for row in rows.rows]), block.steps)
+        block.masked = block.masked & ~commit
+        step += 1
+    return block
+
+
+def decode_diffusion(model: Any, rows: Rows, sampler: Sampler, plan: Denoising) -> None:
+    """Block by block over a causal past: seed token, denoising, and one causal forward of the finished block.
+
+    The last block is not run again: nothing would read it.
+    """
+    cache, logits = prefill(model, rows, plan.causal_context)
+    while True:
+        if plan.causal_context:
+            pick(rows, sampler, logits)
+        block = denoise(model, rows, cache, sampler, plan)
+        for number in rows.active:
+            known = seed_count(rows, cache, number)
+            rows.extend(number, block.ids[number, known:].tolist(), block.steps[number, known:].tolist())
+        if not rows.active:
+            return
+        rows.count("verify", rows.active)
+        logits = append(model, block.ids, cache, plan.causal_context, keep=1)[:, -1]
+
+
+def accept_draft(rows: Rows, cache: KVCache, drafted: Tensor, accepted: Tensor, behind: Tensor) -> None:
+    """Append each active row's accepted tokens of drafted [B, n] and the one behind them; the cache drops the rest."""
+    drafts, counts, last = drafted.tolist(), accepted.tolist(), behind.tolist()
+    for number in rows.active:
+        gained = rows.extend(number, [*drafts[number][: counts[number]], last[number]])
+        rows[number].gains.append(gained)
+    cache.crop([length - 1 for length in rows.lengths])
+
+
+def decode_linear(
+    model: Any, rows: Rows, sampler: Sampler, block_length: int, mask_token_id: int, threshold: float
+) -> None:
+    """Linear self-speculation: a noisy block drafts, a causal forward verifies. Follows AR decoding exactly.
+
+    LoRA layers of a drafter are on while drafting, off otherwise.
+    """
+    with adapters(model, on=False):
+        cache, logits = prefill(model, rows)
+        pick(rows, sampler, logits)
+        while rows.active:
+            seed, active = rows.last_tokens(), rows.active
+            masks = torch.full((len(rows.rows), block_length - 1), mask_token_id)
+            with adapters(model, on=True):
+                rows.count("draft", active)
+                logits = look(model, torch.cat([seed, masks], 1), cache, mask_token_id)[:, 1:]
+            proposal = propose(sampler, logits, active, threshold)
+            rows.count("verify", active)
+            logits = append(model, torch.cat([seed, proposal.tokens.cpu()], 1), cache)
+            accepted, behind = verify(sampler, sampler.distribution(logits), proposal, active)
+            accept_draft(rows, cache, proposal.tokens, accepted, behind)
