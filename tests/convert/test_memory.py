@@ -13,7 +13,7 @@ from nld_train.model.sizes import NLD_8B
 
 pytestmark = pytest.mark.slow
 
-# The 8B's proportions at a quarter of its width: 227M parameters.
+# The 8B's proportions at a quarter of its width: 176M parameters.
 SCALED = ModelConfig(layers=8, hidden=1024, ffn=3584, heads=8, kv_heads=2, head_dim=128, vocab_size=32_768)
 STAGES = 4
 ROOT = Path(__file__).parents[2]
