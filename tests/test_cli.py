@@ -3,20 +3,44 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from nld_train import recipe
+from nld_train import cli, recipe
 
 
-def nld(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nld_train.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def nld(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`nld WORDS...`, in this process: starting Python anew would take longer than the command."""
+
+    def run(*words: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["nld", *map(str, words)])
+        try:
+            status = cli.main()
+        except SystemExit as exit:  # argparse, for --help and its own errors
+            status = int(exit.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_is_installed() -> None:
+    done = subprocess.run([Path(sys.executable).with_name("nld"), "train", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_dry_runs(name: str) -> None:
+def test_every_recipe_dry_runs(nld: Callable[..., Done], name: str) -> None:
     done = nld("train", name, "--dry-run")
     assert done.returncode == 0, done.stderr
     for said in ("parameters", "tokens", "FLOPs", "checkpoint"):
@@ -37,7 +61,7 @@ def test_every_recipe_dry_runs(name: str) -> None:
         (("show", "visibility", "--length", "4000"), "256"),
     ],
 )
-def test_bad_input_is_one_line(words: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_one_line(nld: Callable[..., Done], words: tuple[str, ...], said: str) -> None:
     done = nld(*words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -45,7 +69,7 @@ def test_bad_input_is_one_line(words: tuple[str, ...], said: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_data_of_another_tokenizer_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_data_of_another_tokenizer_is_refused(nld: Callable[..., Done], prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer"
     shutil.copytree(prepared / "tokenizer", other)
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
@@ -57,17 +81,17 @@ def test_data_of_another_tokenizer_is_refused(prepared: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_overrides_stand_before_and_after_options() -> None:
+def test_overrides_stand_before_and_after_options(nld: Callable[..., Done]) -> None:
     done = nld("train", "tiny_stage1_ar", "train.iterations=50", "--dry-run", "log.interval=7")
     assert done.returncode == 0
     assert done.stdout.count("<- override") == 2
 
 
-def test_help_teaches_by_example() -> None:
+def test_help_teaches_by_example(nld: Callable[..., Done]) -> None:
     for words in (("--help",), ("train", "--help"), ("data", "prepare", "--help"), ("report", "--help")):
         assert "nld" in nld(*words).stdout
 
 
-def test_visibility_is_drawn(tmp_path: Path) -> None:
+def test_visibility_is_drawn(nld: Callable[..., Done], tmp_path: Path) -> None:
     assert nld("show", "visibility", "--svg", tmp_path / "v.svg").returncode == 0
     assert (tmp_path / "v.svg").read_text().startswith("<svg")

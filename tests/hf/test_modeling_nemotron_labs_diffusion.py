@@ -185,6 +185,7 @@ print(ar.tolist())
 """
 
 
+@pytest.mark.slow
 def test_an_export_folder_loads_without_this_package(tiny_model, tmp_path):
     model, folder = tiny_model(dtype=torch.float32), tmp_path / "export"
     folder.mkdir()
