@@ -41,12 +41,21 @@ BROKEN = {
     "mask id": (lambda folder: change_config(folder, mask_token_id=400), "mask_token_id=400; allowed: ids below"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
     "truncated": (cut_in_half, "model.safetensors has .* bytes of"),
-    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is shorter than its header"),
+    "empty": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "model.safetensors is shorter than its header",
+    ),
     "missing": (lambda folder: change_weights(folder, lambda tensors: tensors.pop(HEAD)), f"lacks {HEAD}"),
-    "unknown": (lambda folder: change_weights(folder, lambda all: all.update(extra=torch.ones(1))), "nothing maps: extra"),
-    "shape": (lambda folder: change_weights(folder, lambda all: all.update({NORM: torch.ones(5)})), f"{NORM} has the shape .5.; allowed: .32."),
+    "unknown": (
+        lambda folder: change_weights(folder, lambda all: all.update(extra=torch.ones(1))),
+        "nothing maps: extra",
+    ),
+    "shape": (
+        lambda folder: change_weights(folder, lambda all: all.update({NORM: torch.ones(5)})),
+        f"{NORM} has the shape .5.; allowed: .32.",
+    ),
     "more layers": (lambda folder: change_config(folder, num_hidden_layers=3), "lacks .* and 6 more"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("break_it", "named"), BROKEN.values(), ids=BROKEN)
