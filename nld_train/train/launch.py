@@ -39,7 +39,7 @@ def check_data(run: RunConfig) -> None:
 
 def check_ranks(run: RunConfig) -> None:
     """Refuse more ranks than this machine has GPUs or, without any, twice its cores. Raises UserError."""
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     room = gpus or 2 * len(os.sched_getaffinity(0))
     require(
         run.parallel.world_size <= room,
