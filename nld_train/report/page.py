@@ -79,9 +79,7 @@ def command(
     return shlex.join(words)
 
 
-def page(
-    stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None
-) -> str:
+def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None) -> str:
     """The whole HTML file: it needs no other file, no network and no script."""
     body = [
         f"<h1>{escape(title)}</h1>",
