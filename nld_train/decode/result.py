@@ -1,8 +1,6 @@
 """What decoding gives back, the same for every mode."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from nld_train.hf.rows_nemotron_labs_diffusion import Row
 
@@ -49,8 +47,3 @@ def decoded(row: Row, seconds: float) -> Decoded:
     count = row.forwards
     nfe = NFE(count["prefill"], count["draft"], count["verify"])
     return Decoded(row.prompt, row.tokens, nfe, row.gains, row.steps, seconds)
-
-
-def with_text(results: Sequence[Decoded], to_text: Callable[[list[int]], Any]) -> list[Decoded]:
-    """The results with the text of their generated tokens."""
-    return [replace(result, text=to_text(result.ids)) for result in results]

@@ -30,18 +30,23 @@ def objective(terms: Sequence[LossTerms], alpha: float) -> Tensor:
     return _per(numerator(whole, alpha), whole.denominator)
 
 
-def report(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
-    """What is shown of a step, from the terms summed over the global batch; scalars, left on their device.
+def pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, count) of every figure that is shown of a step: both add up over micro-batches and ranks; scalars.
 
     Losses in nats per supervised token (under sequence averaging: the mean of the rows' means). The diffusion loss is
     the ELBO, comparable across runs whatever alpha is.
     """
     return {
-        "AR loss": _per(terms.ar_sum, terms.denominator),
-        "diffusion loss": _per(terms.diffusion_sum, terms.denominator),
-        "total loss": _per(numerator(terms, alpha), terms.denominator),
-        "mask ratio": _per(terms.masked, terms.maskable),
+        "AR loss": (terms.ar_sum, terms.denominator),
+        "diffusion loss": (terms.diffusion_sum, terms.denominator),
+        "total loss": (numerator(terms, alpha), terms.denominator),
+        "mask ratio": (terms.masked, terms.maskable),
     }
+
+
+def report(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
+    """The figures themselves, from the terms summed over the global batch; scalars, left on their device."""
+    return {name: _per(*pair) for name, pair in pairs(terms, alpha).items()}
 
 
 def _per(total: Tensor, count: Tensor) -> Tensor:

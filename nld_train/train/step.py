@@ -8,7 +8,7 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from nld_train.loss.objective import numerator
+from nld_train.loss.objective import numerator, pairs
 from nld_train.loss.terms import terms
 from nld_train.types import Batch, LossTerms
 
@@ -37,9 +37,7 @@ def loss_function(batch: Batch, alpha: float, nll: Tensor) -> tuple[Tensor, Tens
 
 def reported(sums: LossTerms, alpha: float) -> dict[str, Tensor]:
     """(sum, count) pairs [2] by name; Megatron adds them up over the global batch and divides."""
-    pairs = {"AR loss": (sums.ar_sum, sums.denominator)}
-    if alpha > 0:
-        pairs["diffusion loss"] = (sums.diffusion_sum, sums.denominator)
-        pairs["total loss"] = (numerator(sums, alpha), sums.denominator)
-        pairs["mask ratio"] = (sums.masked, sums.maskable)
-    return {name: torch.stack(pair).detach() for name, pair in pairs.items()}
+    shown = pairs(sums, alpha)
+    if alpha == 0:
+        shown = {"AR loss": shown["AR loss"]}
+    return {name: torch.stack(pair).detach() for name, pair in shown.items()}
