@@ -3,7 +3,8 @@
 #   make setup      the virtual environment .venv, from requirements.lock
 #   make demo       trains a tiny model in both stages on real text, exports it and decodes with it in every mode; ends
 #                   with out/demo/report.html
-#   make test       all tests          make test-pure   those without Megatron, in under a minute
+#   make test       the tests          make test-pure   those without Megatron, in under a minute
+#                                      make test-long   what takes minutes: every layout, ten kills, ...
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
 #   make lock       resolve the dependencies of pyproject.toml again
 #   make picture    draw docs/visibility.svg again
@@ -15,7 +16,7 @@ DEMO := out/demo
 # nvidia-resiliency-ext's wheel is tagged for glibc 2.39; it is Python, and runs on older ones.
 PLATFORM := x86_64-manylinux_2_39
 
-.PHONY: setup demo test test-pure lint format lock picture
+.PHONY: setup demo test test-pure test-long lint format lock picture
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -65,7 +66,10 @@ test: setup
 	.venv/bin/python -m pytest
 
 test-pure: setup
-	.venv/bin/python -m pytest -m "not megatron and not slow"
+	.venv/bin/python -m pytest -m "not megatron and not slow and not long"
+
+test-long: setup
+	.venv/bin/python -m pytest -m long
 
 lint: setup
 	.venv/bin/ruff check .

@@ -4,10 +4,10 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     gather_from_sequence_parallel_region,
     linear_with_grad_accumulation_and_async_allreduce,
-    vocab_parallel_cross_entropy,
 )
 from torch import Tensor
 
+from nld_train.loss.lm_head import head_nll
 from nld_train.types import Batch
 
 
@@ -39,7 +39,7 @@ def position_nll(hidden: Tensor, head: ColumnParallelLinear, batch: Batch, seque
     Returns: [R_ar + R_diff] float32, nats; the same on every tensor rank.
     """
     if sequence_parallel:
-        # `logits` sums the gradient over the tensor ranks itself, so here it is only cut back, not summed again.
+        # `head_nll` sums the gradient over the tensor ranks itself, so here it is only cut back, not summed again.
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=head.tp_group)
     needed = select(hidden, batch.head_positions)
-    return vocab_parallel_cross_entropy(logits(needed, head), batch.head_targets, tp_group=head.tp_group)
+    return head_nll(needed, head.weight, batch.head_targets, head.tp_group if head.tp_group.size() > 1 else None)
