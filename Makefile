@@ -1,8 +1,8 @@
 # Two commands to a first result:  make demo  -  make test
 #
 #   make setup      the virtual environment .venv, from requirements.lock
-#   make demo       trains a tiny model in both stages on real text, exports it and decodes with it in every mode; ends
-#                   with out/demo/report.html
+#   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
+#                   ends with out/demo/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, ten kills, ...
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
@@ -52,14 +52,22 @@ $(DEMO)/tokenizer: | $(DEMO)/text
 $(DEMO)/data/stdlib.idx: | $(DEMO)/tokenizer
 	$(NLD) data prepare $(DEMO)/text --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/stdlib
 
+$(DEMO)/chat.jsonl: | .venv/.ready
+	$(NLD) data stdlib-chat --output $@
+
+$(DEMO)/data/chat.idx: | $(DEMO)/tokenizer $(DEMO)/chat.jsonl
+	$(NLD) data prepare-chat $(DEMO)/chat.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/chat
+
 # A stage that was interrupted resumes; a finished one says so.
-demo: $(DEMO)/data/stdlib.idx
+demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
 	$(NLD) train tiny_stage1_ar
 	$(NLD) train tiny_stage2_joint
-	$(NLD) convert export $(DEMO)/stage2_joint --to $(DEMO)/hf --overwrite
-	$(NLD) generate --model $(DEMO)/hf --mode all --prompt 'def __init__(self, ' --json $(DEMO)/answers.json \
+	$(NLD) train tiny_sft
+	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
+	$(NLD) generate --model $(DEMO)/hf --chat --mode all --json $(DEMO)/answers.json \
+	  --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""' \
 	  --max-new-tokens 48 --block-length 16 --threshold none --steps-per-block 4 --dtype float32
-	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
+	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
 	  --html $(DEMO)/report.html
 
 test: setup

@@ -17,7 +17,7 @@ import torch
 from nld_train.config import DecodeConfig
 from nld_train.data.indexed import TokenFile
 from nld_train.decode import ar, diffusion, quadratic, self_speculation
-from nld_train.decode.load import load_model
+from nld_train.decode.load import load_adapter, load_model
 from nld_train.decode.result import Decoded
 
 Decode = Callable[[list[list[int]]], list[Decoded]]
@@ -30,10 +30,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--new-tokens", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--adapter", help="a drafter's adapter: its drafts are added to the table")
     args = parser.parse_args()
     model = load_model(Path(args.model), torch.float32, torch.device("cpu"))
     prompts = prompts_from(args.data, args.prompts, args.prompt_tokens)
     decoders = modes(model, args.new_tokens)
+    if args.adapter is not None:
+        drafting = load_model(Path(args.model), torch.float32, torch.device("cpu"))
+        load_adapter(drafting, Path(args.model), Path(args.adapter))
+        decoders["self-speculation, adapter"] = modes(drafting, args.new_tokens)["self-speculation, linear"]
     results: dict[str, list[Decoded]] = {name: [] for name in decoders}
     for prompt in prompts:
         for name, decode in decoders.items():

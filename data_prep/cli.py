@@ -1,24 +1,47 @@
-"""`nld data prepare | inspect | train-tokenizer | stdlib`."""
+"""`nld data prepare | prepare-chat | inspect | train-tokenizer | stdlib | stdlib-chat`."""
 
 import argparse
 
-from data_prep.inspect import inspect
-from data_prep.prepare import PrepareOptions, prepare
+from data_prep.conversations import PAIR_NAMES, ROLES
+from data_prep.inspect import inspect, value_text
+from data_prep.prepare import Options, PrepareOptions, prepare
+from data_prep.prepare_chat import ChatOptions, prepare_chat
 from data_prep.sources import TEXT_KEY
 from data_prep.stdlib import copy_stdlib
+from data_prep.stdlib_chat import write_stdlib_chat
 from data_prep.tokenizer import VOCAB_SIZE, train_tokenizer
+
+CHAT_DETAIL = f"""Writes PREFIX.bin, PREFIX.idx,
+PREFIX.supervised.bin (which tokens count) and PREFIX.manifest.json (with what was dropped, and why).
+
+A line of a .jsonl or a row of a .parquet is one conversation, in one of these forms:
+  {{"messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}
+  {{"conversations": [{{"from": "human", "value": "..."}}, {{"from": "gpt", "value": "..."}}]}}
+  {{"question": "...", "answer": "..."}}, where "system" may stand beside them
+pairs: {PAIR_NAMES}
+roles: {", ".join(ROLES)}
+
+It is written as the tokenizer's chat template writes it; ChatML where the folder has none. Answers and their end marks
+count, all else is context. What a message spells is text, never a control token. A run that was cut off goes on where
+it stopped: give the same command again. Until the end, twice the output's size is needed on disk."""
 
 Subparsers = argparse._SubParsersAction  # argparse names no public type for it
 
 
-def add_data_parser(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Register `data` and its commands; each sets `run`, a function from the parsed arguments to an exit status."""
-    parser = subparsers.add_parser("data", help="make token files from text, and look into them")
+def add_data_parser(
+    subparsers: "Subparsers[argparse.ArgumentParser]",
+) -> "Subparsers[argparse.ArgumentParser]":
+    """Register `data` and its commands; each sets `run`, a function from the parsed arguments to an exit status.
+    Returns the commands, for more of them."""
+    parser = subparsers.add_parser("data", help="make token files from text or conversations, and look into them")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     add_prepare(commands)
+    add_prepare_chat(commands)
     add_inspect(commands)
     add_train_tokenizer(commands)
     add_stdlib(commands)
+    add_stdlib_chat(commands)
+    return commands
 
 
 def add_command(
@@ -40,24 +63,19 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "prepare",
         "turn text into a token file for training",
         "Writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.\n"
-        "A .jsonl file holds one document per line; any other file is one document. Text must be UTF-8.",
+        "A .jsonl file holds one document per line, a .parquet file one per row; any other file is one document.\n"
+        "Text must be UTF-8.",
         "nld data prepare corpus/web.jsonl corpus/code --tokenizer tokenizer --output data/mix --workers 16",
     )
     parser.add_argument("input", nargs="+", help="a file, or a folder to search for files with a known suffix")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with tokenizer.json")
     parser.add_argument("--output", required=True, metavar="PREFIX", help="where the three files go")
+    add_options(parser, defaults)
     parser.add_argument(
-        "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
-    )
-    parser.add_argument(
-        "--text-key", default=defaults.text_key, metavar="KEY", help="field of a .jsonl line (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-bad-lines",
-        type=int,
-        default=defaults.max_bad_lines,
-        metavar="K",
-        help="broken lines to name and skip before giving up (default: %(default)s)",
+        "--text-key",
+        default=defaults.text_key,
+        metavar="KEY",
+        help="field of a .jsonl line or column of a .parquet (default: %(default)s)",
     )
     parser.add_argument(
         "--suffix",
@@ -67,8 +85,23 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         help=f"suffixes to take from folders (default: {' '.join(defaults.suffixes)})",
     )
     parser.add_argument("--no-eos", action="store_true", help="do not end documents with the tokenizer's eos token")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.set_defaults(run=run_prepare)
+
+
+def add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
+    """The options of every preparation."""
+    parser.add_argument(
+        "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
+    )
+    parser.add_argument(
+        "--max-bad-lines",
+        "--max-bad",
+        type=int,
+        default=defaults.max_bad_lines,
+        metavar="K",
+        help="broken lines to name and skip before giving up (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
 def run_prepare(args: argparse.Namespace) -> int:
@@ -85,6 +118,44 @@ def run_prepare(args: argparse.Namespace) -> int:
         f"wrote {args.output}.bin, .idx, .manifest.json: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
         f"{manifest.empty_files:,} empty files"
+    )
+    return 0
+
+
+def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "prepare-chat",
+        "turn conversations into a chat file for training",
+        CHAT_DETAIL,
+        "nld data prepare-chat chats.jsonl more.parquet --tokenizer tokenizer --output data/chat --max-bad 100",
+    )
+    parser.add_argument("input", nargs="+", help="a .jsonl or .parquet file, or a folder to search for them")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder, with its chat template")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="where the four files go")
+    parser.add_argument(
+        "--thinking", action="store_true", help="answers continue a prompt with thinking on (default: off)"
+    )
+    parser.add_argument("--last-turn-only", action="store_true", help="only the last answer of a conversation counts")
+    add_options(parser, ChatOptions())
+    parser.set_defaults(run=run_prepare_chat)
+
+
+def run_prepare_chat(args: argparse.Namespace) -> int:
+    options = ChatOptions(
+        workers=args.workers,
+        max_bad_lines=args.max_bad_lines,
+        thinking=args.thinking,
+        last_turn_only=args.last_turn_only,
+        overwrite=args.overwrite,
+    )
+    manifest = prepare_chat(args.input, args.output, args.tokenizer, options)
+    chat = manifest.chat
+    assert chat is not None, "prepare_chat writes chat files"
+    print(
+        f"wrote {args.output}.bin, .idx, .supervised.bin, .manifest.json: {chat.conversations:,} conversations, "
+        f"{manifest.tokens:,} tokens, {chat.supervised_tokens / manifest.tokens:.1%} of them supervised; "
+        f"dropped {manifest.bad_lines:,} ({value_text(chat.dropped)})"
     )
     return 0
 
@@ -153,6 +224,25 @@ def add_stdlib(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.set_defaults(run=run_stdlib)
+
+
+def add_stdlib_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "stdlib-chat",
+        "make demo conversations from the Python standard library",
+        "Short ones, for a tiny model.\n"
+        "The question is a function's signature and the summary of its docstring, the answer its body.",
+        "nld data stdlib-chat --output out/demo/chat.jsonl",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .jsonl file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.set_defaults(run=run_stdlib_chat)
+
+
+def run_stdlib_chat(args: argparse.Namespace) -> int:
+    print(f"wrote {args.output}: {write_stdlib_chat(args.output, args.overwrite):,} conversations")
+    return 0
 
 
 def run_stdlib(args: argparse.Namespace) -> int:

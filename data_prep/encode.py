@@ -21,10 +21,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task[AnyJob]:
     """One chunk, and the prefix its tokens are written under."""
 
-    job: Job
+    job: AnyJob
     chunk: tuple[Piece, ...]
     prefix: str
 
@@ -34,7 +34,7 @@ class Report:
     """What became of one piece."""
 
     piece: Piece
-    records: int  # lines of a .jsonl piece, 1 for a text file
+    records: int  # lines or rows of a piece of records, 1 for a text file
     documents: int
     tokens: int
     text_bytes: int
@@ -42,16 +42,16 @@ class Report:
 
 
 @functools.lru_cache(maxsize=1)
-def tokenizer_of(job: Job) -> TextTokenizer:
-    """The job's tokenizer, loaded once per process."""
-    tokenizer = load_tokenizer(job.tokenizer_folder)
-    assert tokenizer.fingerprint == job.tokenizer_sha256, f"{job.tokenizer_folder} changed during the run"
+def tokenizer_of(folder: str, sha256: str) -> TextTokenizer:
+    """The tokenizer of a job, loaded once per process."""
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.fingerprint == sha256, f"{folder} changed during the run"
     return tokenizer
 
 
-def encode_chunk(task: Task) -> tuple[Report, ...]:
+def encode_chunk(task: Task[Job]) -> tuple[Report, ...]:
     """Write the documents of a chunk to the task's prefix, in order; one report per piece."""
-    tokenizer = tokenizer_of(task.job)
+    tokenizer = tokenizer_of(task.job.tokenizer_folder, task.job.tokenizer_sha256)
     with TokenFileWriter(task.prefix, token_dtype(tokenizer.vocab_size)) as writer:
         reports = tuple(encode_piece(piece, task.job, tokenizer, writer) for piece in task.chunk)
         writer.finish()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nld_train.data.indexed import TokenFile
-from nld_train.data.manifest import Manifest, check_files, check_prefix
-from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
+from nld_train.data.manifest import Chat, Manifest, check_files, check_prefix
+from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, printable
 from nld_train.errors import UserError
 
 SAMPLE_TOKENS = 200  # shown of a sampled document
@@ -39,8 +39,18 @@ def inspect(prefix: str | Path, tokenizer_folder: str | None, samples: int, seed
 
 def manifest_lines(manifest: Manifest) -> Iterator[str]:
     for name, value in vars(manifest).items():
-        shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
-        yield f"{name}: {shown}"
+        if isinstance(value, Chat):
+            yield from (f"{name}, {part}: {value_text(found)}" for part, found in vars(value).items())
+        else:
+            yield f"{name}: {value_text(value)}"
+
+
+def value_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {name}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def length_lines(tokens: TokenFile) -> Iterator[str]:
@@ -59,8 +69,3 @@ def sample_lines(tokens: TokenFile, tokenizer: TextTokenizer, samples: int, seed
         more = "" if len(row) <= SAMPLE_TOKENS else f", the first {SAMPLE_TOKENS} shown"
         yield f"--- document {document}: {len(row):,} tokens{more}"
         yield printable(tokenizer.decode(row[:SAMPLE_TOKENS]))
-
-
-def printable(text: str) -> str:
-    """Text that cannot command a terminal: other control characters than line ends and tabs are written out."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from data_prep.pool import run_ordered
 from data_prep.progress import Tally, shown
 from data_prep.sources import SUFFIXES, TEXT_KEY, cut, find_files
 from nld_train.data.indexed import FileSummary, TokenFileWriter, bin_path, idx_path, token_dtype
-from nld_train.data.manifest import FORMAT_VERSION, SUFFIX, Manifest, write_manifest
+from nld_train.data.manifest import FORMAT_VERSION, SUFFIX, Chat, Manifest, write_manifest
 from nld_train.data.staging import staged
 from nld_train.data.tokenizer import TextTokenizer, end_of_document_id, load_tokenizer
 from nld_train.errors import UserError
@@ -24,14 +25,11 @@ NAMED_BAD_LINES = 5  # in the error
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """How to prepare."""
+class Options:
+    """What every preparation can be told."""
 
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
-    text_key: str = TEXT_KEY
     max_bad_lines: int = 0  # skipped before the run is given up
-    suffixes: tuple[str, ...] = SUFFIXES  # files taken from folders; a file named itself is always taken
-    append_eos: bool = True  # end every document with the tokenizer's eos_token
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -39,6 +37,15 @@ class PrepareOptions:
             raise UserError(f"--workers {self.workers}", "1 or more", "leave it out for one per processor core")
         if self.max_bad_lines < 0:
             raise UserError(f"--max-bad-lines {self.max_bad_lines}", "0 or more", "use 0 to accept none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions(Options):
+    """How to prepare text."""
+
+    text_key: str = TEXT_KEY
+    suffixes: tuple[str, ...] = SUFFIXES  # files taken from folders; a file named itself is always taken
+    append_eos: bool = True  # end every document with the tokenizer's eos_token
 
 
 @dataclass
@@ -49,6 +56,7 @@ class Outcome:
     empty_files: int = 0
     text_bytes: int = 0
     bad: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)  # of the bad lines
     lines_before: int = 0  # lines of the current file in earlier pieces
 
     def add(self, report: Report) -> None:
@@ -57,6 +65,7 @@ class Outcome:
             self.lines_before = 0
         for record in report.bad:
             self.bad.append(f"{report.piece.path}:{self.lines_before + record.line}: {record.problem}")
+            self.reasons[record.problem.partition(":")[0]] += 1
         self.lines_before += report.records
         self.text_bytes += report.text_bytes
         self.empty_files += not (report.piece.lines or report.documents or report.bad)
@@ -73,9 +82,10 @@ class Outcome:
 def prepare(
     inputs: Sequence[str | Path], output_prefix: str | Path, tokenizer_folder: str | Path, options: PrepareOptions
 ) -> Manifest:
-    """Turn text files, .jsonl files and folders of them into one token file, the same bytes for any number of workers.
+    """Turn text files, .jsonl and .parquet files and folders of them into one token file, the same bytes for any number
+    of workers.
 
-    Every .jsonl line is one document, every other file is one. Raises UserError for bad input; then, as after any other
+    Every line or row is one document, every other file is one. Raises UserError for bad input; then, as after any other
     end before the last step, no output name exists.
     """
     prefix = Path(output_prefix)
@@ -112,15 +122,22 @@ def write_tokens(
         TokenFileWriter(partial, token_dtype(tokenizer.vocab_size)) as writer,
         closing(run_ordered(encode_chunk, tasks, workers)) as results,
     ):
-        for number, reports in enumerate(results):
-            for report in reports:
-                outcome.add(report)
-                tally.add(report.piece.size, report.documents, report.tokens)
+        for number in counted(results, outcome, tally):
             part = f"{partial}-{number}"
             writer.append_file(part)
             bin_path(part).unlink()
             idx_path(part).unlink()
         return writer.finish()
+
+
+def counted(results: Iterable[tuple[Report, ...]], outcome: Outcome, tally: Tally) -> Iterator[int]:
+    """Count the reports of parts as they come, in order; yields the number of each part. Raises UserError beyond the
+    limit of bad lines."""
+    for number, reports in enumerate(results):
+        for report in reports:
+            outcome.add(report)
+            tally.add(report.piece.size, report.documents, report.tokens)
+        yield number
 
 
 def describe(
@@ -130,6 +147,7 @@ def describe(
     ending: int | None,
     summary: FileSummary,
     outcome: Outcome,
+    chat: Chat | None = None,
 ) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -142,5 +160,6 @@ def describe(
         tokenizer_sha256=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         end_of_document_id=ending,
+        chat=chat,
         **vars(summary),
     )

@@ -5,28 +5,35 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nld_train.errors import UserError
 
-LINES = ".jsonl"
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+LINES, TABLE = ".jsonl", ".parquet"
 TEXT_KEY = "text"  # the field of a .jsonl line that holds its document
 SUFFIXES = (
-    *(LINES, ".txt", ".md", ".rst", ".tex"),
+    *(LINES, TABLE, ".txt", ".md", ".rst", ".tex"),
     *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".cuh", ".rs", ".go", ".java", ".kt", ".scala"),
     *(".js", ".jsx", ".ts", ".tsx", ".css", ".html", ".rb", ".php", ".pl", ".lua", ".jl", ".r", ".hs", ".ml"),
     *(".swift", ".sh", ".sql", ".cmake", ".toml", ".yaml", ".yml", ".proto"),
 )
 DOCUMENT_BYTES = 1 << 30  # a text file is one document and is read whole
+TABLE_ROWS = 256  # of a Parquet file, read at a time
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one input file, in bytes: a whole text file, or the lines of a .jsonl that begin within it."""
+    """A stretch of one input file, in bytes: a whole text file, the lines of a .jsonl that begin within it, or a row
+    group of a .parquet, which stands for an equal share of the file's bytes."""
 
     path: str
     start: int
     end: int
-    lines: bool
+    lines: bool  # it holds records: lines or rows
+    group: int | None = None  # of a .parquet
 
     @property
     def size(self) -> int:
@@ -35,10 +42,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a .jsonl, or one text file: its text, or what is wrong with it."""
+    """One line of a .jsonl, one row of a .parquet or one text file: its text, or what is wrong with it."""
 
     line: int  # 1 at the start of the piece
     text: str = ""
+    problem: str = ""  # what stands before a colon is the reason that is counted
+
+
+@dataclass(frozen=True)
+class Value:
+    """One line of a .jsonl or one row of a .parquet: what it holds, or what is wrong with it."""
+
+    line: int  # 1 at the start of the piece
+    value: object = None
     problem: str = ""
 
 
@@ -115,6 +131,10 @@ def pieces(files: Sequence[Path], piece_bytes: int) -> Iterator[Piece]:
         if path.suffix.lower() == LINES:
             for start in range(0, size, piece_bytes):
                 yield Piece(str(path), start, min(start + piece_bytes, size), lines=True)
+        elif path.suffix.lower() == TABLE:
+            groups = open_table(path).metadata.num_row_groups
+            for group in range(groups):
+                yield Piece(str(path), size * group // groups, size * (group + 1) // groups, True, group)
         elif size > DOCUMENT_BYTES:
             raise UserError(
                 f"{path} has {size} bytes and would be one document",
@@ -130,8 +150,32 @@ def read_piece(piece: Piece, text_key: str) -> Iterator[Record]:
     if not piece.lines:
         yield parse_text(Path(piece.path).read_bytes())
         return
-    for number, line in enumerate(read_lines(piece), start=1):
-        yield parse_line(line, number, text_key)
+    for found in read_values(piece):
+        yield Record(found.line, problem=found.problem) if found.problem else read_field(found, text_key)
+
+
+def read_values(piece: Piece) -> Iterator[Value]:
+    """The lines or rows of a piece of records, in order."""
+    assert piece.lines, f"{piece.path} is one document"
+    if piece.group is None:
+        yield from (parse_line(line, number) for number, line in enumerate(read_lines(piece), start=1))
+    else:
+        table = open_table(Path(piece.path))
+        batches = table.iter_batches(TABLE_ROWS, row_groups=[piece.group])
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from (Value(number, row) for number, row in enumerate(rows, start=1))
+
+
+def open_table(path: Path) -> "ParquetFile":
+    """A Parquet file. Raises UserError where it is none."""
+    from pyarrow import ArrowInvalid  # type: ignore[import-untyped]  # here, not above: few runs need it
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except ArrowInvalid as error:
+        got = f"{path} is not Parquet: {' '.join(str(error).split())}"
+        raise UserError(got, "a whole Parquet file", "download or write it again") from error
 
 
 def read_lines(piece: Piece) -> Iterator[bytes]:
@@ -156,23 +200,24 @@ def parse_text(data: bytes) -> Record:
         return Record(1 + data.count(b"\n", 0, error.start), problem=f"not UTF-8: byte 0x{data[error.start]:02x}")
 
 
-def parse_line(line: bytes, number: int, text_key: str) -> Record:
-    """The text of one .jsonl line, or why it has none."""
+def parse_line(line: bytes, number: int) -> Value:
+    """What one .jsonl line holds, or why it holds nothing."""
     if not line.strip():
-        return Record(number, problem="empty line")
+        return Value(number, problem="empty line")
     decoded = parse_text(line)
     if decoded.problem:
-        return Record(number, problem=decoded.problem)
+        return Value(number, problem=decoded.problem)
     try:
-        value = json.loads(decoded.text)
+        return Value(number, json.loads(decoded.text))
     except json.JSONDecodeError as error:
-        return Record(number, problem=f"broken JSON: {error.msg} at column {error.colno}")
+        return Value(number, problem=f"broken JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number too long to read, brackets too deep
-        return Record(number, problem=f"broken JSON: {error}")
-    return read_field(value, number, text_key)
+        return Value(number, problem=f"broken JSON: {error}")
 
 
-def read_field(value: object, number: int, text_key: str) -> Record:
+def read_field(found: Value, text_key: str) -> Record:
+    """The text under a key, or why there is none."""
+    value, number = found.value, found.line
     if not isinstance(value, dict):
         return Record(number, problem=f"a JSON {type(value).__name__}, not an object")
     if text_key not in value:
@@ -182,8 +227,15 @@ def read_field(value: object, number: int, text_key: str) -> Record:
         return Record(number, problem=f"field {text_key!r} is {type(text).__name__}, not a string")
     if not text.strip():
         return Record(number, problem=f"field {text_key!r} is empty")
+    if not is_unicode(text):
+        return Record(number, problem=f"field {text_key!r} holds half a surrogate pair")
+    return Record(number, text=text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can spell half a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return Record(number, problem=f"field {text_key!r} holds half a surrogate pair")
-    return Record(number, text=text)
+        return False
+    return True

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.sources import SUFFIXES, TEXT_KEY, find_files, pieces, read_piece
+from nld_train.data.chat_template import DEFAULT_TEMPLATE, TEMPLATE
 from nld_train.data.staging import staged_folder
 from nld_train.data.tokenizer import CONFIG, CONTROL_IDS, FILE, control_token
 from nld_train.errors import UserError
@@ -15,24 +16,6 @@ from nld_train.errors import UserError
 VOCAB_SIZE = 2048
 SMALLEST_VOCAB = CONTROL_IDS + 256  # the control tokens and one token per byte value
 ROLES = {"bos_token": control_token(1), "eos_token": control_token(2), "unk_token": control_token(0)}
-
-# ChatML: every turn is a header, its text and an end mark; the first turn is the system's, empty where none is given.
-CHAT_TEMPLATE = """\
-{%- if messages and messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] -%}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {%- set system = '' -%}
-    {%- set turns = messages -%}
-{%- endif -%}
-{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
-{%- for turn in turns -%}
-    {{- '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
 
 
 def train_tokenizer(
@@ -94,7 +77,7 @@ def write_folder(folder: Path, library: Tokenizer) -> None:
     config = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(folder / CONFIG, config)
     write_json(folder / "special_tokens_map.json", ROLES)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / TEMPLATE).write_text(DEFAULT_TEMPLATE, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

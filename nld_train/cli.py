@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
 import sys
 
 from data_prep.cli import add_data_parser
 from nld_train import recipe
+from nld_train.config import require
 from nld_train.convert.cli import add_convert_parser
 from nld_train.decode.cli import add_generate_parser
 from nld_train.errors import UserError
@@ -16,9 +18,51 @@ Train a recipe: the same command and the same code on one CPU and on many GPUs.
   nld train tiny_stage1_ar                        a name from recipes/, or the path of a recipe file
   nld train tiny_stage1_ar --nproc 2              two ranks on this machine
   nld train tiny_stage1_ar train.iterations=20 output=out/try
+  nld train nld_8b_sft init=models/NLD-8B         from a Hugging Face folder: imported into OUTPUT/init first
   nld train nld_8b_stage2_joint --dry-run         parameters, FLOPs, memory per GPU; starts nothing
+  nld train nld_8b_stage2_joint --meet n0:29500 --nodes 32 --node 0
+                                                  on the first of 32 nodes; `nld launch` does this under Slurm
 
-A run resumes by itself where its output folder holds a checkpoint of the same run.
+A run resumes by itself where its output folder holds a checkpoint of the same run. SIGTERM, SIGUSR1, Ctrl-C or a file
+OUTPUT/stop let it finish its step, save and leave. Exit status:
+
+  0    finished        75   stopped as asked, saved: the same command goes on
+  1    failed          2    refused before it started        130   second Ctrl-C: left without saving
+"""
+INSPECT_CHAT_HELP = """\
+Show one conversation of a chat file: context, supervised tokens, where blocks begin, and one draw of the noise.
+
+  nld data inspect-chat data/chat --tokenizer tokenizer
+  nld data inspect-chat data/chat --tokenizer tokenizer --conversation 7 --block-size 16 --html chat7.html
+
+`nld data inspect` shows the manifest and the lengths.
+"""
+RAW = argparse.RawDescriptionHelpFormatter
+DOCTOR_HELP = """\
+Check this machine and, with a recipe, everything its run needs, without starting or changing anything.
+
+  nld doctor                                      packages, GPU, Transformer Engine, Slurm, W&B
+  nld doctor tiny_stage2_joint                    also: data, tokenizer, init, memory, disk, checkpoints
+  nld doctor tiny_stage2_joint --verify           also reads data and checkpoints whole, against their checksums
+  nld doctor nld_8b_stage2_joint parallel.world_size=8 --json doctor.json
+
+ok: as it should be.  note: a run starts, but read this.  FAIL: a run would stop there; then the exit status is 1.
+"""
+
+
+LAUNCH_HELP = """\
+Place a recipe's run: on this machine, or on the nodes of a Slurm cluster. The recipe says what is trained, the site
+file where; slurm/site.env.example explains its lines.
+
+  nld launch nld_8b_stage2_joint --executor slurm --dry-run        prints the script that would be submitted
+  nld launch nld_8b_stage2_joint --executor slurm                  checks the site and the run, then submits
+  nld launch tiny_stage1_ar --executor slurm --nodes 2 --site slurm/cpu.env
+  nld launch nld_8b_stage2_joint --executor slurm --after out/nld_8b/stage1_ar
+                                                  starts from that run's weights, once its job has ended well
+  nld launch tiny_stage1_ar --executor local      the same as nld train
+
+Nothing is submitted where the site file, the layout, the data or the weights to start from are wrong, or where Slurm
+says that it would not take the job.
 """
 
 
@@ -29,11 +73,14 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_train_parser(commands)
-    add_data_parser(commands)
+    add_inspect_chat(add_data_parser(commands))
     add_convert_parser(commands)
     add_generate_parser(commands)
     add_show_parser(commands)
     add_report_parser(commands)
+    add_doctor_parser(commands)
+    add_launch_parser(commands)
+    add_jobs_parser(commands)
     return top
 
 
@@ -45,6 +92,9 @@ def add_train_parser(commands: argparse._SubParsersAction) -> None:
     train.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
     train.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (default: what the recipe plans)")
     train.add_argument("--dry-run", action="store_true", help="check and print the plan; start nothing")
+    train.add_argument("--meet", metavar="HOST:PORT", help="on several nodes: an address on the first, a free port")
+    train.add_argument("--nodes", type=int, metavar="N", help="with --meet: how many (default: Slurm's count)")
+    train.add_argument("--node", type=int, metavar="I", help="with --meet: which this is, from 0 (default: Slurm's)")
     train.set_defaults(run=run_train)
 
 
@@ -59,9 +109,11 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(f"\n{dry_run(run)}")
         return 0
+    from nld_train.convert.start import with_imported_init
     from nld_train.train.launch import start
+    from nld_train.train.nodes import nodes_of
 
-    return start(run)
+    return start(run, with_imported_init, nodes_of(args.meet, args.nodes, args.node, os.environ))
 
 
 def add_show_parser(commands: argparse._SubParsersAction) -> None:
@@ -94,6 +146,40 @@ def run_show_visibility(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_inspect_chat(commands: argparse._SubParsersAction) -> None:
+    """It stands with `nld data`, and shows what data_prep does not know: blocks and noise."""
+    inspect = commands.add_parser(
+        "inspect-chat", help="show a conversation as it is trained", description=INSPECT_CHAT_HELP, formatter_class=RAW
+    )
+    inspect.add_argument("prefix", metavar="PREFIX", help="the --output of `nld data prepare-chat`")
+    inspect.add_argument("--tokenizer", required=True, metavar="DIR", help="the tokenizer the file was made with")
+    inspect.add_argument("--conversation", type=int, default=0, metavar="N", help="which one (default: %(default)s)")
+    inspect.add_argument("--block-size", type=int, metavar="B", help="tokens denoised together (default: the family's)")
+    inspect.add_argument("--noise-seed", type=int, metavar="S", help="another draw of the noise")
+    inspect.add_argument("--html", metavar="FILE", help="write it as a page too")
+    inspect.set_defaults(run=run_inspect_chat)
+
+
+def run_inspect_chat(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from nld_train.config import DiffusionConfig
+    from nld_train.data.staging import write_text
+    from nld_train.report.conversation import as_html, as_text, look
+
+    given = {"block_size": args.block_size, "noise_seed": args.noise_seed}
+    config = DiffusionConfig(**{name: value for name, value in given.items() if value is not None})
+    view = look(args.prefix, args.tokenizer, args.conversation, config)
+    console = Console(highlight=False)
+    console.print(as_text(view, coloured=console.is_terminal and not console.no_color), soft_wrap=True)
+    if args.html is not None:
+        write_text(Path(args.html), as_html(view))
+        print(f"wrote {args.html}")
+    return 0
+
+
 def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser(
         "report",
@@ -113,6 +199,7 @@ def run_report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nld_train.data.manifest import unigram_entropy
+    from nld_train.report import drafter
     from nld_train.report.history import read_stages
     from nld_train.report.page import write_report
     from nld_train.report.table import text_table
@@ -121,6 +208,7 @@ def run_report(args: argparse.Namespace) -> int:
     stages = read_stages(outputs)
     entropy = unigram_entropy(*args.data) if args.data else None
     print(text_table(stages, entropy))
+    print(drafter.text(stages), end="")
     if args.html is not None:
         write_report(
             outputs, Path(args.html), entropy, args.title, None if args.answers is None else Path(args.answers)
@@ -139,6 +227,123 @@ def parse(words: list[str]) -> argparse.Namespace:
     if rest:
         args.override += rest
     return args
+
+
+def add_doctor_parser(commands: argparse._SubParsersAction) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine, and what a recipe needs of it",
+        description=DOCTOR_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("recipe", nargs="?", help="recipe name or file (default: the machine alone)")
+    doctor.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
+    doctor.add_argument("--verify", action="store_true", help="read data and checkpoints whole, against checksums")
+    doctor.add_argument("--json", metavar="FILE", help="write the findings there too")
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nld_train.convert.start import check_shape
+    from nld_train.data.staging import write_text
+    from nld_train.doctor.examine import machine, needs
+    from nld_train.doctor.finding import any_fails, summary, table, to_json
+    from nld_train.run_folder import is_hugging_face
+    from nld_train.train.doors import DOORS
+    from nld_train.train.launch import wandb_login
+
+    run = None if args.recipe is None else recipe.load(args.recipe, args.override)
+    findings = machine(wandb_login(), run)
+    if run is not None:
+        imports = run.init is not None and is_hugging_face(Path(run.init))
+        findings += needs(run, {**DOORS, "import": check_shape} if imports else DOORS, args.verify)
+    print(f"{table(findings)}\n\n{summary(findings)}")
+    if args.json is not None:
+        write_text(Path(args.json), to_json(findings))
+    return 1 if any_fails(findings) else 0
+
+
+def add_launch_parser(commands: argparse._SubParsersAction) -> None:
+    launch = commands.add_parser(
+        "launch", help="submit a recipe to a cluster", description=LAUNCH_HELP, formatter_class=RAW
+    )
+    launch.add_argument("recipe", help="recipe name or file")
+    launch.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
+    launch.add_argument("--executor", required=True, choices=("local", "slurm"))
+    launch.add_argument("--nodes", type=int, metavar="N", help="how many (default: as few as hold the ranks)")
+    launch.add_argument(
+        "--site", default="slurm/site.env", metavar="FILE", help="where runs are placed (default: %(default)s)"
+    )
+    launch.add_argument("--after", metavar="OUTPUT", help="Slurm: start from a launched run when it has ended well")
+    launch.add_argument("--dry-run", action="store_true", help="print what would be submitted or run; start nothing")
+    launch.set_defaults(run=run_launch)
+
+
+def run_launch(args: argparse.Namespace) -> int:
+    from nld_train.launch.script import train_command
+
+    if args.executor == "slurm":
+        return launch_on_slurm(args)
+    run = recipe.load(args.recipe, args.override)
+    require(args.after is None, "--after with --executor local", "--executor slurm", "run one after the other")
+    if args.dry_run:
+        print(train_command(args.recipe, args.override), end="")
+        return 0
+    from nld_train.convert.start import with_imported_init
+    from nld_train.train.launch import start
+
+    return start(run, with_imported_init)
+
+
+def launch_on_slurm(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nld_train.launch.script import sbatch_script
+    from nld_train.launch.site import read_site
+    from nld_train.launch.submit import checked, newest_job, prepare, submit
+    from nld_train.train.doors import DOORS
+
+    site = read_site(Path(args.site))
+    overrides, after = list(args.override), None
+    if args.after is not None:
+        after = newest_job(site.folder / args.after)
+        overrides.append(f"init={args.after}")
+    run = recipe.load(args.recipe, overrides)
+    job = prepare(run, args.recipe, overrides, args.nodes, after, site)
+    script = sbatch_script(job, site)
+    if args.dry_run:
+        print(script, end="")
+        return 0
+    # The weights to start from are not there before that job has ended.
+    checked(run, site, [DOORS["data"]] if after else [DOORS["start"], DOORS["data"]])
+    print(submit(script, job, site))
+    return 0
+
+
+def add_jobs_parser(commands: argparse._SubParsersAction) -> None:
+    jobs = commands.add_parser(
+        "jobs",
+        help="show or cancel the jobs of a run",
+        description="Show every start of a run: steps, tokens, loss and why it ended; and what Slurm has queued.  "
+        "Example: nld jobs out/nld_8b/stage1_ar",
+    )
+    jobs.add_argument("output", help="output folder of the run")
+    jobs.add_argument("--cancel", action="store_true", help="cancel those that wait or run; a running one saves first")
+    jobs.set_defaults(run=run_jobs)
+
+
+def run_jobs(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nld_train.launch.jobs import cancel, jobs_report
+
+    if args.cancel:
+        print(f"cancelled: {', '.join(cancel(Path(args.output)))}")
+    else:
+        print(jobs_report(Path(args.output)))
+    return 0
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from nld_train import layouts
 from nld_train.errors import UserError
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
@@ -10,6 +11,7 @@ LossAverage = Literal["token", "sequence"]
 AttentionBackend = Literal["auto", "reference", "sdpa", "flex"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
+LongConversations = Literal["cut", "drop"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -111,12 +113,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Token files made by `nld data prepare`, and how rows are cut from them."""
+    """Token files made by `nld data prepare` or `prepare-chat`, and how rows are made of them."""
 
     blend: tuple[str, ...]  # "prefix" or "weight:prefix", e.g. ("0.7:data/web", "0.3:data/code")
     tokenizer: str  # folder with tokenizer.json: must be the one the files were made with
     sequence_length: int = 4096  # tokens
     split: str = "99,1,0"  # shares of training, validation and test documents
+    chat: bool = False  # files of `nld data prepare-chat`: whole conversations packed into rows, answers supervised
+    long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
 
@@ -125,6 +129,7 @@ class DataConfig:
         require(
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )
+        require_choice("data.long_conversations", self.long_conversations, LongConversations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +185,11 @@ class ParallelConfig:
     distributed_optimizer: bool = True
     recompute: Recompute = "none"
     world_size: int = 1  # ranks the recipe is planned for; `--nproc` sets it on one machine
+    timeout_minutes: int = 10  # a rank that waits longer for another one gives up; a save is the longest wait there is
 
     def __post_init__(self) -> None:
         require_positive("parallel", self, "tensor", "pipeline", "virtual_pipeline", "context", "world_size")
+        require_positive("parallel", self, "timeout_minutes")
         require_choice("parallel.recompute", self.recompute, Recompute)
 
     @property
@@ -198,7 +205,10 @@ class ParallelConfig:
 class CheckpointConfig:
     interval: int = 1000  # steps
     keep: int = 3  # newest checkpoints kept
-    asynchronous: bool = False
+    asynchronous: bool = False  # write beside the training; it counts once written, as every checkpoint does
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", self, "interval", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +216,36 @@ class LogConfig:
     interval: int = 10  # steps
     wandb: WandbMode = "auto"  # auto: online where a login is found, offline elsewhere
     wandb_project: str = "nld-train"
+    spike: float = 5.0  # times the median gradient norm of the 100 steps before: such a step is warned of; 0: none is
 
     def __post_init__(self) -> None:
         require_choice("log.wandb", self.wandb, WandbMode)
+        require_positive("log", self, "interval")
+        require(self.spike >= 0, f"log.spike={self.spike}", "0 or more", "use 0 to warn of no step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterConfig:
+    """LoRA on o_proj that is on while drafting, trained against the frozen model's own AR mode [paper sec. 3.3].
+
+    A draft is one diffusion block: diffusion.block_size tokens, the seed and the drafted ones.
+    """
+
+    rank: int = 128  # [release]
+    alpha: float = 512.0  # the adapter's output is scaled by alpha / rank [release]
+    dropout: float = 0.0  # of the adapter's input [release]
+    tau: float = 3.0  # temperature of both distributions in the loss
+    top_k: int = 200  # most probable tokens of each model that the loss looks at
+    sampled_share: float = 0.9  # of the blocks, drafted by sampling at temperature 1; the others by argmax
+    adapter: str | None = None  # PEFT folder to start from, of this rank and alpha; none: from zero, the base's drafts
+    blocks_per_row: int | None = None  # at most so many count, drawn at random; none: all; fewer save LM-head memory
+
+    def __post_init__(self) -> None:
+        require_positive("drafter", self, "rank", "alpha", "tau", "top_k")
+        require(0 <= self.dropout < 1, f"drafter.dropout={self.dropout}", "0 or more, below 1", "use 0")
+        require(0 <= self.sampled_share <= 1, f"drafter.sampled_share={self.sampled_share}", "0 to 1", "use 0.9")
+        if self.blocks_per_row is not None:
+            require_positive("drafter", self, "blocks_per_row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +285,7 @@ class RunConfig:
 
     name: str
     output: str  # folder of checkpoints, logs and the frozen configuration
-    init: str | None = None  # run or checkpoint folder whose weights the run starts from; None: random weights
+    init: str | None = None  # run, import or Hugging Face folder whose weights the run starts from; None: random
     model: ModelConfig
     diffusion: DiffusionConfig
     data: DataConfig
@@ -257,54 +294,43 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    drafter: DrafterConfig | None = None  # train the drafter's adapter, and nothing else; none: the model itself
 
     def __post_init__(self) -> None:
         check_layout(self)
         check_training(self)
+        if self.drafter is not None:
+            check_drafter(self)
 
 
 def check_layout(run: RunConfig) -> None:
-    """Refuse a parallel layout that cannot hold this model and batch."""
-    cut, model, train = run.parallel, run.model, run.train
-    require(
-        cut.world_size % cut.model_ranks == 0,
-        f"parallel.world_size={cut.world_size} with tensor x pipeline x context = {cut.model_ranks}",
-        "a multiple of the product",
-        "change world_size or the cut",
+    """Refuse a parallel layout that cannot hold this model and batch; name the nearest one that can."""
+    model, cut = run.model, run.parallel
+    needs = layouts.Needs(
+        world_size=cut.world_size,
+        global_batch=run.train.global_batch,
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        ffn=model.ffn,
+        vocab_size=model.vocab_size,
+        length=run.data.sequence_length,
+        angles=model.rope.original_max_position,
+        dual=run.diffusion.dual,
+        block_size=run.diffusion.block_size,
+        packed=run.diffusion.document_mask,
+        whole_network=run.drafter is not None,
     )
-    step_rows = train.micro_batch * cut.data
-    require(
-        train.global_batch % step_rows == 0,
-        f"train.global_batch={train.global_batch} with micro_batch x data ranks = {step_rows}",
-        "a multiple of the product",
-        f"use {max(1, train.global_batch // step_rows) * step_rows}",
+    asked = layouts.Choice(
+        tensor=cut.tensor,
+        pipeline=cut.pipeline,
+        virtual_pipeline=cut.virtual_pipeline,
+        context=cut.context,
+        sequence=cut.sequence,
+        micro_batch=run.train.micro_batch,
     )
-    stages = cut.pipeline * cut.virtual_pipeline
-    require(
-        model.layers % stages == 0,
-        f"model.layers={model.layers} with pipeline x virtual_pipeline = {stages}",
-        f"divisors of {model.layers}",
-        "change parallel.pipeline or parallel.virtual_pipeline",
-    )
-    require(
-        cut.virtual_pipeline == 1 or cut.pipeline > 1,
-        f"parallel.virtual_pipeline={cut.virtual_pipeline} with parallel.pipeline=1",
-        "virtual_pipeline 1 unless pipeline is 2 or more",
-        "set parallel.virtual_pipeline=1",
-    )
-    for name, count in (("kv_heads", model.kv_heads), ("ffn", model.ffn), ("vocab_size", model.vocab_size)):
-        require(
-            count % cut.tensor == 0,
-            f"parallel.tensor={cut.tensor} with model.{name}={count}",
-            f"divisors of {count}",
-            "lower parallel.tensor",
-        )
-    require(
-        not cut.sequence or cut.tensor > 1,
-        "parallel.sequence=True with parallel.tensor=1",
-        "sequence parallelism together with tensor > 1",
-        "set parallel.sequence=False",
-    )
+    problem = layouts.problem(needs, asked)
+    if problem is not None:
+        raise UserError(*problem, layouts.advice(needs, asked))
 
 
 def check_training(run: RunConfig) -> None:
@@ -328,6 +354,12 @@ def check_training(run: RunConfig) -> None:
         f"at most the model's {run.model.rope.max_position} positions",
         "shorten the rows or raise model.rope.factor",
     )
+    require(
+        run.diffusion.document_mask or not run.data.chat,
+        "data.chat=True with diffusion.document_mask=False",
+        "conversations that do not see the others of their row",
+        "set diffusion.document_mask=True",
+    )
     scheduled = run.optimizer.warmup_iterations + run.optimizer.decay_iterations
     require(
         scheduled <= run.train.iterations,
@@ -335,3 +367,28 @@ def check_training(run: RunConfig) -> None:
         f"at most train.iterations={run.train.iterations}",
         "shorten the warm-up or the decay",
     )
+
+
+def check_drafter(run: RunConfig) -> None:
+    """Refuse what a drafter cannot be trained with."""
+    require(run.init is not None, f"{run.name} without init", "the folder of the model to draft for", "set init=")
+    require(
+        run.diffusion.dual,
+        "diffusion.alpha=0 with a drafter",
+        "the diffusion section of the joint stage: drafts are read in the doubled row",
+        "set diffusion.alpha=0.3; the drafter's loss does not use its value",
+    )
+    require(
+        run.diffusion.block_size > 1,
+        f"diffusion.block_size={run.diffusion.block_size} with a drafter",
+        "2 or more: a block is the seed token and at least one draft",
+        "use the block size of the joint stage",
+    )
+    for name in ("pipeline", "context"):
+        cut = getattr(run.parallel, name)
+        require(
+            cut == 1,
+            f"parallel.{name}={cut} with a drafter",
+            "1: each step runs the whole network twice, the second time on what the first one drafted",
+            f"set parallel.{name}=1, and cut by parallel.tensor",
+        )

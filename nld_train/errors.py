@@ -8,4 +8,9 @@ class UserError(Exception):
     """
 
     def __init__(self, got: str, allowed: str, do: str) -> None:
-        super().__init__(f"{got}; allowed: {allowed}; do: {do}")
+        self.got, self.allowed, self.do = got, allowed, do
+        super().__init__(got, allowed, do)  # the arguments as they are: the error can travel between processes
+
+    def __str__(self) -> str:
+        got, allowed, do = self.args
+        return f"{got}; allowed: {allowed}; do: {do}"

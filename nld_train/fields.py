@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from difflib import SequenceMatcher
-from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -27,20 +26,35 @@ def is_section(kind: object) -> TypeGuard[type]:
     return isinstance(kind, type) and is_dataclass(kind)
 
 
+def section_of(kind: object) -> type | None:
+    """The dataclass that a setting's type is, or is where it is not None; None for every other type."""
+    inner = optional_of(kind) or kind
+    return inner if is_section(inner) else None
+
+
 def leaf_kinds(section: type) -> dict[str, Any]:
     """Dotted key -> type of every setting of a dataclass and of the dataclasses inside it."""
     found: dict[str, Any] = {}
     for name, kind in kinds(section).items():
-        if is_section(kind):
-            found |= {f"{name}.{key}": leaf for key, leaf in leaf_kinds(kind).items()}
+        inner = section_of(kind)
+        if inner:
+            found |= {f"{name}.{key}": leaf for key, leaf in leaf_kinds(inner).items()}
         else:
             found[name] = kind
     return found
 
 
 def leaf_values(section: object) -> dict[str, Any]:
-    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it."""
-    return {key: attrgetter(key)(section) for key in leaf_kinds(type(section))}
+    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it; a section that is not
+    there has none."""
+    found: dict[str, Any] = {}
+    for name, kind in kinds(type(section)).items():
+        value = getattr(section, name)
+        if section_of(kind) is None:
+            found[name] = value
+        elif value is not None:
+            found |= {f"{name}.{key}": leaf for key, leaf in leaf_values(value).items()}
+    return found
 
 
 def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> Section:
@@ -57,7 +71,14 @@ def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> S
         else:
             changes[name] = value
     for name, part in inner.items():
-        changes[name] = replace_leaves(getattr(section, name), part)
+        before = getattr(section, name)
+        if before is None:
+            raise UserError(
+                f"{name}.{next(iter(part))} given, but there is no {name} section",
+                f"a recipe with a {name} section",
+                "take it away, or use such a recipe",
+            )
+        changes[name] = replace_leaves(before, part)
     return replace(section, **changes)  # type: ignore[type-var]
 
 
@@ -164,7 +185,7 @@ def to_tree(section: object) -> dict[str, Any]:
     found = {}
     for name, kind in kinds(type(section)).items():
         value = getattr(section, name)
-        found[name] = to_tree(value) if is_section(kind) else value
+        found[name] = to_tree(value) if section_of(kind) and value is not None else value
     return found
 
 
@@ -180,8 +201,9 @@ def from_tree[Section](section: type[Section], tree: object, prefix: str = "") -
 
 
 def _from_leaf(kind: object, value: object, key: str) -> object:
-    if is_section(kind):
-        return from_tree(kind, value, f"{key}.")
+    inner = section_of(kind)
+    if inner and (value is not None or is_section(kind)):
+        return from_tree(inner, value, f"{key}.")
     try:
         return check(kind, value)
     except ValueError:

@@ -5,6 +5,7 @@ L  tokens in a row                    H  query heads
 S  positions the model is given:      G  key/value heads
    2L as [noisy | clean], L alone     D  head dimension
 R  positions sent to the LM head      E  hidden size
+c  context-parallel ranks
 """
 
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class Batch:
     """A micro-batch as the model and the losses see it. Positions of the LM head are known here, on the host, so that
     the training step never waits for the device to count them.
 
-    Flat positions number the model's [B, S] input row by row: row * S + position.
+    Flat positions number the model's [B, S] input row by row: row * S + position. Under context parallelism S is that of
+    a rank's part of the rows, which has its own terms; documents stay whole (dual_stream/context.py).
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -74,15 +76,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; asynchronous from pinned memory."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory: torch's DataLoader calls this by name."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+        return _each(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -94,3 +92,65 @@ class LossTerms:
     denominator: Tensor  # [] float32
     masked: Tensor  # [] float32
     maskable: Tensor  # [] float32
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of the drafts of N blocks, n drafted tokens each."""
+
+    draft: Tensor  # [N, n] float64, uniform: which token is drawn
+    accept: Tensor  # [N, n] float64, uniform: whether it is accepted
+    greedy: Tensor  # [N] bool: the block drafts by argmax and needs neither
+
+
+@dataclass(frozen=True)
+class DraftBatch:
+    """A micro-batch of the drafter: the noisy half holds blocks of a seed token and masks, the clean half the rows.
+
+    Flat positions number the model's [B, S] input row by row, as in `Batch`.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    documents: Tensor | None  # [B, L] int64, or None
+    draft_positions: Tensor  # [N, n] int64, flat positions of the masks of the blocks that count
+    draws: Draws
+    sample_indices: Tensor  # [B] int64
+
+    def to(self, device: torch.device) -> "DraftBatch":
+        """The same batch on another device; asynchronous from pinned memory."""
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "DraftBatch":
+        """The same batch in page-locked memory: torch's DataLoader calls this by name."""
+        return _each(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """A forward that is asked for logits."""
+
+    input_ids: Tensor  # [B, S] int64
+    documents: Tensor | None  # [B, L] int64, or None
+    head_positions: Tensor  # [R] int64, flat
+
+
+@dataclass(frozen=True)
+class DrafterTerms:
+    """What one micro-batch adds to the drafter's objective: sums over its blocks of each block's mean, and counts."""
+
+    hybrid_sum: Tensor  # [] lam * KL + (1 - lam) * TV
+    argmax_sum: Tensor  # [] cross-entropy to the verifier's argmax, nats
+    overlap_sum: Tensor  # [] sum of min(p, q), at most 1 a block
+    kept_by_place: Tensor  # [n] float32: blocks whose drafts up to this one were all accepted
+    blocks: Tensor  # [] float32
+
+
+def _each[Noun](noun: Noun, change: Callable[[Tensor], Tensor]) -> Noun:
+    """A noun with every tensor in it changed, those of nouns inside it too."""
+    values = {entry.name: getattr(noun, entry.name) for entry in fields(noun)}  # type: ignore[arg-type]
+    changed = {
+        name: change(value) if isinstance(value, Tensor) else _each(value, change)
+        for name, value in values.items()
+        if value is not None
+    }
+    return replace(noun, **changed)  # type: ignore[type-var]

@@ -1,5 +1,6 @@
 """The `nld` command as people call it: every user error is one line on stderr and status 2."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,22 @@ def test_the_command_is_installed() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+def test_a_conversation_is_prepared_and_shown(nld: Callable[..., Done], prepared: Path, tmp_path: Path) -> None:
+    source, prefix, tokenizer = tmp_path / "a.jsonl", tmp_path / "chat", prepared / "tokenizer"
+    source.write_text('{"question": "def size():", "answer": "return 1"}\n{"question": "x", "answer": "pass"}\n')
+    assert (
+        nld("data", "prepare-chat", source, "--tokenizer", tokenizer, "--output", prefix, "--workers", 1).returncode
+        == 0
+    )
+    words = ["data", "inspect-chat", prefix, "--tokenizer", tokenizer, "--block-size", 4]
+    done = nld(*words, "--conversation", 1, "--html", tmp_path / "page.html")
+    assert done.returncode == 0 and "⟦pass<|im_end|>⟧" in done.stdout.replace("│", "")
+    assert "blocks of 4" in done.stdout and (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert nld(*words).stdout != nld(*words, "--noise-seed", 5).stdout
+    done = nld(*words, "--conversation", 7)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "--conversation 7" in done.stderr
+
+
 @pytest.mark.parametrize("name", recipe.names())
 def test_every_recipe_dry_runs(nld: Callable[..., Done], name: str) -> None:
     done = nld("train", name, "--dry-run")
@@ -55,9 +72,14 @@ def test_every_recipe_dry_runs(nld: Callable[..., Done], name: str) -> None:
         (("train", "tiny_stage1_ar", "train.iterations=five"), "train.iterations"),
         (("train", "tiny_stage1_ar", "--nproc", "3"), "train.global_batch=8"),
         (("train", "tiny_stage1_ar", "parallel.tensor=8", "parallel.world_size=8"), "parallel.tensor=8"),
-        (("train", "tiny_stage2_joint", "parallel.context=2"), "not built yet"),
+        (("train", "nld_8b_stage1_ar", "parallel.tensor=16"), "use parallel.tensor=8 parallel.pipeline=2"),
+        (("train", "tiny_stage2_joint", "parallel.context=32", "--nproc", "32"), "chunk"),
         (("train", "nld_8b_stage1_ar"), "nld_8b_stage1_ar on 256 ranks"),
         (("train", "tiny_stage1_ar", "data.blend=nowhere/x"), "nowhere/x"),
+        (("train", "tiny_stage1_ar", "--nodes", "2"), "--meet HOST:PORT"),
+        (("launch", "tiny_stage1_ar", "--executor", "slurm", "--site", "nowhere.env"), "slurm/site.env.example"),
+        (("launch", "tiny_stage1_ar", "--executor", "local", "--after", "out/x"), "--executor slurm"),
+        (("jobs", "nowhere"), "nowhere/run.json"),
         (("show", "visibility", "--length", "4000"), "256"),
     ],
 )
@@ -87,8 +109,32 @@ def test_overrides_stand_before_and_after_options(nld: Callable[..., Done]) -> N
     assert done.stdout.count("<- override") == 2
 
 
+@pytest.mark.slow  # it loads Transformer Engine: 6 s
+def test_the_doctor_fails_where_a_run_would(nld: Callable[..., Done], prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    data = (f"data.blend={tmp_path}/data/a", f"data.tokenizer={tmp_path}/tokenizer", f"output={tmp_path}/out")
+    assert nld("doctor").returncode == 0
+    sound = nld("doctor", "tiny_stage1_ar", "train.iterations=20", "optimizer.warmup_iterations=0", *data)
+    assert sound.returncode == 0, sound.stdout
+    assert not (tmp_path / "out").exists(), "it changes nothing"
+    (tmp_path / "data" / "a.idx").unlink()
+    broken = nld("doctor", "tiny_stage1_ar", *data, "--json", tmp_path / "doctor.json")
+    assert broken.returncode == 1
+    assert "a run would fail: data" in broken.stdout
+    assert json.loads((tmp_path / "doctor.json").read_text())["ok"] is False
+    assert nld("doctor", "tiny_stage1").returncode == 2
+
+
 def test_help_teaches_by_example(nld: Callable[..., Done]) -> None:
-    for words in (("--help",), ("train", "--help"), ("data", "prepare", "--help"), ("report", "--help")):
+    for words in (
+        ("--help",),
+        ("train", "--help"),
+        ("data", "prepare", "--help"),
+        ("report", "--help"),
+        ("doctor", "--help"),
+        ("launch", "--help"),
+        ("jobs", "--help"),
+    ):
         assert "nld" in nld(*words).stdout
 
 

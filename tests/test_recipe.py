@@ -213,7 +213,7 @@ def test_every_shown_value_is_read_back_as_itself() -> None:
 def test_the_dump_has_each_setting_once_and_marks_the_overridden() -> None:
     overrides = ["train.iterations=300", "init=out/x"]
     lines = [line for line in dump(load(TINY, overrides), overrides).splitlines() if " = " in line]
-    assert len(lines) == len(leaf_kinds(RunConfig))
+    assert len(lines) == len(leaf_values(load(TINY)))
     marked = [line for line in lines if line.endswith("<- override")]
     assert [line.split()[:3] for line in marked] == [["init", "=", "out/x"], ["iterations", "=", "300"]]
 
@@ -225,3 +225,28 @@ def test_planning_a_run_imports_neither_torch_nor_megatron() -> None:
         "assert not {'torch', 'megatron', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+def test_a_section_that_is_not_there_cannot_be_overridden() -> None:
+    text = message(TINY, "drafter.tau=2")
+    assert "drafter.tau given, but there is no drafter section" in text
+    assert leaf_values(load("tiny_drafter", ["drafter.tau=2"]))["drafter.tau"] == 2.0
+    assert not any(key.startswith("drafter") for key in leaf_values(load(TINY)))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("drafter.tau=0", "drafter.tau=0"),
+        ("drafter.dropout=1", "drafter.dropout=1"),
+        ("drafter.sampled_share=2", "drafter.sampled_share=2"),
+        ("drafter.blocks_per_row=0", "drafter.blocks_per_row=0"),
+        ("init=none", "without init"),
+        ("diffusion.alpha=0", "diffusion.alpha=0 with a drafter"),
+        ("diffusion.block_size=1", "diffusion.block_size=1 with a drafter"),
+        ("parallel.pipeline=2", "parallel.pipeline=2 with a drafter"),
+        ("parallel.context=2", "parallel.context=2 with a drafter"),
+    ],
+)
+def test_what_a_drafter_cannot_be_trained_with_is_refused(override, said) -> None:
+    assert said in message("tiny_drafter", override, "parallel.world_size=2")

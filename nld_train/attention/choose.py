@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nld_train.attention import flex, reference, sdpa
 from nld_train.config import AttentionBackend, require, require_choice
+from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -20,11 +21,20 @@ FLEX_HEAD_DIMS = (16, 256)
 class Attend(Protocol):
     """The signature of every backend.
 
-    query [B, H, S, D]; key, value [B, G, S, D]; documents [B, L] int64 or None. Returns: [B, H, S, D].
+    query [B, H, S/c, D], of the positions `cut.queries(layout)`; key, value [B, G, K, D], of those of `cut.keys(layout,
+    packed)`, packed where there are documents; documents [B, L] int64 or None. Uncut: all S positions.
+    Returns: [B, H, S/c, D].
     """
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, documents: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        scale: float,
+        documents: Tensor | None = None,
+        cut: Cut = WHOLE,
     ) -> Tensor: ...
 
 

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
+from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.visibility import visible_table
+from nld_train.dual_stream.visibility import visible_between
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> Tensor:
     """softmax(scale * q k^T, over visible keys) v, each key/value head shared by H/G consecutive query heads.
 
-    query [B, H, S, D]; key, value [B, G, S, D]; visible [S, S] or [B, S, S] bool, every query sees one key or more.
-    float64 stays float64; anything less is computed in float32. Returns: [B, H, S, D] in the query's dtype.
+    query [B, H, Q, D]; key, value [B, G, K, D]; visible [Q, K] or [B, Q, K] bool, every query sees one key or more.
+    float64 stays float64; anything less is computed in float32. Returns: [B, H, Q, D] in the query's dtype.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     group = query.shape[1] // key.shape[1]
@@ -22,7 +23,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: fl
 
 
 def attend_layout(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, documents: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float,
+    documents: Tensor | None = None,
+    cut: Cut = WHOLE,
 ) -> Tensor:
-    """`attend` with the signature of the fast paths; `documents` [B, L] int64, or None."""
-    return attend(query, key, value, visible_table(layout, documents, query.device), scale)
+    """`attend` with the signature of the fast paths (attention/choose.py); `documents` [B, L] int64, or None."""
+    queries, keys = cut.queries(layout, query.device), cut.keys(layout, documents is not None, query.device)
+    return attend(query, key, value, visible_between(layout, queries, keys, documents), scale)

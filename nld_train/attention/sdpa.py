@@ -4,75 +4,120 @@ The clean half is plain causal attention. The noisy half is cut into chunks of w
 own noisy tokens and the clean tokens up to its end: most of the pairs that nobody sees are never computed.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from nld_train.dual_stream.context import WHOLE, Cut, Segment
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.visibility import visible_between
 
 CHUNKS = 8  # measured on 2 cores, L 256 and 1024: 2.2 times causal attention; 4 chunks 2.3, a single one 3.0 to 3.7
 
-Span = tuple[int, int]  # first noisy token, token after the last
+Span = tuple[int, int]  # first, after the last
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring queries, and keys among which are all that they see."""
+
+    queries: Span  # among the rank's queries
+    noisy: Span  # among the noisy keys that the rank was given; empty for clean queries
+    clean: int  # clean keys, from the row's first on
+    causal: bool  # query i sees keys 0..i and no other
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, documents: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float,
+    documents: Tensor | None = None,
+    cut: Cut = WHOLE,
 ) -> Tensor:
-    """query [B, H, S, D]; key, value [B, G, S, D]; documents [B, L] int64 or None. Returns: [B, H, S, D]."""
-    assert query.shape[2] == layout.size, f"{query.shape[2]} positions for a layout of {layout.size}"
-    halves = [_noisy_chunk(query, key, value, layout, scale, span, documents) for span in spans(layout, documents)]
-    halves.append(_clean_half(query, key, value, layout, scale, documents))
-    return torch.cat(halves, dim=2)
+    """query [B, H, S/c, D]; key, value [B, G, K, D]; documents [B, L] int64 or None. Returns: [B, H, S/c, D]."""
+    held, given = layout.size // cut.ranks, cut.key_count(layout, documents is not None)
+    assert query.shape[2] == held, f"{query.shape[2]} positions for a layout of {held}"
+    assert key.shape[2] == given, f"{key.shape[2]} keys for a layout of {given}"
+    todo = parts(layout, cut, documents is not None)
+    return torch.cat([_attend(query, key, value, layout, scale, documents, cut, part) for part in todo], 2)
 
 
-def spans(layout: Layout, documents: Tensor | None) -> list[Span]:
-    """The chunks of the noisy half, whole blocks each; a single one for packed rows, each with blocks of its own."""
+@lru_cache
+def parts(layout: Layout, cut: Cut, packed: bool) -> tuple[Part, ...]:
+    """The rank's queries in parts, in order."""
+    noisy = [part for segment in cut.segments(layout) for part in _noisy(segment, layout, cut, packed)]
+    clean_start = cut.tokens(layout) if layout.dual else 0
+    clean = []
+    for segment in cut.segments(layout):
+        stop = segment.row_start + segment.length
+        queries = (clean_start + segment.start, clean_start + segment.start + segment.length)
+        clean.append(Part(queries, (0, 0), stop, causal=segment.row_start == 0 and not packed))
+    return (*noisy, *clean)
+
+
+def _noisy(segment: Segment, layout: Layout, cut: Cut, packed: bool) -> list[Part]:
+    """The noisy queries of a segment, whole blocks in each part; a single one for packed rows, each with blocks of its
+    own, which see noisy tokens of other segments too."""
     if not layout.dual:
         return []
-    blocks = -(-layout.length // layout.block_size)
-    step = -(-blocks // CHUNKS) * layout.block_size if documents is None else layout.length
-    return [(start, min(start + step, layout.length)) for start in range(0, layout.length, step)]
+    start, end = segment.start, segment.start + segment.length
+    if packed:
+        return [Part((start, end), (0, layout.length), layout.length, causal=False)]
+    blocks = -(-segment.length // layout.block_size)
+    step = -(-blocks * len(cut.segments(layout)) // CHUNKS) * layout.block_size
+    spans = [(first, min(first + step, end)) for first in range(start, end, step)]
+    return [Part(span, span, segment.row_start + span[1] - start, causal=False) for span in spans]
 
 
-def _noisy_chunk(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, span: Span, documents: Tensor | None
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float,
+    documents: Tensor | None,
+    cut: Cut,
+    part: Part,
 ) -> Tensor:
-    """The noisy queries of `span` over their own noisy keys and the clean keys before its end: [B, H, span, D]."""
-    start, stop = span
-    clean = slice(layout.clean_start, layout.clean_start + stop)
-    keys, values = (torch.cat([x[:, :, start:stop], x[:, :, clean]], 2) for x in (key, value))
-    if documents is None:
-        mask = _chunk_mask(layout, span, query.device)
+    """The queries of one part over its keys: [B, H, queries, D]."""
+    keys, values = (_given(x, layout, part) for x in (key, value))
+    if part.causal:
+        mask = None
+    elif documents is None:
+        mask = _part_mask(layout, cut, part, query.device)
     else:
-        mask = _cut(layout, span, query.device, documents)[:, None]
-    grouped = query.shape[1] != key.shape[1]
-    own = query[:, :, start:stop]
-    return scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        mask = _seen(layout, cut, part, query.device, documents)[:, None]
+    return scaled_dot_product_attention(
+        query[:, :, slice(*part.queries)],
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=part.causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
-def _clean_half(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, documents: Tensor | None
-) -> Tensor:
-    """The clean queries over the clean keys: [B, H, L, D]."""
-    query, key, value = (x[:, :, layout.clean_start :] for x in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
-    if documents is None:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-    index = torch.arange(layout.clean_start, layout.size, device=query.device)
-    mask = visible_between(layout, index, index, documents)[:, None]
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+def _given(x: Tensor, layout: Layout, part: Part) -> Tensor:
+    """A part's keys among [B, G, K, D]; copied only where they lie apart."""
+    first_clean = x.shape[2] - layout.length
+    clean = x[:, :, first_clean : first_clean + part.clean]
+    return torch.cat([x[:, :, slice(*part.noisy)], clean], 2) if part.noisy[1] else clean
 
 
-def _cut(layout: Layout, span: Span, device: torch.device, documents: Tensor | None = None) -> Tensor:
-    """What the queries of a noisy chunk see of its keys: [span, keys], or [B, span, keys]; bool."""
-    own = torch.arange(*span, device=device)
-    earlier = torch.arange(layout.clean_start, layout.clean_start + span[1], device=device)
-    return visible_between(layout, own, torch.cat([own, earlier]), documents)
+def _seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents: Tensor | None = None) -> Tensor:
+    """What the queries of a part see of its keys: [queries, keys], or [B, queries, keys]; bool."""
+    queries = cut.queries_at(layout, torch.arange(*part.queries, device=device))
+    noisy = cut.keys_at(layout, torch.arange(*part.noisy, device=device), packed=documents is not None)
+    clean = torch.arange(layout.clean_start, layout.clean_start + part.clean, device=device)
+    return visible_between(layout, queries, torch.cat([noisy, clean]), documents)
 
 
 @lru_cache(maxsize=8 * CHUNKS)
-def _chunk_mask(layout: Layout, span: Span, device: torch.device) -> Tensor:
-    return _cut(layout, span, device)
+def _part_mask(layout: Layout, cut: Cut, part: Part, device: torch.device) -> Tensor:
+    return _seen(layout, cut, part, device)

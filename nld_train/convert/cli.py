@@ -10,7 +10,7 @@ EXPORT_HELP = """\
 Write a training checkpoint as a Hugging Face folder, from any parallel layout, without a GPU.
 
   nld convert export out/demo/stage2_joint --to out/demo/hf
-  nld convert export out/nld_8b/sft --to out/nld_8b/hf --chat       generation ends with a turn (<|im_end|>)
+  nld convert export out/nld_8b/sft --to out/nld_8b/hf              trained on chat: generation ends with a turn
   nld convert export out/demo/stage2_joint --to out/try --step 100 --dtype fp32
 
 One tensor at a time is in memory. The folder loads with AutoModel.from_pretrained(DIR, trust_remote_code=True). Before
@@ -35,12 +35,37 @@ original context. A model too large for the memory is run with as many layers as
 """
 
 
+ADAPTER_HELP = """\
+Write the adapter of a drafter's run as a PEFT folder, DIR/linear_spec_lora.
+
+  nld convert adapter out/demo/drafter --to out/demo/hf        beside an export of the model that it drafts for
+  nld convert export out/demo/drafter --to out/demo/drafted    that model and the adapter, both at once
+  nld generate --model out/demo/hf --adapter out/demo/hf --mode self-spec --prompt "def main"
+
+Any PEFT loads it: PeftModel.from_pretrained(model, DIR, subfolder="linear_spec_lora"). Beside an export it is run with
+PEFT and compared with the training-time forward.
+"""
+
+
 def add_convert_parser(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("convert", help="Hugging Face checkpoints in and out")
     actions = convert.add_subparsers(title="actions", required=True, metavar="ACTION")
     add_export(actions)
     add_import(actions)
+    add_adapter(actions)
     add_verify(actions)
+
+
+def add_adapter(actions: argparse._SubParsersAction) -> None:
+    adapter = actions.add_parser(
+        "adapter", help="a drafter's adapter -> PEFT folder", description=ADAPTER_HELP, formatter_class=RAW
+    )
+    adapter.add_argument("output", type=Path, help="output folder of a drafter's run")
+    adapter.add_argument("--to", type=Path, required=True, metavar="DIR", help="an export, or any folder")
+    adapter.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    adapter.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
+    adapter.add_argument("--overwrite", action="store_true", help="replace an adapter that is there")
+    adapter.set_defaults(run=run_adapter)
 
 
 def add_export(actions: argparse._SubParsersAction) -> None:
@@ -52,7 +77,12 @@ def add_export(actions: argparse._SubParsersAction) -> None:
     export.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
     export.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer folder (default: the run's own)")
-    export.add_argument("--chat", action="store_true", help="end of sequence is the end of a turn")
+    export.add_argument(
+        "--chat",
+        action="store_true",
+        help="end of sequence is the end of a turn (<|im_end|>), and a chat template lies beside the weights; "
+        "so it is anyway where the run was trained on conversations",
+    )
     export.add_argument("--shard-gb", type=float, metavar="GB", help="shards of at most this size (default: one file)")
     export.add_argument("--no-verify", action="store_true", help="do not compare with the checkpoint")
     export.add_argument("--overwrite", action="store_true", help="replace an export that is there")
@@ -96,6 +126,13 @@ def run_export(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
     )
+    return 0
+
+
+def run_adapter(args: argparse.Namespace) -> int:
+    from nld_train.convert.run import export_adapter
+
+    export_adapter(args.output, args.to, args.step, args.dtype, args.overwrite)
     return 0
 
 

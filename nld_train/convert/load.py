@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nld_train.checkpoint_files import file_names, measure, write_manifest
 from nld_train.config import DiffusionConfig, ModelConfig
 from nld_train.convert.config_json import Described, Traits, read_traits
 from nld_train.convert.hugging_face import Weights, copy_tokenizer, open_folder
@@ -119,6 +120,7 @@ def write_checkpoint(target: Path, pieces: Sequence[Piece]) -> None:
     torch.save(train_state(), folder / "train_state.pt")
     torch.save(train_state(), checkpoints(target) / "latest_train_state.pt")
     (checkpoints(target) / TRACKER).write_text(str(STEP))
+    write_manifest(folder, measure(folder, file_names(folder)))
 
 
 def empty_states(layers: int) -> dict[str, object]:

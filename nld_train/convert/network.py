@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from nld_train.attention.reference import attend_layout
 from nld_train.config import ModelConfig, RopeConfig
 from nld_train.convert import table
+from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.table import NLD, Unit
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.dual_stream.layout import Layout, positions
@@ -66,8 +67,17 @@ def attention_factor(rope: RopeConfig) -> float:
 class Network:
     """Megatron's tensors as a function; weights are rounded to `dtype` first, as an export's are."""
 
-    def __init__(self, model: ModelConfig, weights: StoredWeights, dtype: torch.dtype, layers: int) -> None:
-        """layers: how many of the model's layers are run, from the first one on."""
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: StoredWeights,
+        dtype: torch.dtype,
+        layers: int,
+        adapter: StoredAdapter | None = None,
+    ) -> None:
+        """layers: how many of the model's layers are run, from the first one on. adapter: a drafter's, which is on in
+        the noisy half alone."""
+        self.adapter = adapter
         self.model, self.weights, self.dtype, self.layers = model, weights, dtype, layers
         self.units = {(unit.name, unit.layer): unit for unit in table.units(model, NLD)}
 
@@ -118,7 +128,12 @@ class Network:
         query = rotate(query, angles, attention_factor(rope)) * scale[:, None]
         key = rotate(key, angles, attention_factor(rope))
         seen = attend_layout(query, key, value, row.layout, model.head_dim**-0.5)
-        return seen[0].transpose(0, 1).flatten(1) @ self._weight(table.ATTENTION_OUT, layer).T
+        seen = seen[0].transpose(0, 1).flatten(1)
+        output = seen @ self._weight(table.ATTENTION_OUT, layer).T
+        if self.adapter is not None:
+            a, b = (part.double() for part in self.adapter.of_layer(layer))
+            output[: row.layout.clean_start] += self.adapter.scale * (seen[: row.layout.clean_start] @ a.T) @ b.T
+        return output
 
     def _mlp(self, hidden: Tensor, layer: int) -> Tensor:
         normed = self._norm(hidden, table.MLP_NORM, layer)

@@ -7,6 +7,7 @@ ids in import.json and a copy of the tokenizer beside it.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nld_train.checkpoint_files import check_contents, newest_step, saved_steps
 from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.convert.config_json import Traits
 from nld_train.convert.json_file import read_object
@@ -23,7 +24,7 @@ from nld_train.data.tokenizer import (
 from nld_train.errors import UserError
 from nld_train.fields import from_tree
 from nld_train.recipe import from_json
-from nld_train.run_folder import checkpoints, newest_step, step_folder
+from nld_train.run_folder import checkpoints, step_folder
 
 RUN, MODEL, IMPORT, TOKENIZER = "run.json", "model.json", "import.json", "tokenizer"
 END_OF_TURN = control_token(11)
@@ -53,9 +54,10 @@ def open_source(output: Path, step: int | None = None) -> Source:
     require(
         folder.is_dir(),
         f"--step {chosen}: no {folder}",
-        "steps " + ", ".join(str(int(path.name[5:])) for path in sorted(checkpoints(output).glob("iter_*"))),
+        "steps " + ", ".join(map(str, saved_steps(output))),
         "choose one of them",
     )
+    check_contents(folder)
     weights = StoredWeights(folder)
     check_megatron(str(folder), weights.shapes, model)
     return Source(output, chosen, model, weights)
@@ -92,6 +94,11 @@ def read_run(output: Path) -> RunConfig:
     path = output / RUN
     require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
     return from_json(path.read_text(encoding="utf-8"))
+
+
+def trained_on_chat(output: Path) -> bool:
+    """Whether a run's rows were conversations; an import does not know, but keeps the ids of its source."""
+    return not (output / IMPORT).is_file() and read_run(output).data.chat
 
 
 def read_traits(output: Path, tokenizer: TextTokenizer, chat: bool) -> Traits:

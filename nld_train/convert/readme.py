@@ -53,8 +53,9 @@ python -m sglang.launch_server --model-path . --trust-remote-code --dllm-algorit
 vllm serve . --trust-remote-code --model-impl transformers
 ```
 
-PEFT, where the folder has `linear_spec_lora/` (not run here): the adapter is on while drafting, off in prefill and
-verification.
+## PEFT
+
+Where the folder has `linear_spec_lora/`, a drafter: the adapter is on while drafting, off in prefill and verification.
 
 ```python
 from peft import PeftModel

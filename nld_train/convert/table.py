@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nld_train.config import ModelConfig
 from nld_train.errors import UserError
+from nld_train.model.adapter_files import lora_names
 
 Shape = tuple[int, ...]
 NAMED = 3  # tensors named in an error
@@ -22,6 +23,8 @@ HEAD = "output_layer.weight"
 ATTENTION_NORM = "decoder.layers.self_attention.linear_qkv.layer_norm_weight"
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 ATTENTION_OUT = "decoder.layers.self_attention.linear_proj.weight"
+ADAPTER_IN = "decoder.layers.self_attention.linear_proj.adapter.linear_in.weight"
+ADAPTER_OUT = "decoder.layers.self_attention.linear_proj.adapter.linear_out.weight"
 MLP_NORM = "decoder.layers.mlp.linear_fc1.layer_norm_weight"
 MLP_IN = "decoder.layers.mlp.linear_fc1.weight"
 MLP_OUT = "decoder.layers.mlp.linear_fc2.weight"
@@ -102,6 +105,16 @@ def layer_units(model: ModelConfig, naming: Naming, layer: int) -> list[Unit]:
         Unit(MLP_IN, layer, (2 * model.ffn, wide), (gate, up)),
         plain(MLP_OUT, layer, f"{here}.mlp.down_proj.weight", (wide, model.ffn)),
     ]
+
+
+def adapter_units(model: ModelConfig, rank: int) -> list[Unit]:
+    """The table of a drafter's adapter: LoRA's A and B of every attention output map, by PEFT's names."""
+    found = []
+    for layer in range(model.layers):
+        a, b = lora_names(layer)
+        found.append(plain(ADAPTER_IN, layer, a, (rank, model.heads * model.head_dim)))
+        found.append(plain(ADAPTER_OUT, layer, b, (model.hidden, rank)))
+    return found
 
 
 def plain(name: str, layer: int | None, part: str, shape: Shape) -> Unit:

@@ -5,7 +5,8 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nld_train.config import ModelConfig
+from nld_train.convert.adapter import attach
 from nld_train.convert.config_json import ARCHITECTURE, Described
 from nld_train.convert.hugging_face import Weights, model_files
 from nld_train.convert.network import Probe
@@ -37,9 +39,14 @@ class Runnable:
             with torch.device("meta"):
                 self.model = vars(modeling)[ARCHITECTURE](config).eval()
             self.decoder = sys.modules[type(self.model.encoder).__module__]
+        self.prefill: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # around the past of a block
         wanted = self.model.state_dict()
         self.model.load_state_dict({name: weights.read(name).float() for name in wanted}, assign=True)
         self.config = config
+
+    def adapt(self, folder: Path) -> None:
+        """Draft with a folder's adapter from now on; the past of a block is still the base model's."""
+        self.prefill = attach(self.model, folder).disable_adapter
 
     def inverse_frequencies(self) -> Tensor:
         """Rotary frequencies as the model computes them, [D / 2]."""
@@ -58,7 +65,8 @@ class Runnable:
         for first in range(0, len(row.noisy), row.block_size):
             cache = None
             if first > 0:
-                past = self._forward(row.clean[:first], row.start, use_causal_mask=True, use_cache=True)
+                with self.prefill():
+                    past = self._forward(row.clean[:first], row.start, use_causal_mask=True, use_cache=True)
                 cache = past.past_key_values
             block = row.noisy[first : first + row.block_size]
             seen = self._forward(block, row.start + first, use_causal_mask=False, past_key_values=cache)

@@ -73,6 +73,13 @@ def count(source: Source, weights: Weights) -> Finding:
     return Finding("tensors", f"{found} = 9 x {source.model.layers} + 3, {total:,} bytes ({size_text(total)})")
 
 
+def bits_of(source: Source, folder: Path) -> Finding:
+    """Whether a folder holds a checkpoint's weights, bit for bit. Raises: UserError."""
+    described, weights = open_folder(folder)
+    check_description(source, described, folder)
+    return bits_from_megatron(source, weights)
+
+
 def bits_from_megatron(source: Source, weights: Weights) -> Finding:
     """Megatron's tensors, converted, against the folder's."""
     for unit in units(source.model, NLD):

@@ -9,12 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from nld_train.data.indexed import REMAKE, TokenFile, bin_path, idx_path, sha256_of
+from nld_train.data.supervision import Supervision, supervised_path
 from nld_train.data.tokenizer import fingerprint
 from nld_train.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without `chat`
 SUFFIX = ".manifest.json"
 COUNT_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """What a chat file holds beyond its tokens, as `nld data prepare-chat` leaves it."""
+
+    conversations: int  # each is one document
+    supervised_tokens: int
+    dropped: dict[str, int]  # reason -> conversations left out; their sum is `bad_lines`
+    template_sha256: str  # of the chat template's text
+    end_of_turn_id: int  # the control token that ends an answer, itself supervised
+    thinking: bool  # what the template was given as enable_thinking
+    last_turn_only: bool  # the last answer of a conversation counts, the others are context
+    supervised_sha256: str  # of PREFIX.supervised.bin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +52,7 @@ class Manifest:
     idx_bytes: int
     bin_sha256: str
     idx_sha256: str
+    chat: Chat | None = None  # None: plain text, every token counts
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -59,10 +75,19 @@ def read_manifest(prefix: str | Path) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format_version {version!r}", f"{FORMAT_VERSION}", REMAKE)
-    wrong = {field.name for field in fields(Manifest)} ^ set(content)
+    check_keys(path, Manifest, content)
+    if content["chat"] is not None:
+        check_keys(path, Chat, content["chat"])
+        content["chat"] = Chat(**content["chat"])
+    return Manifest(**content)
+
+
+def check_keys(path: Path, section: type, content: object) -> None:
+    """Raise UserError unless `content` has the fields of a dataclass, and no others."""
+    named = {field.name for field in fields(section)}
+    wrong = named ^ set(content) if isinstance(content, dict) else named
     if wrong:
         raise UserError(f"{path}: missing or unknown {', '.join(sorted(wrong))}", "the manifest as written", REMAKE)
-    return Manifest(**content)
 
 
 def check_files(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
@@ -81,14 +106,19 @@ def check_files(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
             f"{manifest.documents} documents, {manifest.tokens} tokens as in {manifest_path(prefix)}",
             REMAKE,
         )
+    if manifest.chat is not None:
+        Supervision(prefix)
     if verify_hashes:
         check_hashes(prefix, manifest)
     return manifest
 
 
 def check_hashes(prefix: str | Path, manifest: Manifest) -> None:
-    """Read both files whole; raise UserError where a SHA-256 is not the manifest's."""
-    for path, digest in ((bin_path(prefix), manifest.bin_sha256), (idx_path(prefix), manifest.idx_sha256)):
+    """Read the files whole; raise UserError where a SHA-256 is not the manifest's."""
+    digests = {bin_path(prefix): manifest.bin_sha256, idx_path(prefix): manifest.idx_sha256}
+    if manifest.chat is not None:
+        digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
+    for path, digest in digests.items():
         found = sha256_of(path)
         if found != digest:
             raise UserError(f"{path} has SHA-256 {found}", f"{digest} as in {manifest_path(prefix)}", REMAKE)

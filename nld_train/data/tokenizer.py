@@ -1,6 +1,7 @@
 """Hugging Face tokenizers as the project uses them: text never turns into control ids."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ CONFIG = "tokenizer_config.json"
 CONTROL_IDS = 101  # ids 0..100 are control tokens in the published family
 MASK_ID = 100
 NAMED_CONTROLS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>"}
+UNFINISHED = "\ufffd"  # what decoding gives for the bytes of a character that is not complete
 PIECE_CHARACTERS = 1 << 20  # longer texts are encoded in pieces: the library needs about 100 bytes per token
 
 
@@ -50,10 +52,21 @@ class TextTokenizer:
 
         A text of more than PIECE_CHARACTERS is cut at line ends first, which may split tokens that span the cut.
         """
-        ids: list[int] = []
-        for piece in split_text(text, PIECE_CHARACTERS):
-            ids += self.library.encode_batch_fast([piece], add_special_tokens=False)[0].ids
-        return np.array(ids, dtype=token_dtype(self.vocab_size))
+        return np.array(self.encode_all([text])[0], dtype=token_dtype(self.vocab_size))
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, as `encode` gives them."""
+        rows: list[list[int]] = []
+        for pieces in (split_text(text, PIECE_CHARACTERS) for text in texts):
+            found = self.library.encode_batch_fast(pieces, add_special_tokens=False)
+            rows.append(found[0].ids if len(found) == 1 else [token for piece in found for token in piece.ids])
+        return rows
+
+    def control_tokens(self) -> dict[int, str]:
+        """Spelling of every control token, by id."""
+        return {
+            number: token.content for number, token in self.library.get_added_tokens_decoder().items() if token.special
+        }
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
         """Text of tokens [n], control tokens by name."""
@@ -69,6 +82,11 @@ def split_text(text: str, limit: int) -> list[str]:
         start = cut
     pieces.append(text[start:])
     return pieces
+
+
+def printable(text: str) -> str:
+    """Text that cannot command a terminal: other control characters than line ends and tabs are written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def tokenizer_file(folder: str | Path) -> Path:
@@ -136,16 +154,30 @@ def named_token(tokenizer: TextTokenizer, key: str) -> str:
             f"a folder whose {CONFIG} names {key}",
             "copy the whole tokenizer folder",
         )
+    token = token_of(read_config(tokenizer.folder), key)
+    if token is None:
+        raise UserError(f"{path} names no {key}", f"{key} as a string", f"add {key} to the file")
+    return token
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """tokenizer_config.json. Raises UserError where it is no JSON object."""
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {one_line(error)}", "a JSON object", "copy the file again") from error
-    token = config.get(key) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}", "a JSON object", "copy the file again")
+    return config
+
+
+def token_of(config: dict[str, object], key: str) -> str | None:
+    """The token under a key of tokenizer_config.json; None where it names none."""
+    token = config.get(key)
     if isinstance(token, dict):  # older folders write the token with its flags
         token = token.get("content")
-    if not isinstance(token, str):
-        raise UserError(f"{path} names no {key}", f"{key} as a string", f"add {key} to the file")
-    return token
+    return token if isinstance(token, str) else None
 
 
 def token_id(tokenizer: TextTokenizer, token: str) -> int:

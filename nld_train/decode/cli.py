@@ -4,16 +4,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from nld_train.config import DecodeConfig, require
 from nld_train.data.staging import write_text
+from nld_train.data.tokenizer import UNFINISHED, TextTokenizer
 from nld_train.errors import UserError
 from nld_train.fields import kinds, parse, show
 
 if TYPE_CHECKING:  # it imports torch
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nld_train.decode.result import Decoded
 
 MODES = ("ar", "diffusion", "self-spec", "quadratic")
@@ -25,7 +29,6 @@ FORWARDS = {  # what the three counts of NFE are called
     "self-spec": ("prefill", "draft", "verify"),
     "quadratic": ("prefill", "first draft", "verify and draft"),
 }
-UNFINISHED = "\ufffd"  # what the tokenizer shows for the bytes of a character that is not complete
 HELP = {
     "max_new_tokens": "tokens to generate; whole blocks in diffusion mode",
     "block_length": "tokens denoised or drafted together",
@@ -47,7 +50,9 @@ Generate text from a checkpoint folder in any of its modes.
   nld generate --model out/demo/hf --mode diffusion --prompt "def main" --threshold 0.9
   nld generate --model out/demo/hf --mode self-spec --prompt-file prompts.txt      one prompt per line
   nld generate --model out/demo/hf --mode all --prompt "def main" --json answers.json
+  nld generate --model out/demo/hf --adapter out/demo/hf --mode self-spec --prompt "def main"    a trained drafter
   echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
+  nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
 """
 
 
@@ -57,12 +62,21 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
         "generate", help="generate text", description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     generate.add_argument("--model", required=True, metavar="DIR", help="folder of `nld convert export`")
+    generate.add_argument(
+        "--adapter", metavar="DIR", help="self-spec drafts with it: linear_spec_lora/, or the folder that holds it"
+    )
     generate.add_argument("--mode", required=True, choices=(*MODES, "all"), help="all: one after the other")
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="one prompt per line (default: standard input, one prompt)"
     )
+    generate.add_argument(
+        "--chat",
+        action="store_true",
+        help="prompts are turns of a user, in the folder's chat template; ends with the turn",
+    )
+    generate.add_argument("--thinking", action="store_true", help="with --chat: the answer starts with thinking")
     generate.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: that of config.json")
     generate.add_argument("--device", choices=DEVICES, default="auto", help="auto: cuda where there is a GPU")
     generate.add_argument(
@@ -103,20 +117,27 @@ def run_generate(args: argparse.Namespace) -> int:
     """Decode every prompt, one after the other, and print its text as it comes, then the figures."""
     settings, prompts = settings_of(args), prompts_of(args, sys.stdin)
     require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
+    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     # Below the checks of the command line: importing torch and transformers takes seconds.
     import numpy as np
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode import ar, diffusion, quadratic, self_speculation
-    from nld_train.decode.load import load_model, load_text_tokenizer
+    from nld_train.decode.load import load_adapter, load_model, load_text_tokenizer
 
     disable_progress_bar()
     decoders = dict(zip(MODES, (ar.decode, diffusion.decode, self_speculation.decode, quadratic.decode), strict=True))
     modes = MODES if args.mode == "all" else (args.mode,)
     dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     model = load_model(Path(args.model), dtype, torch.device(device_of(args.device, torch.cuda.is_available())))
+    if args.adapter is not None:
+        load_adapter(model, Path(args.model), Path(args.adapter))
     tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
+    encode: Callable[[str], NDArray[np.integer]] = tokenizer.encode
+    if args.chat:
+        encode, end_of_turn = chat_prompts(tokenizer, args.thinking)
+        settings = ending(settings, end_of_turn)
     eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
 
     def to_text(ids: list[int]) -> str:
@@ -128,13 +149,27 @@ def run_generate(args: argparse.Namespace) -> int:
         if len(requests) > 1:
             print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
         stream = TextStream(to_text, eos, sys.stdout)
-        result = decoders[mode](model, [tokenizer.encode(prompt).tolist()], settings, stream)[0]
+        result = decoders[mode](model, [encode(prompt).tolist()], settings, stream)[0]
         stream.close()
         print(summary(mode, result), flush=True)
         answers.append(answer(mode, result, to_text))
     if args.json is not None:
         write_text(args.json, json.dumps({"prompt": prompts[0], "answers": answers}, indent=1) + "\n")
     return 0
+
+
+def chat_prompts(tokenizer: TextTokenizer, thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":
+    """What makes a prompt of a user's turn, and the token that ends the answer. Raises: UserError."""
+    from nld_train.data.chat import load_chat
+    from nld_train.data.chat_template import Message
+
+    encoder = load_chat(tokenizer, thinking)
+    return lambda text: encoder.prompt([Message("user", text)]), encoder.end_mark()
+
+
+def ending(settings: DecodeConfig, end_of_turn: int) -> DecodeConfig:
+    """The settings, with the end of a turn as the end of the text unless another is set."""
+    return settings if settings.eos_token_id is not None else replace(settings, eos_token_id=end_of_turn)
 
 
 def device_of(name: str, has_gpu: bool) -> str:

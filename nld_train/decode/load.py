@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from nld_train.convert.adapter import StoredAdapter, attach
+from nld_train.convert.config_json import read_config
 from nld_train.convert.hugging_face import Weights
 from nld_train.convert.json_file import read_object
 from nld_train.convert.table import Shape, check_balance
@@ -27,6 +29,19 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     chosen = config.dtype if dtype is None else dtype
     model = NemotronLabsDiffusionModel.from_pretrained(folder, config=config, dtype=chosen)
     return model.to(device)  # type: ignore[arg-type]
+
+
+def load_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) -> None:
+    """Put a drafter's adapter on the model of the folder `base`, switched off: linear self-speculation turns it on
+    while drafting, and no other mode knows it.
+
+    folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where it is of another model.
+    """
+    StoredAdapter(folder, read_config(base).model)
+    attach(model, folder)
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.enable_adapters(False)
 
 
 def load_config(folder: Path) -> NemotronLabsDiffusionConfig:

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DiffusionConfig, LossAverage
+from nld_train.dual_stream.context import WHOLE, Cut, cut_batch
 from nld_train.dual_stream.layout import Layout
 from nld_train.noise.corrupt import maskable
 from nld_train.types import Batch, NoisyRow, Row
 
 
-def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig) -> Batch:
+def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, cut: Cut = WHOLE) -> Batch:
     """A micro-batch of rows of one length: `NoisyRow`s where the configuration is dual, plain `Row`s where it is not.
+    A context rank is given its `cut` of it.
 
     The AR term of position i counts iff supervised[i + 1]; the diffusion term of token i iff it is masked. N counts the
     AR terms. With `config.document_mask`, the target of a document's last token lies in the next document, which that
@@ -27,14 +29,14 @@ def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig) -
     plain = [row.row if isinstance(row, NoisyRow) else row for row in rows]
     tokens = torch.stack([row.tokens for row in plain])
     layout = Layout(tokens.shape[1] - 1, config.block_size, config.dual)
-    documents = _documents(plain, config, layout.length)
+    documents = packed_documents(plain, config, layout.length)
     counts = _ar_counts(torch.stack([row.supervised for row in plain]), documents)
     shares, denominator = _shares(counts, config.average)
     ar_rows, ar_places = (counts & (shares > 0)[:, None]).nonzero(as_tuple=True)
     inputs, masked, inverse_p = _noisy_half(noisy, tokens)
     diffusion_rows, diffusion_places = (masked & (shares > 0)[:, None]).nonzero(as_tuple=True)
     may = torch.stack([maskable(row, config) for row in plain]) & (shares > 0)[:, None]
-    return Batch(
+    whole = Batch(
         input_ids=torch.cat([*inputs, tokens[:, :-1]], 1),
         documents=documents,
         ar_positions=ar_rows * layout.size + layout.clean_start + ar_places,
@@ -47,6 +49,7 @@ def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig) -
         maskable=may.sum().float(),
         sample_indices=torch.tensor([row.index for row in plain]),
     )
+    return cut_batch(whole, layout, cut)
 
 
 def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -59,7 +62,7 @@ def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Te
     return [torch.stack([row.noisy for row in noisy])], masked, inverse_p
 
 
-def _documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -> Tensor | None:
+def packed_documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -> Tensor | None:
     """[B, L], or None where nothing is packed or documents may see each other; a row without any is one document."""
     if not config.document_mask or all(row.documents is None for row in rows):
         return None

@@ -15,6 +15,7 @@ class Layout:
     length: int  # L
     block_size: int  # tokens
     dual: bool  # [noisy | clean], or the clean half alone
+    noisy_causal: bool = False  # noisy tokens see their block up to themselves: how a drafter's verifier reads drafts
 
     @property
     def size(self) -> int:
@@ -35,10 +36,13 @@ class Places:
     position: Tensor  # int64, in the document
     block: Tensor  # int64, counted over the row
     document: Tensor  # int64
+    noisy_causal: bool = False  # as the layout says
 
     def at(self, *index: Tensor) -> "Places":
         """The places at `index`, e.g. at(batch, position) of [B, S] places."""
-        return Places(self.noisy[index], self.position[index], self.block[index], self.document[index])
+        return Places(
+            self.noisy[index], self.position[index], self.block[index], self.document[index], self.noisy_causal
+        )
 
 
 def place(layout: Layout, index: Tensor) -> Places:
@@ -47,7 +51,8 @@ def place(layout: Layout, index: Tensor) -> Places:
     Arithmetic on the index alone, without a table to read: attention kernels evaluate it as they go.
     """
     position = index % layout.length
-    return Places(index < layout.clean_start, position, position // layout.block_size, torch.zeros_like(index))
+    block, document = position // layout.block_size, torch.zeros_like(index)
+    return Places(index < layout.clean_start, position, block, document, layout.noisy_causal)
 
 
 def places(layout: Layout, documents: Tensor | None = None, device: torch.device | None = None) -> Places:
@@ -62,6 +67,7 @@ def places(layout: Layout, documents: Tensor | None = None, device: torch.device
         position=torch.cat([document_positions(documents)] * halves, -1),
         block=torch.cat([block_ids(layout, documents)] * halves, -1),
         document=torch.cat([documents] * halves, -1),
+        noisy_causal=layout.noisy_causal,
     )
 
 

@@ -12,6 +12,8 @@ def visible(query: Places, key: Places) -> Tensor:
     Element-wise operators only, so that it also runs inside an attention kernel.
     """
     own_block = query.noisy & key.noisy & (query.block == key.block)
+    if query.noisy_causal:
+        own_block = own_block & (key.position <= query.position)
     earlier_blocks = query.noisy & ~key.noisy & (key.block < query.block)
     causal = ~query.noisy & ~key.noisy & (key.position <= query.position)
     return (query.document == key.document) & (own_block | earlier_blocks | causal)
@@ -44,4 +46,6 @@ def visible_pairs(layout: Layout) -> int:
     # A noisy query of block b sees b * size earlier clean tokens and its own block.
     full, rest = divmod(length, size)
     noisy = size * size * full * (full + 1) // 2 + rest * length
+    if layout.noisy_causal:
+        noisy -= full * (size * (size - 1) // 2) + rest * (rest - 1) // 2
     return causal + noisy

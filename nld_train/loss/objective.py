@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nld_train.types import LossTerms
+from nld_train.types import DrafterTerms, LossTerms
+
+KEPT = "drafts kept up to "  # and a place in the block, from 1 on: share of the blocks
 
 
 def summed(terms: Sequence[LossTerms]) -> LossTerms:
@@ -47,6 +49,31 @@ def pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
 def report(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
     """The figures themselves, from the terms summed over the global batch; scalars, left on their device."""
     return {name: _per(*pair) for name, pair in pairs(terms, alpha).items()}
+
+
+def drafter_numerator(terms: DrafterTerms) -> Tensor:
+    """What a micro-batch adds to the drafter's objective before the division by the blocks of the global batch: both
+    terms with weight 1 [paper sec. 3.3]. Scalar."""
+    return terms.hybrid_sum + terms.argmax_sum
+
+
+def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, count) of every figure that is shown of a drafter's step, as `pairs`. All are means over blocks.
+
+    The accepted length counts the verifier's own token behind the accepted drafts: a draft and a verification, two
+    forwards, add that many tokens.
+    """
+    kept = {
+        f"{KEPT}{place}": (count, terms.blocks) for place, count in enumerate(terms.kept_by_place.unbind(), start=1)
+    }
+    return {
+        "drafter loss": (drafter_numerator(terms), terms.blocks),
+        "hybrid loss": (terms.hybrid_sum, terms.blocks),
+        "argmax loss": (terms.argmax_sum, terms.blocks),
+        "overlap": (terms.overlap_sum, terms.blocks),
+        "accepted length": (terms.kept_by_place.sum() + terms.blocks, terms.blocks),
+        **kept,
+    }
 
 
 def _per(total: Tensor, count: Tensor) -> Tensor:

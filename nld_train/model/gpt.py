@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from nld_train.dual_stream.context import Cut
 from nld_train.dual_stream.layout import positions
 from nld_train.model.attention_slot import DualStreamAttention
-from nld_train.model.head import position_nll
-from nld_train.types import Batch
+from nld_train.model.head import position_logits, position_nll
+from nld_train.types import Batch, HeadRequest
 
 
 class DualStreamGPTModel(GPTModel):
@@ -17,34 +17,43 @@ class DualStreamGPTModel(GPTModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.cut = Cut(self.pg_collection.cp.size(), self.pg_collection.cp.rank())
+        self.rotary_pos_emb.cp_group = None  # or it would cut the angles its own way: `_rotary` does
         check_attention(self)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy [R_ar + R_diff] of the batch on the last pipeline stage, hidden states [S, B, E] before it."""
+    def forward(self, batch: Batch | HeadRequest) -> Tensor:
+        """Cross-entropy [R_ar + R_diff] of the batch on the last pipeline stage, hidden states [S, B, E] before it.
+
+        Of a HeadRequest: this tensor rank's logits [R, V / ranks].
+        """
         documents = batch.documents
         return super().forward(
             input_ids=batch.input_ids,
             position_ids=None if documents is None else positions(self.config.layout, documents),
             attention_mask=batch.documents,
-            output_processor=self._position_nll,
+            output_processor=self._position_logits if isinstance(batch, HeadRequest) else self._position_nll,
             output_processor_context=batch,
         )
 
     def _position_nll(self, *, hidden_states: Tensor, context: Batch, **_: Any) -> Tensor:
         return position_nll(hidden_states, self.output_layer, context, self.config.sequence_parallel)
 
+    def _position_logits(self, *, hidden_states: Tensor, context: HeadRequest, **_: Any) -> Tensor:
+        return position_logits(hidden_states, self.output_layer, context.head_positions, self.config.sequence_parallel)
+
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, **kwargs: Any) -> tuple:
         decoder_input, _, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
         return (decoder_input, self._rotary(position_ids), *rest)
 
     def _rotary(self, position_ids: Tensor | None) -> Tensor:
-        """Rotary angles: [S, 1, 1, D] of positions 0..L-1, laid once for each half; or [S, B, 1, D] of position_ids
-        [B, S], where documents start again at 0."""
+        """Rotary angles of the positions that this context rank holds: [S/c, 1, 1, D] of 0..L-1, the same in both
+        halves; or [S/c, B, 1, D] of position_ids [B, S], where documents start again at 0."""
         layout = self.config.layout
         angles, _ = self.rotary_pos_emb(layout.length)
+        here = self.cut.queries(layout, angles.device)
         if position_ids is not None:
-            return angles.flatten(1)[position_ids.T].unsqueeze(2)
-        return torch.cat([angles, angles]) if layout.dual else angles
+            return angles.flatten(1)[position_ids[:, here].T].unsqueeze(2)
+        return angles[positions(layout, device=angles.device)[here]]
 
 
 def check_attention(model: GPTModel) -> None:

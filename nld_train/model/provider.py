@@ -1,9 +1,9 @@
 """Builds the model for Megatron-Bridge from a ModelConfig."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
-from megatron.bridge.utils.fusions import can_enable_gradient_accumulation_fusion
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.pipeline_parallel.utils import (
@@ -127,5 +127,6 @@ def provider(run: RunConfig) -> DualStreamProvider:
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         cross_entropy_loss_fusion=False,
-        gradient_accumulation_fusion=on_gpu and can_enable_gradient_accumulation_fusion(),
+        # Whatever Transformer Engine can do, Megatron refuses to build its LM head with this but without Apex's kernel.
+        gradient_accumulation_fusion=on_gpu and find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )

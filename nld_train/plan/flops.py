@@ -14,7 +14,7 @@ from nld_train.config import RunConfig
 from nld_train.plan.parameters import matrix_parameters
 from nld_train.plan.rows import expected_head_rows, positions, run_pairs, tokens
 
-PASSES = 3  # forward once, backward twice
+PASSES = 3  # forward once, backward twice; of a drafter: draft, verify, and the backward of inputs alone
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
 MFU = 0.4  # share of that peak a plan reckons with
 SECONDS_PER_DAY = 86_400

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
-from nld_train.plan.parameters import on_rank, padded_vocab, whole
+from nld_train.plan.parameters import adapter_parameters, on_rank, padded_vocab, whole
 from nld_train.plan.rows import micro_batches, most_head_rows, positions
 
 CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
@@ -66,15 +66,22 @@ def worst_stage(run: RunConfig) -> StageMemory:
 def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     """Memory of a GPU of pipeline stage `stage`."""
     parameters = on_rank(run.model, run.parallel, stage).total
+    adapter = adapter_on_rank(run)
+    trained = parameters if run.drafter is None else adapter
     return StageMemory(
         stage=stage,
-        weights=parameters * element(run),
-        gradients=parameters * FP32,
-        optimizer=math.ceil(parameters * optimizer_bytes(run) / optimizer_shards(run.parallel)),
+        weights=(parameters + adapter) * element(run),
+        gradients=trained * FP32,
+        optimizer=math.ceil(trained * optimizer_bytes(run) / optimizer_shards(run.parallel)),
         activations=math.ceil(layers_in_flight(run, stage) * kept_per_layer(run)),
         layer_backward=layer_backward(run),
         head=head(run) if stage == run.parallel.pipeline - 1 else 0,
     )
+
+
+def adapter_on_rank(run: RunConfig) -> int:
+    """Parameters of a drafter's adapter on one GPU: A is cut over the tensor ranks by its inputs, B by its outputs."""
+    return 0 if run.drafter is None else adapter_parameters(run.model, run.drafter) // run.parallel.tensor
 
 
 def element(run: RunConfig) -> int:
@@ -102,28 +109,41 @@ def stream_elements(run: RunConfig) -> float:
     return run.model.hidden / (run.parallel.tensor if run.parallel.sequence else 1)
 
 
-def layer_elements(run: RunConfig) -> float:
+def layer_elements(run: RunConfig, gathered: bool) -> float:
     """Elements per position that one layer keeps for its backward pass.
 
     - 4 streams of E: the inputs of both RMSNorms (the residual stream) and their outputs (the inputs of the
       query-key-value and gate-up maps, for their weight gradients);
     - attention, cut over tensor ranks: the query-key-value map's output, (H + 2G) D, whole, because the value that
       attention keeps is a view of it; query and key after rotary, (H + G) D; the output, H D, kept by attention and by
-      the output map as one tensor;
+      the output map as one tensor. Where keys and values are `gathered` from other ranks, those are kept instead: of
+      the rank's own, the query and the output remain;
     - SwiGLU, cut over tensor ranks: gate and up, 2F, and their product, F, the input of the down map.
     """
     model = run.model
-    attention = model.head_dim * ((model.heads + 2 * model.kv_heads) + (model.heads + model.kv_heads) + model.heads)
-    return 4 * stream_elements(run) + (attention + 3 * model.ffn) / run.parallel.tensor
+    own = 2 * model.heads if gathered else 3 * model.heads + 3 * model.kv_heads
+    return 4 * stream_elements(run) + (model.head_dim * own + 3 * model.ffn) / run.parallel.tensor
 
 
 def layer_kept(run: RunConfig, recompute_attention: bool) -> int:
     """Bytes of one micro-batch in one layer: `layer_elements`, and attention's log-sum-exp of each query head in fp32.
 
-    Recomputing fused attention saves the log-sum-exp alone: query, key, value and output are needed all the same.
+    Recomputing fused attention saves the log-sum-exp alone: query, key, value and output are needed all the same. Under
+    context parallelism it gathers again as well, and keeps the rank's own keys and values in place of everybody's.
     """
+    gathered = run.parallel.context > 1 and not recompute_attention
     statistics = 0.0 if recompute_attention else FP32 * run.model.heads / run.parallel.tensor
-    return math.ceil(rank_positions(run) * (element(run) * layer_elements(run) + statistics))
+    own = rank_positions(run) * (element(run) * layer_elements(run, gathered) + statistics)
+    return math.ceil(own + (gathered_keys(run) if gathered else 0.0))
+
+
+def gathered_keys(run: RunConfig) -> float:
+    """Bytes of the keys and values that attention is given under context parallelism, 2 G D a position: all clean
+    tokens, and the noisy ones of the rank's own or, where packed documents are kept apart, of every rank."""
+    length, cut = run.data.sequence_length, run.parallel
+    noisy = length if run.diffusion.document_mask else length // cut.context
+    keys = length + (noisy if run.diffusion.dual else 0)
+    return run.train.micro_batch * keys * 2 * run.model.kv_heads * run.model.head_dim * element(run) / cut.tensor
 
 
 def kept_per_layer(run: RunConfig) -> int:
@@ -166,7 +186,13 @@ def head(run: RunConfig) -> int:
     makes the softmax and then the gradient in place, and in bf16 the logits before and the gradient after the
     conversion (never both). Per position four streams of E: the last hidden states, gathered, the rows selected from
     them, and the gradients of both.
+
+    Of a drafter: the fp32 logits of drafter and verifier, and the gradient of the former.
     """
+    if run.drafter is not None:
+        columns = padded_vocab(run.model.vocab_size, run.parallel.tensor) // run.parallel.tensor
+        drafted = run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32
+        return drafted + rank_positions(run) * 4 * run.model.hidden * element(run)
     logit = FP32 + (element(run) if run.train.precision == "bf16" else 0)
     vocab = padded_vocab(run.model.vocab_size, run.parallel.tensor) // run.parallel.tensor
     rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
@@ -176,8 +202,8 @@ def head(run: RunConfig) -> int:
 def checkpoint_size(run: RunConfig) -> CheckpointSize:
     """A checkpoint holds every parameter once: the weights, and the optimizer's fp32 master copy and moments.
 
-    In fp32 the distributed optimizer still writes its copy of the weights.
+    In fp32 the distributed optimizer still writes its copy of the weights. A drafter's holds its adapter alone.
     """
-    parameters = whole(run.model).total
+    parameters = whole(run.model).total if run.drafter is None else adapter_parameters(run.model, run.drafter)
     master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
     return CheckpointSize(parameters * element(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nld_train.config import ModelConfig, ParallelConfig
+from nld_train.config import DrafterConfig, ModelConfig, ParallelConfig
 
 VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this, times the tensor ranks
 
@@ -39,6 +39,11 @@ def whole(model: ModelConfig) -> Parameters:
     table = model.vocab_size * model.hidden
     layer = matrix_parameters(model) + norm_parameters(model)
     return Parameters(table, layer, model.layers, model.hidden, table)
+
+
+def adapter_parameters(model: ModelConfig, drafter: DrafterConfig) -> int:
+    """A drafter's adapter: LoRA's A [r, H * D] and B [E, r] of every layer's output map."""
+    return model.layers * drafter.rank * (model.heads * model.head_dim + model.hidden)
 
 
 def padded_vocab(vocab_size: int, tensor: int) -> int:

@@ -32,7 +32,11 @@ def size(run: RunConfig) -> list[Line]:
         f"embedding {count.embedding:,}; {count.layers} layers of {count.layer:,}; "
         f"final norm {count.final_norm:,}; head {count.head:,}"
     )
-    return [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
+    lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
+    if run.drafter is not None:
+        adapter = parameters.adapter_parameters(run.model, run.drafter)
+        lines.append(("trained", f"{adapter:,}: LoRA of rank {run.drafter.rank} on o_proj; the rest is frozen"))
+    return lines
 
 
 def data(run: RunConfig) -> list[Line]:

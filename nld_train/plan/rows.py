@@ -37,12 +37,19 @@ def expected_head_rows(run: RunConfig) -> float:
 
     Every noise law has E[t] = 1/2, so E[p] = (1 - eps)/2 + eps = (1 + eps)/2 [paper eq. 2].
     """
+    if run.drafter is not None:
+        return most_head_rows(run)
     masked = (1 + run.diffusion.noise_eps) / 2 if run.diffusion.dual else 0.0
     return run.data.sequence_length * (1 + masked)
 
 
 def most_head_rows(run: RunConfig) -> int:
-    """LM-head rows of a row at noise level 1, where every token is masked: what memory must hold."""
+    """LM-head rows of a row at noise level 1, where every token is masked: what memory must hold. Of a drafter: the
+    drafted places of its blocks, which its verifier judges one by one."""
+    if run.drafter is not None:
+        size, most = run.diffusion.block_size, run.drafter.blocks_per_row
+        blocks = run.data.sequence_length // size
+        return (blocks if most is None else min(blocks, most)) * (size - 1)
     return positions(run)
 
 

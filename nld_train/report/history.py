@@ -12,6 +12,7 @@ from nld_train.recipe import from_json
 
 METRICS = "metrics.jsonl"
 KINDS = ("train", "validation")
+SPIKE = "spike"  # a step whose gradient norm stood out
 
 Entry = Mapping[str, float]  # "step", and the values by their names in metrics.jsonl
 
@@ -34,6 +35,11 @@ class Stage:
     def tokens(self) -> int:
         """Tokens seen in those steps."""
         return self.steps * self.run.train.global_batch * self.run.data.sequence_length
+
+    @property
+    def on_answers(self) -> bool:
+        """Whether losses count the answers of conversations alone: not to be compared with those on text."""
+        return self.run.data.chat
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -110,7 +116,7 @@ def parse_entry(line: str, where: str) -> dict:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error.msg}", allowed, do) from None
-    require(isinstance(entry, dict) and entry.get("kind") in KINDS, f"{where}: {line[:60]}", allowed, do)
+    require(isinstance(entry, dict) and entry.get("kind") in (*KINDS, SPIKE), f"{where}: {line[:60]}", allowed, do)
     numbers = [value for name, value in entry.items() if name != "kind"]
     numeric = all(isinstance(value, int | float) for value in numbers)
     require(numeric and "step" in entry, f"{where}: {line[:60]}", allowed, do)

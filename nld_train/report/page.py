@@ -14,7 +14,7 @@ from nld_train.data.manifest import parse_blend
 from nld_train.data.staging import write_text
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.picture import picture_svg
-from nld_train.report import chart, decoded
+from nld_train.report import chart, decoded, drafter
 from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
 from nld_train.report.history import Entry, Stage, losses, read_stages
 from nld_train.report.table import NATS, html_table
@@ -72,7 +72,7 @@ def command(
     """The `nld report` that writes this report; the entropy is that of the data the runs name."""
     words = ["nld", "report", *[str(stage.output) for stage in stages], "--html", str(target), "--title", title]
     if unigram_entropy is not None:
-        blends = [prefix for stage in stages for _, prefix in parse_blend(stage.run.data.blend)]
+        blends = [prefix for stage in stages if not stage.on_answers for _, prefix in parse_blend(stage.run.data.blend)]
         words += ["--data", *dict.fromkeys(blends)]
     if answers is not None:
         words += ["--answers", str(answers)]
@@ -87,6 +87,7 @@ def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, mad
         figures(stages, unigram_entropy),
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
+        drafter.section(stages),
         *([] if answers is None else [decoded.section(answers)]),
         visibility(stages),
         "<h2>How this page was made</h2>",
@@ -101,12 +102,9 @@ def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, mad
 
 def findings(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     """What the figures say, in sentences."""
-    said = []
-    last, name = losses(stages[-1]), escape(stages[-1].run.name)
-    gain = last.gain(unigram_entropy)
-    if last.ar_end is not None:
-        below = "" if gain is None else f", {apart(gain, 'the unigram entropy of the data')} ({unigram_entropy:.3f})"
-        said.append(f"AR loss at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}{below}.")
+    on_text = [stage for stage in stages if not stage.on_answers]
+    ends = [*on_text[-1:], *[stage for stage in stages if stage.on_answers]]
+    said = [sentence for stage in ends if (sentence := ar_end(stage, unigram_entropy))]
     for stage in stages:
         found = losses(stage)
         if found.diffusion_drop is not None:
@@ -118,6 +116,19 @@ def findings(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     return "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in said) + "</ul>"
 
 
+def ar_end(stage: Stage, unigram_entropy: float | None) -> str | None:
+    """Where the AR loss of a stage ended; None where it was not measured."""
+    last, name = losses(stage), escape(stage.run.name)
+    if last.ar_end is None:
+        return None
+    if stage.on_answers:
+        end = f"AR loss on answers at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}"
+        return f"{end} ({last.ar_start:.3f} at its start)."
+    gain = last.gain(unigram_entropy)
+    below = "" if gain is None else f", {apart(gain, 'the unigram entropy of the data')} ({unigram_entropy:.3f})"
+    return f"AR loss at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}{below}."
+
+
 def apart(difference: float, other: str) -> str:
     return f"{abs(difference):.3f} {'below' if difference >= 0 else 'above'} {other}"
 
@@ -125,6 +136,8 @@ def apart(difference: float, other: str) -> str:
 def handover(before: Stage, after: Stage) -> str | None:
     """The AR loss before the first step of a stage beside the last one of the stage it starts from."""
     end, start = losses(before).ar_end, losses(after).ar_start
+    if before.on_answers != after.on_answers:
+        return None
     if end is None or start is None or after.run.init != before.run.output or after.validation[0]["step"] > 0:
         return None
     names = f"{escape(after.run.name)} starts from {escape(before.run.name)}"
@@ -144,14 +157,15 @@ def figures(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
         for name, title, unit in SMALL
     ]
     shown = "".join(f"<div>{chart_svg(figure)}</div>" for figure in small if any(line.points for line in figure.lines))
-    return f'{chart_svg(large)}<div class="small">{shown}</div>\n<p class="note">{escape(caption(stages))}</p>'
+    losses_drawn = chart_svg(large) if any(line.points for line in lines) else ""  # a drafter alone has neither term
+    return f'{losses_drawn}<div class="small">{shown}</div>\n<p class="note">{escape(caption(stages))}</p>'
 
 
 def caption(stages: Sequence[Stage]) -> str:
     text = (
         "Stages lie one after the other. Thin lines: training, means over the logged steps. Rings: validation, on the "
-        "same rows and noise every time. The diffusion loss is the ELBO per token. A lone spike is drawn at the edge "
-        "of the frame. Rest the pointer on a point to read its value."
+        "same rows and noise every time. The diffusion loss is the ELBO per token; SFT counts answers alone. A lone "
+        "spike is drawn at the edge of the frame. Rest the pointer on a point to read its value."
     )
     entries = max(len(stage.train) for stage in stages)
     if entries > MOST:

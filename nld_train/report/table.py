@@ -10,8 +10,8 @@ NONE = "-"
 NOTE = (
     "Losses on the validation rows, at the first and the last evaluation. Unigram entropy: the loss of a model that "
     "knows only how often each token occurs. Gain: unigram entropy less AR loss at the end. Drop: diffusion loss at "
-    "the start less that at the end. Tokens: rows x row length, each counted once. Tokens/s: median of the logged "
-    "intervals, evaluations left out."
+    "the start less that at the end. The losses of SFT are those of answers alone. Tokens: rows x row length, each "
+    "counted once. Tokens/s: median of the logged intervals, evaluations left out."
 )
 HEADER = (
     "stage",
@@ -31,15 +31,15 @@ HEADER = (
 def cells(stage: Stage, unigram_entropy: float | None) -> list[str]:
     """One row of the table, in the order of HEADER."""
     found = losses(stage)
-    rate = stage.tokens_per_second
+    rate, level = stage.tokens_per_second, None if stage.on_answers else unigram_entropy
     return [
         stage.run.name,
         f"{stage.steps:,}",
         f"{stage.tokens:,}",
         decimals(found.ar_start),
         decimals(found.ar_end),
-        decimals(unigram_entropy),
-        decimals(found.gain(unigram_entropy)),
+        decimals(level),
+        decimals(found.gain(level)),
         decimals(found.diffusion_start),
         decimals(found.diffusion_end),
         decimals(found.diffusion_drop),

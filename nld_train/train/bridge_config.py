@@ -18,7 +18,9 @@ from megatron.bridge.training.config import (
     ValidationConfig,
 )
 
+from nld_train.checkpoint_files import newest_step
 from nld_train.config import RunConfig
+from nld_train.model.drafter import draft_lora
 from nld_train.model.provider import provider
 from nld_train.recipe import to_json
 from nld_train.train import folder
@@ -47,8 +49,9 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         logger=_logger(run, output),
         checkpoint=_checkpoint(run, output),
         rng=RNGConfig(seed=run.train.seed),
-        dist=_process_groups(),
+        dist=_process_groups(run),
         mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
+        peft=None if run.drafter is None else draft_lora(run.drafter, run.train.seed),
     )
 
 
@@ -84,7 +87,8 @@ def _schedule(run: RunConfig) -> SchedulerConfig:
 
 
 def data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
-    overlap = torch.cuda.is_available()
+    # An adapter's gradients are too few to be worth hiding, and a drafter's step runs the network twice.
+    overlap = torch.cuda.is_available() and run.drafter is None
     return DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.distributed_optimizer,
         overlap_grad_reduce=overlap,
@@ -92,7 +96,9 @@ def data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
         # Gradients are summed in float32 and divided once, by the global count.
         grad_reduce_in_fp32=True,
         average_in_collective=False,
-        check_for_nan_in_grad=True,
+        # train/health.py looks at the global norm instead: this would wait for the device at every bucket, and stop the
+        # rank at fault alone, without saying where.
+        check_for_nan_in_grad=False,
     )
 
 
@@ -100,7 +106,7 @@ def _rows(run: RunConfig, output: Path) -> RowsProvider:
     return RowsProvider(
         run_json=to_json(run),
         seq_length=run.data.sequence_length,
-        index_folder=str(output / "data_index"),
+        index_folder=str(folder.data_index(run.output)),
         random_seed=run.data.shuffle_seed,
         dataloader_type="single",
         num_workers=run.data.workers,
@@ -124,20 +130,28 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
     saved = str(folder.checkpoints(output))
+    # An adapter's own checkpoint lacks the weights that it changes.
+    from_init = run.init is not None and (run.drafter is not None or newest_step(output) is None)
     return CheckpointConfig(
         save=saved,
         load=saved,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # Read only where `load` holds nothing yet: weights alone, at step 0.
-        pretrained_checkpoint=None if run.init is None else str(folder.init_checkpoints(run.init)),
+        pretrained_checkpoint=str(folder.init_checkpoint(run.init)) if from_init else None,
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
+        # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any
+        # other layout. Saving gathers 12 bytes per parameter of a rank's model cut in host memory.
+        dist_ckpt_optim_fully_reshardable=True,
         save_tokenizer_assets=False,
     )
 
 
-def _process_groups() -> DistributedInitConfig:
-    if torch.cuda.is_available():
-        return DistributedInitConfig(distributed_backend="nccl")
-    return DistributedInitConfig(distributed_backend="gloo", use_gloo_process_groups=True)
+def _process_groups(run: RunConfig) -> DistributedInitConfig:
+    on_gpu = torch.cuda.is_available()
+    return DistributedInitConfig(
+        distributed_backend="nccl" if on_gpu else "gloo",
+        use_gloo_process_groups=True,
+        distributed_timeout_minutes=run.parallel.timeout_minutes,
+    )

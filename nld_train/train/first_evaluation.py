@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 
+from nld_train.train.draft_step import DraftStep
 from nld_train.train.rows import Rows
 from nld_train.train.step import ForwardStep
 
@@ -20,7 +21,7 @@ from nld_train.train.step import ForwardStep
 class FirstEvaluation(Callback):
     """Evaluates at step 0 of a fresh run. Megatron-Bridge's loop evaluates only after steps."""
 
-    def __init__(self, forward_step: ForwardStep, callbacks: CallbackManager) -> None:
+    def __init__(self, forward_step: ForwardStep | DraftStep, callbacks: CallbackManager) -> None:
         self.forward_step, self.callbacks = forward_step, callbacks
 
     def on_train_start(self, context: CallbackContext) -> None:

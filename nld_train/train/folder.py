@@ -2,7 +2,8 @@
 
 OUTPUT/run.json          the frozen configuration
 OUTPUT/model.json        the model's shape: what another run compares before it starts from these weights
-OUTPUT/checkpoints/      Megatron's torch_dist checkpoints, iter_*, and a tracker file naming the newest
+OUTPUT/checkpoints/      Megatron's torch_dist checkpoints, iter_*, and a tracker file naming the newest; damaged_iter_*
+OUTPUT/data_index/       which tokens make which row: remade where it is missing
 OUTPUT/metrics.jsonl     one line per logged step and evaluation
 OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/logs/
 """
@@ -11,14 +12,18 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from nld_train.config import ModelConfig, RunConfig, require
+from nld_train.checkpoint_files import check_contents, newest_step, saved_steps
+from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
 from nld_train.data.staging import write_text
 from nld_train.errors import UserError
+from nld_train.model.adapter_files import CONFIG, WEIGHTS
 from nld_train.recipe import from_json, to_json
-from nld_train.run_folder import checkpoints, newest_step
+from nld_train.report.history import METRICS
+from nld_train.run_folder import checkpoints, step_folder
+from nld_train.train.resume import keep_metrics, resume_step
 
 # What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init")
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "drafter")
 
 
 def logs(output: str) -> Path:
@@ -28,18 +33,32 @@ def logs(output: str) -> Path:
     return folder
 
 
+def stop_file(output: str) -> Path:
+    """While a run sees this file, it stops: `nld train` makes it on a signal, and anybody else may."""
+    return Path(output) / "stop"
+
+
+def data_index(output: str) -> Path:
+    """The folder of what is kept of reading the data."""
+    return Path(output) / "data_index"
+
+
 def open_output(run: RunConfig) -> int | None:
     """Prepare the output folder and return the step to resume at, or None for a fresh start.
 
-    Raises: UserError when the folder holds another run's checkpoint, or the weights to start from are not there.
+    Raises: UserError when the folder holds another run's checkpoint, when none of its own is whole, or when the
+    weights to start from are not there.
     """
     output = Path(run.output)
-    step = newest_step(output)
-    if step is not None:
+    if saved_steps(output):
         check_same_run(run, output)
-    elif run.init is not None:
+    step = resume_step(output)
+    # A drafter's checkpoints hold the adapter alone: every start reads the model itself from `init`.
+    if run.init is not None and (step is None or run.drafter is not None):
         check_init(run)
     output.mkdir(parents=True, exist_ok=True)
+    stop_file(run.output).unlink(missing_ok=True)
+    keep_metrics(output / METRICS, step)
     write_text(output / "model.json", json.dumps(asdict(run.model), indent=2) + "\n")
     write_text(output / "run.json", to_json(run))
     return step
@@ -71,21 +90,31 @@ def check_same_run(run: RunConfig, output: Path) -> None:
     )
 
 
-def init_checkpoints(init: str) -> Path:
-    """Checkpoint folder of `init`: a run's output folder, or one that an import wrote."""
-    return checkpoints(Path(init))
+def init_checkpoint(init: str) -> Path:
+    """Newest complete checkpoint of `init`: a run's output folder, or one that an import wrote. Raises: UserError."""
+    folder = Path(init)
+    step = newest_step(folder)
+    if step is None:
+        raise UserError(
+            f"init={init!r}: no checkpoint in {checkpoints(folder)}",
+            "the output folder of a finished run or of an import, or a Hugging Face folder",
+            "run the stage before first, or correct init=",
+        )
+    return step_folder(folder, step)
 
 
 def check_init(run: RunConfig) -> None:
-    """Refuse weights that are missing, or of another shape."""
+    """Refuse weights that are missing, damaged, or of another shape. Raises: UserError."""
     assert run.init is not None
     folder = Path(run.init)
-    if newest_step(folder) is None:
-        raise UserError(
-            f"init={run.init!r}: no checkpoint in {checkpoints(folder)}",
-            "the output folder of a finished run or of an import",
-            "run the stage before first, or correct init=",
-        )
+    newest = init_checkpoint(run.init)
+    frozen = folder / "run.json"
+    require(
+        not frozen.is_file() or json.loads(frozen.read_text()).get("drafter") is None,
+        f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",
+        "the folder of a model",
+        "give the init of that run",
+    )
     shape = folder / "model.json"
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", "a folder with model.json", "correct init=")
     recorded = json.loads(shape.read_text())
@@ -100,6 +129,24 @@ def check_init(run: RunConfig) -> None:
         f"init={run.init!r} holds another model: {'; '.join(changed)}",
         "weights of the recipe's own model shape",
         "correct init= or the model section",
+    )
+    check_contents(newest)
+    if run.drafter is not None and run.drafter.adapter is not None:
+        check_adapter(run.drafter, Path(run.drafter.adapter))
+
+
+def check_adapter(drafter: DrafterConfig, folder: Path) -> None:
+    """Refuse an adapter to start from that is missing, or of another rank or scale. Raises: UserError."""
+    said, weights = folder / CONFIG, folder / WEIGHTS
+    there = said.is_file() and weights.is_file()
+    require(there, f"drafter.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path")
+    content = json.loads(said.read_text())
+    found, wanted = (content.get("r"), content.get("lora_alpha")), (drafter.rank, drafter.alpha)
+    require(
+        found == wanted,
+        f"{said} with r={found[0]} and lora_alpha={found[1]}",
+        f"drafter.rank={wanted[0]} and drafter.alpha={wanted[1]:g}",
+        "set drafter.rank and drafter.alpha to its numbers",
     )
 
 

@@ -31,6 +31,15 @@ def install() -> None:
     _use_the_cpu_generator()
     _let_gloo_barrier()
     _start_without_cuda()
+    _copy_before_asynchronous_saves()
+
+
+def install_in_writer() -> None:
+    """As much of it as the process needs that writes checkpoints beside the training: a device to name."""
+    if not torch.cuda.is_available():
+        _name_cpu_the_current_device()
+        _make_streams_inert()
+        _map_cuda_tensors_to_cpu()
 
 
 def _replace_fused_optimizers() -> None:
@@ -172,6 +181,8 @@ class _CudaMeansCpu(TorchFunctionMode):
             return function(*args).replace("torch.", "torch.cuda.", 1)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": _on_cpu(kwargs["device"])}
+        if "pin_memory" in kwargs:
+            kwargs = {**kwargs, "pin_memory": False}  # page-locking needs a driver
         if function is Tensor.to and len(args) > 1 and isinstance(args[1], str | torch.device):
             args = (args[0], _on_cpu(args[1]), *args[2:])
         return function(*args, **kwargs)
@@ -213,3 +224,21 @@ def _start_without_cuda() -> None:
 
     setup.initialize_megatron = functools.partial(setup.initialize_megatron, allow_no_cuda=True)
     setup.set_jit_fusion_options = _nothing
+
+
+def _copy_before_asynchronous_saves() -> None:
+    """The writer of asynchronous saves copies tensors off a GPU before training goes on. A CPU's it would share
+    with the training, which changes them while they are written."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    save = TorchDistSaveShardedStrategy.async_save
+
+    def async_save(self: Any, state: ShardedStateDict, folder: Any, async_strategy: str = "nvrx") -> Any:
+        for entry in nested_values(state):
+            if async_strategy == "nvrx" and isinstance(entry, ShardedTensor) and entry.data is not None:
+                entry.data = entry.data.detach().clone()
+        return save(self, state, folder, async_strategy)
+
+    TorchDistSaveShardedStrategy.async_save = async_save

@@ -2,12 +2,30 @@
 the library no longer needs it (tests/train/test_patches.py)."""
 
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 
 @functools.cache
 def install() -> None:
     """Apply every mend; before training is set up; the second call does nothing."""
     skip_compiling_prebuilt_helpers()
+
+
+def watch_gradient_norm(optimizer: "ChainedOptimizer", watch: Callable[[float | None], None]) -> None:
+    """Megatron's step has no event between the global gradient norm and the update of the weights: `watch` is called
+    there, with the norm, on every rank."""
+    compute = optimizer.get_grad_norm
+
+    def watched() -> float | None:
+        norm = compute()
+        watch(norm)
+        return norm
+
+    optimizer.get_grad_norm = watched
 
 
 def skip_compiling_prebuilt_helpers() -> None:

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
-from nld_train.report.history import METRICS
+from nld_train.loss.objective import KEPT
+from nld_train.report.history import METRICS, SPIKE
+from nld_train.train.spikes import Spikes
 
 
 class Report(Callback):
@@ -27,6 +29,7 @@ class Report(Callback):
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
+        self.spikes = Spikes(run.log.spike)
         self.clock = self.paused_at = 0.0
         self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())
@@ -54,6 +57,8 @@ class Report(Callback):
         self.steps += 1
         step = context.state.train_state.step + 1
         self.bar.update(self.task, completed=step)
+        if context.grad_norm is not None:
+            self._report_spike(step, float(context.grad_norm))
         if step % self.run.log.interval == 0 or step == self.run.train.iterations:
             self._report_steps(step, context)
 
@@ -69,6 +74,20 @@ class Report(Callback):
         values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         self._record({"step": step, "kind": "validation", **values})
         self._say(f"step {step:>7,}  validation  {losses_text(values)}")
+
+    def _report_spike(self, step: int, norm: float) -> None:
+        before = self.spikes.judge(norm)
+        if before is None:
+            return
+        # Rows are numbered through the run, a global batch after the other.
+        rows = self.run.train.global_batch
+        first, last = (step - 1) * rows, step * rows - 1
+        values = {"gradient norm": norm, "median": before, "first sample": first, "last sample": last}
+        self._record({"step": step, "kind": SPIKE, **values})
+        self._say(
+            f"step {step:>7,}  warning: gradient norm {norm:.3f}, {norm / before:.1f} times its median {before:.3f}; "
+            f"samples {first} to {last}"
+        )
 
     def _report_steps(self, step: int, context: CallbackContext) -> None:
         now = time.monotonic()
@@ -105,9 +124,11 @@ class Report(Callback):
 
 
 def losses_text(values: dict[str, float]) -> str:
-    """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"."""
+    """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"; what is said place by place is left to the report."""
     return "  ".join(
-        f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}" for name, value in values.items()
+        f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}"
+        for name, value in values.items()
+        if not name.startswith(KEPT)
     )
 
 

@@ -1,25 +1,33 @@
-"""Rows of the run, from Megatron's blended token files, with the noise that belongs to each row.
+"""Rows of the run, from token files or chat files, with the noise that belongs to each row.
 
-A row's number in the run decides everything about it: its tokens, through Megatron's sample index, and its noise. The
-loader's workers draw the noise, so layouts, restarts and evaluations cannot disturb it.
+A row's number in the run decides everything about it: its tokens, through Megatron's sample index or the packing of
+conversations, and its noise. The loader's workers draw the noise, so layouts, restarts and evaluations cannot disturb
+it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy
 import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import Dataset
 
-from nld_train.config import DiffusionConfig, RunConfig
+from nld_train.config import DiffusionConfig, DrafterConfig, RunConfig
+from nld_train.data.chat_plan import Plans, open_plans
+from nld_train.data.chat_rows import ChatFile, ChatRows
 from nld_train.data.manifest import parse_blend
 from nld_train.dual_stream.batch import collate
+from nld_train.dual_stream.context import WHOLE, Cut
+from nld_train.dual_stream.drafts import collate_drafts
 from nld_train.noise.corrupt import corrupt
+from nld_train.noise.drafts import DraftRow, draft
 from nld_train.recipe import from_json
-from nld_train.types import Batch, NoisyRow, Row
+from nld_train.types import Batch, DraftBatch, NoisyRow, Row
 
 ENDLESS = 1 << 40  # rows
 
@@ -29,7 +37,11 @@ class TokenRows(GPTDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens, _, document_lengths = self._query_document_sample_shuffle_indices(index)
-        return {"tokens": numpy.asarray(tokens, numpy.int64), "document_lengths": document_lengths}
+        return {
+            "tokens": numpy.asarray(tokens, numpy.int64),
+            "supervised": numpy.ones(len(tokens), numpy.bool_),
+            "document_lengths": document_lengths,
+        }
 
 
 class Rows(Dataset):
@@ -37,36 +49,42 @@ class Rows(Dataset):
 
     def __init__(
         self,
-        token_rows: Dataset,
+        token_rows: Dataset | ChatRows,
         diffusion: DiffusionConfig,
         *,
         purpose: str,
         global_batch: int,
         count: int,
         repeat_after: int,
+        cut: Cut = WHOLE,
+        drafter: DrafterConfig | None = None,
     ) -> None:
-        self.token_rows, self.diffusion = token_rows, diffusion
+        self.token_rows, self.diffusion, self.drafter = token_rows, diffusion, drafter
         self.purpose, self.global_batch = purpose, global_batch
-        self.count, self.repeat_after = count, repeat_after
+        self.count, self.repeat_after, self.cut = count, repeat_after, cut
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> NoisyRow | Row:
+    def __getitem__(self, number: int) -> NoisyRow | DraftRow | Row:
         index = number % self.repeat_after
         row = self._row(index)
+        if self.drafter is not None:
+            return draft(row, self.drafter, self.diffusion, self.purpose)
         return corrupt(row, self.diffusion, self.purpose, self.global_batch) if self.diffusion.dual else row
 
-    def collate_fn(self, rows: list[NoisyRow] | list[Row]) -> Batch:
+    def collate_fn(self, rows: list[NoisyRow] | list[DraftRow] | list[Row]) -> Batch | DraftBatch:
         """Called by name by Megatron-Bridge's loader."""
-        return collate(rows, self.diffusion)
+        if self.drafter is not None:
+            return collate_drafts(rows, self.diffusion)
+        return collate(rows, self.diffusion, self.cut)
 
     def _row(self, index: int) -> Row:
         sample = self.token_rows[index]
-        tokens = torch.from_numpy(sample["tokens"])
+        tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])
         numbers = torch.arange(len(sample["document_lengths"]))
         documents = numbers.repeat_interleave(torch.tensor(sample["document_lengths"]))[: len(tokens) - 1]
-        return Row(index, tokens, torch.ones_like(tokens, dtype=torch.bool), documents)
+        return Row(index, tokens, supervised, documents)
 
 
 @dataclass(kw_only=True)
@@ -82,10 +100,15 @@ class RowsProvider(DatasetProvider):
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Rows, Rows | None, None]:
         run = from_json(self.run_json)
         evaluated = run.train.eval_batches * run.train.global_batch
-        train, valid, _ = BlendedMegatronDatasetBuilder(
-            TokenRows, [context.train_samples, evaluated, 0], lambda: True, self._megatron_config(run, context)
-        ).build()
+        if run.data.chat:
+            train, valid = chat_rows(run, self.index_folder, context.train_samples, evaluated)
+        else:
+            train, valid, _ = BlendedMegatronDatasetBuilder(
+                TokenRows, [context.train_samples, evaluated, 0], lambda: True, self._megatron_config(run, context)
+            ).build()
         batch = run.train.global_batch
+        # Every context rank is given whole rows: their noise is theirs, not a rank's.
+        cut = Cut(parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank())
         training_rows = Rows(
             train,
             run.diffusion,
@@ -93,6 +116,8 @@ class RowsProvider(DatasetProvider):
             global_batch=batch,
             count=context.train_samples,
             repeat_after=context.train_samples,
+            cut=cut,
+            drafter=run.drafter,
         )
         if not evaluated:
             return training_rows, None, None
@@ -104,6 +129,9 @@ class RowsProvider(DatasetProvider):
             global_batch=batch,
             count=ENDLESS,
             repeat_after=evaluated,
+            cut=cut,
+            # Evaluations draft by argmax everywhere, as greedy decoding does.
+            drafter=None if run.drafter is None else replace(run.drafter, sampled_share=0.0),
         )
         self.validation_rows = validation_rows
         return training_rows, validation_rows, None
@@ -123,3 +151,25 @@ class RowsProvider(DatasetProvider):
             eod_mask_loss=False,
             create_attention_mask=False,
         )
+
+
+def chat_rows(
+    run: RunConfig, index_folder: str, train_rows: int, validation_rows: int
+) -> tuple[ChatRows, ChatRows | None]:
+    """Training and validation rows of a run on chat files, planned by the first rank where nobody has yet."""
+    first = torch.distributed.get_rank() == 0
+    if not first:
+        torch.distributed.barrier()
+    plans = open_plans(run, Path(index_folder))
+    if first:
+        torch.distributed.barrier()
+    train = split_rows(run, plans, "train", train_rows)
+    return train, split_rows(run, plans, "validation", validation_rows) if validation_rows else None
+
+
+def split_rows(run: RunConfig, plans: Plans, split: str, count: int) -> ChatRows:
+    """`count` rows of one split of the run's chat files."""
+    length = run.data.sequence_length
+    files = [ChatFile(prefix, plan[split].rows, length) for prefix, plan in plans.items()]
+    weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None]
+    return ChatRows(files, weights or None, run.data.shuffle_seed, count)

@@ -11,26 +11,31 @@ import torch
 from nld_train.config import RunConfig
 from nld_train.recipe import from_json
 from nld_train.train import host, patches, terminal
+from nld_train.train.signals import StopRequest, die_with_parent, end_children
 
 
 def main() -> int:
     """Train the run whose run.json is the only argument."""
     run = from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
+    request = StopRequest()
+    request.listen()
     screen = terminal.take(run.output, rank)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
-        train(run, screen)
+        train(run, screen, request)
     except SystemExit:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         terminal.tell_failure(screen, run.output, rank, error)
         return 1
+    finally:
+        end_children()
     return 0
 
 
-def train(run: RunConfig, screen: TextIO) -> None:
-    """Megatron-Bridge's own training loop on this run."""
+def train(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
+    """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
     use_own_cores()
     host.install()
     patches.install()
@@ -39,16 +44,22 @@ def train(run: RunConfig, screen: TextIO) -> None:
     from megatron.bridge.training.pretrain import pretrain
 
     from nld_train.train.bridge_config import bridge_config
+    from nld_train.train.completion import Completion
+    from nld_train.train.draft_step import DraftStep
     from nld_train.train.first_evaluation import FirstEvaluation
+    from nld_train.train.health import Health, Watched
     from nld_train.train.progress import Report
     from nld_train.train.step import ForwardStep
+    from nld_train.train.stop import StopOnRequest
 
     config = bridge_config(run)
-    forward_step = ForwardStep(run.diffusion.alpha)
+    forward_step = ForwardStep(run.diffusion.alpha) if run.drafter is None else DraftStep(run)
+    watched = Watched(forward_step)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     callbacks.add([Report(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
-    pretrain(config, forward_step, callbacks)
+    callbacks.add([Health(watched), Completion(run), StopOnRequest(run, request or StopRequest())])
+    pretrain(config, watched, callbacks)
 
 
 def use_own_cores() -> None:
@@ -58,5 +69,10 @@ def use_own_cores() -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
-if __name__ == "__main__":  # checkpoint saving spawns processes that import this file
+if __name__ == "__mp_main__":  # the process that a rank spawns to write checkpoints
+    die_with_parent()
+    host.install_in_writer()
+if __name__ == "__main__":
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)  # loader workers, and what hands on a writer's results
     sys.exit(main())

@@ -1,12 +1,20 @@
 """Keeps the terminal for the run's progress: everything the libraries print goes to a log file per rank."""
 
+import contextlib
+import errno
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import TextIO
 
+from nld_train.checkpoint_files import complete_steps
+from nld_train.run_folder import checkpoints
 from nld_train.train.folder import logs
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves
 
 
 def rank_log(output: str, rank: int) -> Path:
@@ -27,9 +35,45 @@ def take(output: str, rank: int) -> TextIO:
     return terminal
 
 
+class SharedFailure(Exception):
+    """A failure that every rank knows alike, with a message that says all: the first rank tells it."""
+
+
 def tell_failure(terminal: TextIO, output: str, rank: int, error: BaseException) -> None:
     """Show what ended a rank, and where the rest of its log is."""
-    traceback.print_exception(error)
-    last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    terminal.write(f"rank {rank} failed: {last}\n  full log: {rank_log(output, rank)}\n")
-    terminal.flush()
+    if rank == 0 or not isinstance(error, SharedFailure):
+        terminal.write(f"{reason(output, rank, error)}\n  full log: {rank_log(output, rank)}\n")
+        terminal.flush()
+    with contextlib.suppress(OSError):  # the disk of the log may be the full one
+        traceback.print_exception(error)
+
+
+def reason(output: str, rank: int, error: BaseException) -> str:
+    """One line."""
+    if isinstance(error, SharedFailure):
+        return str(error)
+    full = no_room(Path(output), error)
+    if full is None:
+        return f"rank {rank} failed: {''.join(traceback.format_exception_only(error)).strip().splitlines()[-1]}"
+    steps = complete_steps(Path(output))
+    kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no earlier checkpoint"
+    return f"rank {rank} failed: {full}; {kept}; make room and give the same command again"
+
+
+def no_room(output: Path, error: BaseException) -> str | None:
+    """That the disk is full, if it is what ended a rank, else None.
+
+    Megatron's writers hand on that they failed, and not why: a save that fails on a disk without room for another
+    checkpoint is taken to have failed for it.
+    """
+    text = "".join(traceback.format_exception(error))
+    for number in NO_SPACE:
+        if os.strerror(number) in text:
+            return f"{os.strerror(number)}: {output}"
+    free = shutil.disk_usage(output).free
+    sizes = [sum(file.stat().st_size for file in step.rglob("*")) for step in checkpoints(output).glob("iter_*")]
+    if not any(f"in {function}" in text for function in SAVING) or free >= max(sizes, default=0):
+        return None
+    return (
+        f"{os.strerror(errno.ENOSPC)}: {output} has {free / 1e9:.3f} GB, a checkpoint takes {max(sizes) / 1e9:.3f} GB"
+    )

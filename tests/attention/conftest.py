@@ -28,8 +28,11 @@ class Case:
         """The output of a backend called `attend`, and the gradients of a random sum of it."""
         inputs = self.leaves()
         output = attend(*inputs, self.layout, self.scale, self.documents)
-        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=output.dtype)
-        return output, *torch.autograd.grad(output, inputs, cotangent.to(output.device))
+        return output, *torch.autograd.grad(output, inputs, self.cotangent().to(output.device))
+
+    def cotangent(self) -> Tensor:
+        """Random weights of the outputs, [B, H, S, D]."""
+        return torch.randn(self.query.shape, generator=torch.Generator().manual_seed(5), dtype=self.query.dtype)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from nld_train.attention import flex, reference
+from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.visibility import visible_table
 
@@ -39,7 +40,8 @@ def test_tiles_are_skipped_exactly_where_nobody_sees_anybody(case, packed):
     """A tile left out hides its pairs; a tile wrongly called full shows them. The CPU never reads either list."""
     layout = Layout(320, 32, True)
     c = case(layout, packed=packed)
-    mask = flex.document_block_mask(layout, c.documents) if packed else flex.block_mask(layout, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    mask = flex.document_block_mask(layout, WHOLE, c.documents) if packed else flex.block_mask(layout, WHOLE, cpu)
     table = visible_table(layout, c.documents).expand(2 if packed else 1, 640, 640)
     tiles = table.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))  # [B, tile row, TILE, tile column, TILE]
     full = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
@@ -56,12 +58,12 @@ def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_layers_of_a_forward_share_one_mask(case):
-    layout = Layout(7, 3, True)
-    assert flex.block_mask(layout, torch.device("cpu")) is flex.block_mask(Layout(7, 3, True), torch.device("cpu"))
+    layout, cpu = Layout(7, 3, True), torch.device("cpu")
+    assert flex.block_mask(layout, WHOLE, cpu) is flex.block_mask(Layout(7, 3, True), Cut(1, 0), cpu)
     documents = case(layout, packed=True).documents
-    mask = flex.document_block_mask(layout, documents)
-    assert flex.document_block_mask(layout, documents) is mask
-    assert flex.document_block_mask(layout, documents.clone()) is not mask
+    mask = flex.document_block_mask(layout, WHOLE, documents)
+    assert flex.document_block_mask(layout, WHOLE, documents) is mask
+    assert flex.document_block_mask(layout, WHOLE, documents.clone()) is not mask
 
 
 def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nld_train.attention import reference, sdpa
+from nld_train.dual_stream.context import WHOLE
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.visibility import visible_table
 
@@ -28,20 +29,24 @@ def test_equals_the_reference_forward_and_backward(case, layout, heads, packed):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_chunks_cover_the_noisy_half_in_whole_blocks(layout):
-    spans = sdpa.spans(layout, None)
+    spans = [part.queries for part in noisy_parts(layout)]
     assert [place for span in spans for place in range(*span)] == list(range(layout.length if layout.dual else 0))
     assert all(start % layout.block_size == 0 for start, _ in spans) and len(spans) <= sdpa.CHUNKS
 
 
 def test_most_of_what_nobody_sees_is_never_computed():
     layout = Layout(256, 16, True)
-    computed = sum((stop - start) * (stop - start + stop) for start, stop in sdpa.spans(layout, None))
+    computed = sum((stop - start) * (stop - start + stop) for start, stop in (p.queries for p in noisy_parts(layout)))
     assert computed < 1.6 * visible_table(layout)[:256].sum() < 0.6 * 256 * 512
+
+
+def noisy_parts(layout: Layout) -> list[sdpa.Part]:
+    return [part for part in sdpa.parts(layout, WHOLE, False) if part.noisy[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_training_works_after_an_evaluation_in_inference_mode(case, dtype):
-    sdpa._chunk_mask.cache_clear()
+    sdpa._part_mask.cache_clear()
     c = case(Layout(12, 5, True), dtype=dtype)
     with torch.inference_mode():
         sdpa.attend(c.query, c.key, c.value, c.layout, c.scale)

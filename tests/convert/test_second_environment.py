@@ -16,15 +16,20 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of the second environment, from uv's cache where it can be."""
+    """Python of the second environment."""
+    return environment(tmp_path_factory.mktemp("second"), ["torch", "transformers", "safetensors"])
+
+
+def environment(folder: Path, packages: list[str]) -> Path:
+    """Python of a new environment with these packages, at the versions of the lock, from uv's cache where it can be."""
     named = ROOT / ".uv" / "path"
     if not named.is_file():
         pytest.skip("the second environment needs uv: run `make setup` first")
-    uv, folder = str((ROOT / named.read_text().strip()).resolve()), tmp_path_factory.mktemp("second")
+    uv = str((ROOT / named.read_text().strip()).resolve())
     uv = uv if Path(uv).is_file() else named.read_text().strip()
     locked = "\n".join(LOCKED.findall((ROOT / "requirements.lock").read_text()))
     (folder / "constraints.txt").write_text(locked)
-    made, packages = folder / "venv", ["torch", "transformers", "safetensors"]
+    made = folder / "venv"
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(made)], check=True)
     python = made / "bin" / "python"
     install = [uv, "pip", "install", "-q", "--python", str(python), "-c", str(folder / "constraints.txt"), *packages]

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from nld_train.data.indexed import TokenFileWriter, bin_path, idx_path, token_dtype
 from nld_train.data.manifest import (
     FORMAT_VERSION,
+    Chat,
     Manifest,
     check_files,
     check_prefix,
@@ -18,6 +20,7 @@ from nld_train.data.manifest import (
     unigram_entropy,
     write_manifest,
 )
+from nld_train.data.supervision import SupervisionWriter, supervised_path
 from nld_train.data.tokenizer import fingerprint
 from nld_train.errors import UserError
 
@@ -44,6 +47,27 @@ def make(prefix: Path, documents: list[list[int]], tokenizer_sha256: str = "0" *
     return manifest
 
 
+def make_chat(prefix: Path) -> Manifest:
+    manifest = make(prefix, [[3, 2], [4, 2]])
+    with SupervisionWriter(prefix) as writer:
+        for _ in range(2):
+            writer.append(np.array([False, True]))
+        digest = writer.finish()
+    chat = Chat(
+        conversations=2,
+        supervised_tokens=2,
+        dropped={"empty answer": 3},
+        template_sha256="0" * 64,
+        end_of_turn_id=11,
+        thinking=False,
+        last_turn_only=True,
+        supervised_sha256=digest,
+    )
+    manifest = replace(manifest, chat=chat)
+    write_manifest(prefix, manifest)
+    return manifest
+
+
 def edit(prefix: Path, change: Callable[[dict], object]) -> None:
     content = json.loads(manifest_path(prefix).read_text())
     change(content)
@@ -59,6 +83,37 @@ def flip_a_token(prefix: Path) -> None:
 def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
     manifest = make(tmp_path / "a", [[3, 2]])
     assert read_manifest(tmp_path / "a") == manifest == check_files(tmp_path / "a", verify_hashes=True)
+
+
+def test_a_chat_manifest_comes_back_as_written(tmp_path: Path) -> None:
+    manifest = make_chat(tmp_path / "a")
+    assert read_manifest(tmp_path / "a") == manifest == check_files(tmp_path / "a", verify_hashes=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda prefix: supervised_path(prefix).unlink(), "no file"),
+        (lambda prefix: supervised_path(prefix).write_bytes(b"\0"), "1 bytes"),
+        (lambda prefix: edit(prefix, lambda content: content["chat"].pop("thinking")), "unknown thinking"),
+        (lambda prefix: edit(prefix, lambda content: content.update(chat=1)), "unknown conversations"),
+        (lambda prefix: edit(prefix, lambda content: content.update(format_version=1)), "format_version 1"),
+    ],
+)
+def test_a_chat_file_that_is_not_whole_is_refused(tmp_path: Path, damage, said: str) -> None:
+    make_chat(tmp_path / "a")
+    damage(tmp_path / "a")
+    with pytest.raises(UserError, match=said) as error:
+        check_files(tmp_path / "a")
+    assert "\n" not in str(error.value)
+
+
+def test_changed_supervision_is_found_by_its_hash(tmp_path: Path) -> None:
+    make_chat(tmp_path / "a")
+    supervised_path(tmp_path / "a").write_bytes(b"\0\1\0\0")
+    check_files(tmp_path / "a")
+    with pytest.raises(UserError, match="SHA-256"):
+        check_files(tmp_path / "a", verify_hashes=True)
 
 
 def test_the_tokenizer_of_the_file_is_accepted_and_another_refused(tmp_path: Path, byte_tokenizer: Path) -> None:

@@ -48,6 +48,31 @@ def test_every_option_of_prepare_arrives(tmp_path: Path, tokenizer: Path, nld: N
     assert (manifest.files, manifest.documents, manifest.bad_lines, manifest.end_of_document_id) == (2, 2, 1, None)
 
 
+def test_every_option_of_prepare_chat_arrives(
+    tmp_path: Path, tokenizer: Path, nld: Nld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, prefix = tmp_path / "a.jsonl", tmp_path / "chat"
+    source.write_text('{"question": "one", "answer": "two"}\nbroken\n')
+    words = ["data", "prepare-chat", source, "--tokenizer", tokenizer, "--output", prefix, "--workers", 1]
+    words += ["--max-bad", 1, "--thinking", "--last-turn-only"]
+    assert nld(*words) == 0
+    assert "1 conversations" in (said := capsys.readouterr().out) and "dropped 1 (1 broken JSON)" in said
+    with pytest.raises(UserError, match="exists"):
+        nld(*words)
+    assert nld(*words, "--overwrite") == 0
+    chat = read_manifest(prefix).chat
+    assert chat is not None and chat.thinking and chat.last_turn_only and chat.dropped == {"broken JSON": 1}
+    capsys.readouterr()
+    assert nld("data", "inspect", prefix, "--tokenizer", tokenizer) == 0
+    said = capsys.readouterr().out
+    assert "chat, conversations: 1" in said and "chat, dropped: 1 broken JSON" in said
+
+
+def test_demo_conversations_become_a_file(tmp_path: Path, nld: Nld, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nld("data", "stdlib-chat", "--output", tmp_path / "chat.jsonl") == 0
+    assert "conversations" in capsys.readouterr().out and (tmp_path / "chat.jsonl").is_file()
+
+
 def test_a_tokenizer_folder_is_replaced_only_on_request(tmp_path: Path, corpus: Path, nld: Nld) -> None:
     words = ["data", "train-tokenizer", corpus, "--output", tmp_path / "made", "--vocab-size", 360]
     assert nld(*words) == 0
@@ -56,7 +81,7 @@ def test_a_tokenizer_folder_is_replaced_only_on_request(tmp_path: Path, corpus: 
     assert nld(*words, "--overwrite") == 0
 
 
-@pytest.mark.parametrize("command", ["prepare", "inspect", "train-tokenizer", "stdlib"])
+@pytest.mark.parametrize("command", ["prepare", "prepare-chat", "inspect", "train-tokenizer", "stdlib", "stdlib-chat"])
 def test_help_shows_an_example(command: str, nld: Nld, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         nld("data", command, "--help")

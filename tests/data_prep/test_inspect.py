@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.inspect import inspect, printable
+from data_prep.inspect import inspect
 from data_prep.prepare import PrepareOptions, prepare
 from nld_train.data.indexed import bin_path
+from nld_train.data.tokenizer import printable
 from nld_train.errors import UserError
 
 

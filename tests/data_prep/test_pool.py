@@ -27,6 +27,15 @@ def test_an_error_of_a_task_reaches_the_caller() -> None:
         list(run_ordered(int, ["1", "x"], 2))
 
 
+def refuse(number: int) -> None:
+    raise UserError(f"number {number}", "others", "choose another")
+
+
+def test_a_user_error_of_a_worker_reaches_the_user_whole() -> None:
+    with pytest.raises(UserError, match="^number 1; allowed: others; do: choose another$"):
+        list(run_ordered(refuse, [1, 2], 2))
+
+
 def test_a_killed_worker_is_a_user_error_and_not_a_hang() -> None:
     with pytest.raises(UserError, match="killed"):
         list(run_ordered(signal.raise_signal, [signal.SIGKILL] * 3, 2))

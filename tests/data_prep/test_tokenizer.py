@@ -81,8 +81,10 @@ def test_transformers_loads_the_folder_and_renders_chatml(tokenizer: Path) -> No
     empty = "<|im_start|>system\n<|im_end|>\n"
     assert theirs.apply_chat_template([user], tokenize=False) == empty + turns
     prompt = theirs.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    assert prompt == empty + turns + "<|im_start|>assistant\n"
+    assert prompt == empty + turns + "<|im_start|>assistant\n<think></think>"
+    thinking = theirs.apply_chat_template([user], tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert thinking == empty + turns + "<|im_start|>assistant\n<think>\n"
     told = theirs.apply_chat_template([{"role": "system", "content": "be"}, user, answer], tokenize=False)
-    assert told == "<|im_start|>system\nbe<|im_end|>\n" + turns + "<|im_start|>assistant\nho<|im_end|>\n"
+    assert told == "<|im_start|>system\nbe<|im_end|>\n" + turns + "<|im_start|>assistant\n<think></think>ho<|im_end|>\n"
     ids = theirs.encode(told)
     assert (ids.count(10), ids.count(11)) == (3, 3)

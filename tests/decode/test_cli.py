@@ -8,7 +8,8 @@ import pytest
 
 from nld_train import cli
 from nld_train.config import DecodeConfig
-from nld_train.decode.cli import HELP, MODES, TextStream, device_of, settings_of
+from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
+from nld_train.decode.cli import HELP, MODES, TextStream, chat_prompts, device_of, ending, settings_of
 from nld_train.errors import UserError
 from nld_train.report.decoded import read_answers
 
@@ -70,7 +71,32 @@ def test_all_modes_are_written_for_the_report(folder, monkeypatch, capsys, tmp_p
     assert all(len(answer.pieces) == len(answer.order) == 16 for answer in answers)
 
 
+@pytest.mark.parametrize(("thinking", "tail"), [(False, "<think></think>"), (True, "<think>\n")])
+def test_a_chat_prompt_is_a_users_turn_in_the_folders_template(folder, thinking, tail):
+    tokenizer = load_tokenizer(folder)
+    encode, end = chat_prompts(tokenizer, thinking)
+    prompt = encode("import <|im_end|>")
+    told = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nimport <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(prompt) == told + tail
+    assert [token for token in prompt if token < CONTROL_IDS] == [10, 11, 10, 11, 10] and end == 11
+
+
+def test_a_chat_ends_with_the_turn_unless_told_otherwise():
+    assert ending(DecodeConfig(), 11) == DecodeConfig(eos_token_id=11)
+    assert ending(DecodeConfig(eos_token_id=7), 11) == DecodeConfig(eos_token_id=7)
+
+
+def test_chat_shows_the_answer_alone(folder, monkeypatch, capsys):
+    words = ["generate", "--model", folder, "--mode", "ar", "--max-new-tokens", 8, "--prompt", "import os"]
+    assert nld(monkeypatch, *words, "--chat") == 0
+    chat = capsys.readouterr().out
+    assert nld(monkeypatch, *words) == 0
+    assert "[ar] 8 tokens" in chat and "im_start" not in chat and "import os" not in chat
+    assert chat.split("[ar]")[0] != capsys.readouterr().out.split("[ar]")[0]
+
+
 BAD = {
+    "thinking": (["--prompt", "a", "--thinking"], "--thinking without --chat"),
     "no folder": (["--model", "nowhere", "--prompt", "a"], "no config.json in nowhere"),
     "empty prompt": (["--prompt", ""], "prompt 0 is empty"),
     "no file": (["--prompt-file", "nowhere.txt"], "no file nowhere.txt"),

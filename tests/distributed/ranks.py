@@ -88,5 +88,11 @@ def logged(run: RunConfig, kind: str = "train") -> list[dict]:
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
 
 
+def figures(run: RunConfig, kind: str = "train") -> list[tuple[float, ...]]:
+    """What a run logged of every step (or evaluation) that no layout may change; the gradient norm comes last."""
+    kept = ("AR loss", "diffusion loss", "total loss", "mask ratio", "gradient norm")
+    return [tuple(entry[name] for name in kept if name in entry) for entry in logged(run, kind)]
+
+
 def with_train(run: RunConfig, **changes: object) -> RunConfig:
     return replace(run, train=replace(run.train, **changes))  # type: ignore[arg-type]

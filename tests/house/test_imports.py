@@ -6,13 +6,30 @@ from pathlib import Path
 
 import pytest
 
-HEART = {"types", "config", "errors", "fields", "recipe", "data", "noise", "dual_stream", "attention", "loss", "plan"}
+HEART = {
+    "types",
+    "config",
+    "layouts",
+    "errors",
+    "fields",
+    "recipe",
+    "data",
+    "noise",
+    "dual_stream",
+    "attention",
+    "loss",
+    "plan",
+}
 MEGATRON = {"megatron", "transformer_engine"}
 SIZES = "nld_train.model.sizes"  # numbers alone
 # A room imports itself and the rooms before it.
 ORDER = [
-    *["errors", "config", "fields", "types", "recipe", "run_folder", "data", "noise", "dual_stream", "attention"],
-    *["model", "loss", "plan", "report", "train", "checkpoint", "convert", "hf", "decode", "eval", "launch", "cli"],
+    *["errors", "layouts", "config", "fields", "types", "recipe", "run_folder", "checkpoint_files", "job_record"],
+    *["data", "noise"],
+    # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
+    *["dual_stream", "attention", "loss", "model", "plan", "report", "train", "checkpoint", "convert", "hf"],
+    *["decode", "eval"],
+    *["doctor", "launch", "cli"],
 ]
 
 

@@ -14,6 +14,7 @@ from nld_train.plan import parameters
 from nld_train.types import Batch, Row
 from tests.distributed.ranks import on, small_run
 from tests.model import reference_gpt
+from tests.model.build import build
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 
@@ -21,22 +22,6 @@ pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 def run_at(alpha: float, document_mask: bool = False) -> RunConfig:
     run = small_run("test", Path("nowhere"), alpha=alpha, init=None, parallel=on(1))
     return replace(run, diffusion=replace(run.diffusion, document_mask=document_mask))
-
-
-def build(run: RunConfig) -> torch.nn.Module:
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
-    from nld_train.model.provider import provider
-
-    maker = provider(run)
-    maker.finalize()
-    maker._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-    torch.manual_seed(3)
-    model = maker.provide(pre_process=True, post_process=True)
-    for parameter in model.parameters():
-        # Weights large enough that every part of the network shows in the result.
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def batch_at(run: RunConfig) -> Batch:

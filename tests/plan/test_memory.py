@@ -73,9 +73,19 @@ def test_the_joint_stage_doubles_the_activations(small_run) -> None:
 
 
 def test_context_parallelism_cuts_activations_and_not_weights(small_run) -> None:
-    one, cut = (memory.stage_memory(small_run(context=n), 0) for n in (1, 2))
+    one, cut = (memory.stage_memory(small_run(context=n, recompute="selective"), 0) for n in (1, 2))
     assert (cut.activations, cut.head) == (one.activations // 2, one.head // 2)
     assert (cut.weights, cut.optimizer) == (one.weights, one.optimizer)
+
+
+def test_gathered_keys_and_values_are_kept_in_place_of_the_ranks_own(small_run) -> None:
+    run = small_run(context=2, micro_batch=1)
+    positions, own = 32, 4 * 24 + 2 * 8 * 8 + 3 * 40  # [noisy | clean] of 16 tokens; streams, query and output, SwiGLU
+    gathered = (32 + 16) * 2 * 4 * 8  # all clean keys and values, and the rank's own noisy ones
+    statistics = positions * 8 * 4
+    assert memory.layer_kept(run, recompute_attention=False) == 2 * (positions * own + gathered) + statistics
+    apart = replace(run, diffusion=replace(run.diffusion, document_mask=True))
+    assert memory.gathered_keys(apart) == 2 * (32 + 32) * 2 * 4 * 8
 
 
 def test_pipelining_leaves_the_first_stage_a_whole_models_activations(small_run) -> None:

@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from nld_train.config import DrafterConfig
+from nld_train.errors import UserError
 from nld_train.plan.memory import worst_stage
 from nld_train.plan.report import dry_run
 from nld_train.plan.rows import tokens
@@ -11,10 +13,11 @@ from nld_train.recipe import load, names
 
 LARGE = ["nld_3b", "nld_8b", "nld_14b"]
 PAIRS = ["tiny", *LARGE]
+STAGES = ["stage1_ar", "stage2_joint", "sft"]
 
 
-def test_the_recipes_of_the_first_issue_are_there() -> None:
-    assert {f"{size}_{stage}" for size in PAIRS for stage in ("stage1_ar", "stage2_joint")} <= set(names())
+def test_every_size_has_a_recipe_of_every_stage() -> None:
+    assert {f"{size}_{stage}" for size in PAIRS for stage in STAGES} <= set(names())
 
 
 @pytest.mark.parametrize("name", names())
@@ -39,8 +42,32 @@ def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alp
 
 
 @pytest.mark.parametrize("size", LARGE)
+def test_the_sft_recipes_hold_the_published_numbers(size) -> None:
+    run = load(f"{size}_sft")
+    assert tokens(run) == pytest.approx(45e9, rel=1e-4)
+    assert (run.train.iterations, run.train.global_batch, run.data.sequence_length) == (10_729, 256, 16_384)
+    assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (0.3, 32, 100)
+    assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.weight_decay) == (2.5e-6, 2.5e-7, 0.1)
+    assert run.optimizer.decay_iterations > 0
+
+
+@pytest.mark.parametrize("size", PAIRS)
+def test_sft_starts_from_stage_2_on_conversations_kept_apart(size) -> None:
+    before, sft = load(f"{size}_stage2_joint"), load(f"{size}_sft")
+    assert sft.init == before.output != sft.output
+    assert sft.model == before.model
+    assert sft.data.chat and sft.diffusion.document_mask
+    assert sft.data.tokenizer == before.data.tokenizer
+
+
+def test_conversations_that_see_each_other_are_refused() -> None:
+    with pytest.raises(UserError, match="set diffusion.document_mask=True"):
+        load("tiny_sft", ["diffusion.document_mask=false"])
+
+
+@pytest.mark.parametrize("size", LARGE)
 def test_the_large_layouts_use_256_gpus_and_keep_tensor_parallelism_inside_a_node(size) -> None:
-    for stage in ("stage1_ar", "stage2_joint"):
+    for stage in STAGES:
         cut = load(f"{size}_{stage}").parallel
         assert cut.world_size == 256
         assert 8 % cut.tensor == 0
@@ -49,7 +76,7 @@ def test_the_large_layouts_use_256_gpus_and_keep_tensor_parallelism_inside_a_nod
 
 @pytest.mark.parametrize("size", LARGE)
 def test_the_figures_in_a_large_recipes_reason_are_those_of_its_plan(size) -> None:
-    for stage in ("stage1_ar", "stage2_joint"):
+    for stage in STAGES:
         name = f"{size}_{stage}"
         reason = importlib.import_module(f"recipes.{name}").__doc__
         assert f"{worst_stage(load(name)).total / 1e9:.1f} GB" in reason
@@ -74,9 +101,20 @@ def test_one_schedule_runs_over_both_stages_with_all_of_its_decay_in_stage_2(siz
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", ["tiny_stage1_ar", "tiny_stage2_joint"])
+@pytest.mark.parametrize("name", ["tiny_stage1_ar", "tiny_stage2_joint", "tiny_sft"])
 def test_the_tiny_recipes_run_on_one_and_two_ranks(name, ranks) -> None:
     assert load(name, [f"parallel.world_size={ranks}"]).parallel.data == ranks
+
+
+@pytest.mark.parametrize("size", PAIRS)
+def test_drafters_hold_the_published_numbers_and_start_from_the_model_they_draft_for(size) -> None:
+    run = load(f"{size}_drafter")
+    base = load("tiny_stage2_joint" if size == "tiny" else f"{size}_sft")
+    assert (run.init, run.model) == (base.output, base.model)
+    assert run.drafter == DrafterConfig(rank=128, alpha=512, dropout=0, tau=3, top_k=200, sampled_share=0.9)
+    if size != "tiny":
+        assert run.diffusion.block_size == 32
+        assert f"{worst_stage(run).total / 1e9:.1f} GB" in importlib.import_module(f"recipes.{run.name}").__doc__
 
 
 @pytest.mark.parametrize("cut", ["tensor", "pipeline"])

@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Callable[[str, Sequence[dict]], Path]:
         output = tmp_path / stage
         output.mkdir()
         run = load(f"tiny_{stage}", ["train.global_batch=16"])
-        init = None if run.init is None else str(tmp_path / "stage1_ar")
+        init = None if run.init is None else str(tmp_path / Path(run.init).name)
         (output / "run.json").write_text(to_json(replace(run, output=str(output), init=init)))
         (output / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         return output

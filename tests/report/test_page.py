@@ -174,3 +174,14 @@ def test_nothing_is_written_for_a_folder_without_metrics(outputs, tmp_path) -> N
 def test_a_target_without_a_folder_is_refused(outputs, tmp_path) -> None:
     with pytest.raises(UserError, match="no folder"):
         write_report(outputs, tmp_path / "missing" / "report.html", 6.25, "title")
+
+
+def test_losses_on_answers_are_told_apart_from_losses_on_text(outputs, folder, tmp_path) -> None:
+    stages = [*outputs, folder("sft", entries(True, 3.9, 2.5))]
+    page = written(stages, tmp_path, 6.3)
+    assert "AR loss at the end of tiny_stage2_joint: <b>3.500</b>" in page, "the entropy is that of the text"
+    assert "AR loss on answers at the end of tiny_sft: <b>2.500</b> nats per token (3.900 at its start)" in page
+    assert "tiny_sft starts from" not in page, "other data: the two losses are not to be compared"
+    assert "--data out/demo/data/stdlib</pre>" in page
+    row = text_table(read_stages(stages), 6.3).splitlines()[-1].split()
+    assert row[:7] == ["tiny_sft", "20", "81,920", "3.900", "2.500", "-", "-"]

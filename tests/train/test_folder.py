@@ -8,20 +8,14 @@ import pytest
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.run_folder import TRACKER, checkpoints, newest_step
+from nld_train.run_folder import TRACKER, checkpoints
 from nld_train.train.folder import open_output
+from tests.saved import flip, save_checkpoint
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
     return recipe.load("tiny_stage1_ar", [f"output={tmp_path}/run"])
-
-
-def save_checkpoint(output: str, step: int) -> None:
-    """What Megatron leaves of a finished save, as far as a start looks at it."""
-    folder = checkpoints(Path(output))
-    (folder / f"iter_{step:07}").mkdir(parents=True)
-    (folder / TRACKER).write_text(str(step))
 
 
 def test_a_new_folder_starts_fresh_and_records_the_run(run: RunConfig) -> None:
@@ -67,11 +61,12 @@ def test_a_checkpoint_of_unknown_origin_is_refused(run: RunConfig) -> None:
         open_output(run)
 
 
-def test_a_tracker_without_its_checkpoint_is_refused(run: RunConfig) -> None:
+def test_a_tracker_that_names_another_step_is_put_right(run: RunConfig) -> None:
+    open_output(run)
     save_checkpoint(run.output, 30)
     (checkpoints(Path(run.output)) / TRACKER).write_text("40")
-    with pytest.raises(UserError, match="names step '40'"):
-        newest_step(Path(run.output))
+    assert open_output(run) == 30
+    assert (checkpoints(Path(run.output)) / TRACKER).read_text() == "30"
 
 
 def test_missing_weights_to_start_from_are_refused_and_nothing_is_made(tmp_path: Path) -> None:
@@ -93,3 +88,18 @@ def test_weights_of_the_same_shape_are_a_start(run: RunConfig, tmp_path: Path) -
     open_output(run)
     save_checkpoint(run.output, 30)
     assert open_output(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"])) is None
+
+
+def test_damaged_weights_are_no_start(run: RunConfig, tmp_path: Path) -> None:
+    open_output(run)
+    flip(save_checkpoint(run.output, 30) / "__0_0.distcp")
+    with pytest.raises(UserError, match="iter_0000030/__0_0.distcp is not what was saved"):
+        open_output(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"]))
+
+
+def test_a_fresh_start_forgets_the_curve_of_one_that_never_saved(run: RunConfig) -> None:
+    open_output(run)
+    metrics = Path(run.output, "metrics.jsonl")
+    metrics.write_text('{"step": 1, "kind": "train", "AR loss": 5.0}\n')
+    assert open_output(run) is None
+    assert metrics.read_text() == ""

@@ -1,0 +1,46 @@
+"""A run that starts from a Hugging Face folder: imported into its own output folder first."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from nld_train.checkpoint_files import saved_steps
+from nld_train.config import RunConfig, require
+from nld_train.convert.config_json import read_config
+from nld_train.convert.run import load
+from nld_train.run_folder import is_hugging_face
+
+logger = logging.getLogger(__name__)
+IMPORTED = "init"  # in the output folder
+
+
+def with_imported_init(run: RunConfig) -> RunConfig:
+    """The run with OUTPUT/init for an init that is a Hugging Face folder; any other run as it is.
+
+    A fresh run imports the folder, whatever an earlier try left there; a resumed one has its weights already.
+    Raises: UserError.
+    """
+    if run.init is None or not is_hugging_face(Path(run.init)):
+        return run
+    output = Path(run.output)
+    target = output / IMPORTED
+    if not saved_steps(output):
+        check_shape(run)
+        logger.info("importing %s into %s", run.init, target)
+        load(Path(run.init), target, None, verified=True, overwrite=True)
+    return replace(run, init=str(target))
+
+
+def check_shape(run: RunConfig) -> None:
+    """Refuse a folder of another shape before it is read whole. Raises: UserError."""
+    assert run.init is not None
+    found = vars(read_config(Path(run.init)).model)
+    changed = [
+        f"{name}={found[name]} there, {value} here" for name, value in vars(run.model).items() if found[name] != value
+    ]
+    require(
+        not changed,
+        f"init={run.init!r} holds another model: {'; '.join(changed)}",
+        "weights of the recipe's own model shape",
+        "correct init= or the model section",
+    )

@@ -1,0 +1,70 @@
+"""What a check found, and findings as a table, as JSON and as one sentence."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from nld_train.errors import UserError
+
+Verdict = Literal["ok", "note", "FAIL"]
+GB = 1e9  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table.
+
+    ok: as it should be; note: a run starts, but read this; FAIL: a run would stop there.
+    """
+
+    check: str
+    found: str
+    verdict: Verdict = "ok"
+    do: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.verdict == "ok" or self.do, f"{self.check}: say what to do about {self.found!r}"
+
+
+def refused(check: str, error: UserError) -> Finding:
+    """The FAIL that a check at the door of a run amounts to."""
+    return Finding(check, f"{error.got} (allowed: {error.allowed})", "FAIL", error.do)
+
+
+def any_fails(findings: Sequence[Finding]) -> bool:
+    return any(finding.verdict == "FAIL" for finding in findings)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Aligned lines: check, verdict, found; below each that is not ok, what to do."""
+    width = max(len(finding.check) for finding in findings) + 2
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.check:<{width}}{finding.verdict:<6}{finding.found}")
+        if finding.do:
+            lines.append(f"{'':<{width}}      -> {finding.do}")
+    return "\n".join(lines)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    failed = [finding.check for finding in findings if finding.verdict == "FAIL"]
+    if failed:
+        return f"a run would fail: {', '.join(failed)}"
+    notes = sum(finding.verdict == "note" for finding in findings)
+    return f"nothing found that would stop a run ({notes} to note)" if notes else "nothing found that would stop a run"
+
+
+def to_json(findings: Sequence[Finding]) -> str:
+    """{"ok": whether a run can start, "findings": [{"check", "found", "verdict", "do"}, ...]}."""
+    listed = [asdict(finding) for finding in findings]
+    return json.dumps({"ok": not any_fails(findings), "findings": listed}, indent=2) + "\n"
+
+
+def gb(size: float) -> str:
+    """Bytes in GB of 1e9, three digits."""
+    return f"{size / GB:.3g} GB" if size < 1000 * GB else f"{size / GB:,.0f} GB"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,63 @@
+"""Cores, memory, Slurm's commands and W&B's login."""
+
+import os
+import shutil
+from pathlib import Path
+
+from nld_train.config import RunConfig
+from nld_train.doctor.finding import Finding, gb, plural
+
+SLURM = ("sbatch", "srun", "squeue", "scancel", "sinfo")
+SHARED = Path("/dev/shm")
+ENOUGH_SHARED = 1e9  # bytes; containers often have 64 MB, and loader workers hand their batches over through it
+
+
+def total_memory() -> int:
+    """Bytes of main memory of this machine, or of this process's control group where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def cores() -> Finding:
+    return Finding("cores, memory", f"{plural(len(os.sched_getaffinity(0)), 'core')}, {gb(total_memory())}")
+
+
+def shared_memory(folder: Path = SHARED) -> Finding:
+    """Room for the batches that loader workers hand over."""
+    if not folder.is_dir():
+        return Finding("shared memory", f"no {folder}", "FAIL", f"mount {folder}, or set data.workers=0")
+    free = shutil.disk_usage(folder).free
+    if free < ENOUGH_SHARED:
+        do = "give the container more (Docker: --shm-size 8g), or set data.workers=0"
+        return Finding("shared memory", f"{gb(free)} free in {folder}", "note", do)
+    return Finding("shared memory", f"{gb(free)} free in {folder}")
+
+
+def can_submit() -> bool:
+    return all(shutil.which(command) is not None for command in SLURM)
+
+
+def slurm() -> Finding:
+    """Whether jobs can be submitted from here."""
+    if can_submit():
+        return Finding("Slurm", "its commands are here")
+    missing = [command for command in SLURM if shutil.which(command) is None]
+    if len(missing) == len(SLURM):
+        return Finding("Slurm", "no commands: runs start on this machine alone")
+    return Finding("Slurm", f"without {', '.join(missing)}", "note", "install Slurm's client commands whole")
+
+
+def wandb(logged_in: bool, run: RunConfig | None) -> Finding:
+    """Where curves go. A run that asks for `online` waits for a login that nobody gives."""
+    mode = "auto" if run is None else run.log.wandb
+    login = "a login is there" if logged_in else "no login"
+    if mode == "disabled":
+        return Finding("W&B", "log.wandb=disabled")
+    if mode == "online" and not logged_in:
+        return Finding("W&B", "no login, and log.wandb=online", "FAIL", "run `wandb login`, or set log.wandb=offline")
+    if mode == "auto" and not logged_in:
+        do = "run `wandb login`, or upload later with `wandb sync`"
+        return Finding("W&B", "no login: runs are recorded offline", "note", do)
+    return Finding("W&B", f"{login}; log.wandb={mode}")

@@ -1,0 +1,107 @@
+"""The site file: where runs are placed. `slurm/site.env.example` explains every line; bash can read it as well."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from nld_train.config import require
+from nld_train.errors import UserError
+from nld_train.fields import nearest
+
+NONE = "none"
+CONTAINERS = (NONE, "pyxis", "apptainer")
+REQUIRED = ("NLD_ACCOUNT", "NLD_PARTITION", "NLD_TIME", "NLD_GPUS_PER_NODE", "NLD_FOLDER", "NLD_COMMAND")
+DEFAULTS = {
+    "NLD_SBATCH": "",
+    "NLD_SETUP": "",
+    "NLD_SAVE_SECONDS": "300",
+    "NLD_CONTAINER": NONE,
+    "NLD_IMAGE": "",
+    "NLD_MOUNTS": "",
+}
+KNOWN = (*REQUIRED, *DEFAULTS)
+# Everything with one of these beginnings goes to the ranks as it stands.
+PASSED_ON = ("NCCL_", "UCX_", "GLOO_", "TORCH_", "CUDA_", "NVTE_", "OMP_", "WANDB_", "HF_", "PYTHON")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+EXAMPLE = "slurm/site.env.example"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site file, read and checked."""
+
+    path: Path
+    values: dict[str, str]  # of every NLD_ name
+    environment: dict[str, str]  # what is passed on to the ranks
+
+    @property
+    def gpus_per_node(self) -> int:
+        return int(self.values["NLD_GPUS_PER_NODE"])
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.values["NLD_FOLDER"])
+
+
+def read_site(path: Path) -> Site:
+    """Raises: UserError for a file that is missing or says what it must not."""
+    require(
+        path.is_file(), f"no site file {path}", "a file of NAME=value lines", f"copy {EXAMPLE} there and fill it in"
+    )
+    found = dict(parse_line(path, number, line) for number, line in assignments(path))
+    unknown = [name for name in found if name not in KNOWN and not name.startswith(PASSED_ON)]
+    if unknown:
+        guess = nearest(unknown[0], KNOWN)
+        allowed = f"the names of {EXAMPLE}, and names that begin with {', '.join(PASSED_ON)}"
+        raise UserError(f"{path}: unknown name {unknown[0]}", allowed, f"did you mean {guess}?")
+    missing = [name for name in REQUIRED if not found.get(name)]
+    require(not missing, f"{path} without {', '.join(missing)}", f"all of {', '.join(REQUIRED)}", f"see {EXAMPLE}")
+    values = DEFAULTS | {name: value for name, value in found.items() if name in KNOWN}
+    check(path, values)
+    return Site(path, values, {name: value for name, value in found.items() if name not in KNOWN})
+
+
+def assignments(path: Path) -> list[tuple[int, str]]:
+    """Lines that are neither empty nor a comment, with their numbers."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def parse_line(path: Path, number: int, line: str) -> tuple[str, str]:
+    """NAME=value, quoted as in a shell, with an optional comment behind it."""
+    do = "quote values with spaces"
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise UserError(f"{path} line {number}: {error}", "NAME=value", do) from None
+    name, equals, value = words[0].partition("=")
+    is_plain = len(words) == 1 and bool(equals) and NAME.fullmatch(name) is not None
+    require(is_plain, f"{path} line {number}: {line!r}", "NAME=value", do)
+    return name, value
+
+
+def check(path: Path, values: dict[str, str]) -> None:
+    """Refuse values that no job could start with."""
+
+    def demand(ok: bool, name: str, allowed: str, do: str = f"see {EXAMPLE}") -> None:
+        require(ok, f"{path}: {name}={values[name]!r}", allowed, do)
+
+    demand(values["NLD_GPUS_PER_NODE"].isdigit(), "NLD_GPUS_PER_NODE", "a whole number; 0 trains on CPUs")
+    demand(values["NLD_SAVE_SECONDS"].isdigit(), "NLD_SAVE_SECONDS", "whole seconds")
+    demand(TIME.fullmatch(values["NLD_TIME"]) is not None, "NLD_TIME", "HOURS:MINUTES:SECONDS, or DAYS-HH:MM:SS")
+    folder = Path(values["NLD_FOLDER"])
+    demand(folder.is_absolute() and folder.is_dir(), "NLD_FOLDER", "an absolute path of a folder that is there")
+    kind, image = values["NLD_CONTAINER"], values["NLD_IMAGE"]
+    demand(kind in CONTAINERS, "NLD_CONTAINER", ", ".join(CONTAINERS))
+    demand(
+        (kind == NONE) == (not image), "NLD_IMAGE", f"an image with NLD_CONTAINER=pyxis or apptainer, not with {NONE}"
+    )
+    if image.startswith("/"):
+        demand(Path(image).exists(), "NLD_IMAGE", "a file that is there, or the name of an image in a registry")
+    if kind == NONE:
+        command = folder / values["NLD_COMMAND"]
+        demand(
+            command.is_file(), "NLD_COMMAND", f"the nld command, from {folder} or by its absolute path", "make setup"
+        )

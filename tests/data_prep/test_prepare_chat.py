@@ -1,0 +1,237 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_prep import prepare_chat as module
+from data_prep.encode_chat import REPORTS
+from data_prep.prepare_chat import ChatOptions, locked, parts_folder, prepare_chat
+from nld_train.data.chat import load_chat
+from nld_train.data.chat_template import Message
+from nld_train.data.indexed import TokenFile
+from nld_train.data.manifest import check_prefix, read_manifest
+from nld_train.data.supervision import Supervision
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.errors import UserError
+
+ONE = ChatOptions(workers=1)
+SUFFIXES = (".bin", ".idx", ".manifest.json", ".supervised.bin")
+
+
+def conversation(number: int) -> dict:
+    asked = [{"role": "user", "content": f"what is {number}? " * (number % 5 + 1)}]
+    told = [{"role": "assistant", "content": f"function_{number} " * (number % 7 + 1)}]
+    return {"messages": [*([{"role": "system", "content": "be short"}] if number % 3 else []), *(asked + told) * 2]}
+
+
+def write_lines(path: Path, values: list) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def read(prefix: Path) -> dict[str, bytes]:
+    return {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in SUFFIXES}
+
+
+def output(folder: Path) -> Path:
+    return folder / "out" / "chat"
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "out").iterdir()) if (folder / "out").exists() else []
+
+
+def test_documents_and_their_supervision_are_those_of_the_encoder(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [conversation(number) for number in range(20)])
+    manifest = prepare_chat([source], output(tmp_path), tokenizer, ONE)
+    encoder = load_chat(load_tokenizer(tokenizer), thinking=False)
+    tokens, supervision = TokenFile(output(tmp_path)), Supervision(output(tmp_path))
+    for number in range(20):
+        expected = encoder.conversation([Message(**turn) for turn in conversation(number)["messages"]])
+        assert tokens[number].tolist() == expected.tokens.tolist()
+        assert supervision.of(number).tolist() == expected.supervised.tolist()
+    assert manifest == read_manifest(output(tmp_path)) == check_prefix(output(tmp_path), tokenizer, verify_hashes=True)
+    chat = manifest.chat
+    assert chat is not None
+    assert (chat.conversations, chat.supervised_tokens) == (20, supervision.flat.sum())
+    assert (chat.dropped, chat.end_of_turn_id, chat.thinking, chat.last_turn_only) == ({}, 11, False, False)
+    assert (manifest.end_of_document_id, manifest.bad_lines, manifest.sources) == (None, 0, ["a.jsonl"])
+    assert left_behind(tmp_path) == [f"chat{suffix}" for suffix in SUFFIXES]
+
+
+def test_parquet_holds_what_lines_hold(tmp_path: Path, tokenizer: Path) -> None:
+    values = [conversation(number) for number in range(40)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "a.parquet", row_group_size=7)
+    write_lines(tmp_path / "a.jsonl", values)
+    made = []
+    for name in ("a.jsonl", "a.parquet"):
+        prepare_chat([tmp_path / name], tmp_path / f"of {name}" / "chat", tokenizer, ONE)
+        made.append(read(tmp_path / f"of {name}" / "chat"))
+    assert made[0][".bin"] == made[1][".bin"] and made[0][".supervised.bin"] == made[1][".supervised.bin"]
+
+
+def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [{"question": "hello", "answer": "four"}] * 5 + [{"question": "hello", "answer": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(UserError, match=r"a\.parquet:6: empty answer"):
+        prepare_chat([tmp_path / "a.parquet"], output(tmp_path), tokenizer, ONE)
+
+
+def test_options_reach_the_encoder(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [conversation(1)])
+    options = ChatOptions(workers=1, last_turn_only=True, thinking=True)
+    manifest = prepare_chat([source], output(tmp_path), tokenizer, options)
+    assert manifest.chat is not None and manifest.chat.last_turn_only and manifest.chat.thinking
+    supervised = Supervision(output(tmp_path)).of(0).astype(int)
+    assert (supervised[1:] > supervised[:-1]).sum() == 1  # one stretch
+
+
+BAD_LINES = [
+    ('{"messages": [', "broken JSON"),
+    ('{"messages": [{"role": "wizard", "content": "x"}]}', "unknown role"),
+    ('{"question": "hello", "answer": " "}', "empty answer"),
+    ('{"messages": [{"role": "user", "content": "hello"}]}', "no answer"),
+    ("", "empty line"),
+]
+
+
+def write_bad(path: Path) -> Path:
+    """A good conversation before every bad line."""
+    good = json.dumps(conversation(3))
+    path.write_text("".join(f"{good}\n{line}\n" for line, _ in BAD_LINES))
+    return path
+
+
+def test_bad_conversations_are_counted_by_reason_named_and_skipped(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 100)  # the bad lines lie in different parts
+    source = write_bad(tmp_path / "a.jsonl")
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare_chat([source], output(tmp_path), tokenizer, ChatOptions(workers=1, max_bad_lines=5))
+    assert manifest.chat is not None
+    assert manifest.chat.dropped == {reason: 1 for _, reason in sorted(BAD_LINES, key=lambda line: line[1])}
+    assert (manifest.bad_lines, manifest.chat.conversations) == (5, 5)
+    named = [" ".join(record.getMessage().split()[:2]) for record in caplog.records]
+    assert named == [f"skipped {source}:{number}:" for number in (2, 4, 6, 8, 10)]
+
+
+def test_beyond_the_limit_the_first_are_named_and_a_higher_limit_goes_on(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 100)
+    source = write_bad(tmp_path / "a.jsonl")
+    with caplog.at_level(logging.INFO), pytest.raises(UserError, match="more than 3 bad lines") as error:
+        prepare_chat([source], output(tmp_path), tokenizer, ChatOptions(workers=1, max_bad_lines=3))
+    assert f"{source}:2: broken JSON" in str(error.value) and f"{source}:4: unknown role" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not any(name.startswith("chat") for name in left_behind(tmp_path))
+    with caplog.at_level(logging.INFO):
+        prepare_chat([source], output(tmp_path), tokenizer, ChatOptions(workers=1, max_bad_lines=5))
+    assert any("parts are finished already" in message for message in caplog.messages)
+    assert left_behind(tmp_path) == [f"chat{suffix}" for suffix in SUFFIXES]
+
+
+def test_an_input_without_a_conversation_is_an_error(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="no conversation"):
+        prepare_chat([tmp_path / "empty.jsonl"], output(tmp_path), tokenizer, ONE)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"), [("a.txt", b"hello", r"\.jsonl and \.parquet"), ("a.parquet", b"no", "not Parquet")]
+)
+def test_files_of_another_kind_are_refused(
+    tmp_path: Path, tokenizer: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        prepare_chat([tmp_path / name], output(tmp_path), tokenizer, ONE)
+    assert name in str(error.value) and "\n" not in str(error.value) and left_behind(tmp_path) == []
+
+
+def test_an_output_is_replaced_only_on_request(tmp_path: Path, tokenizer: Path) -> None:
+    sources = [write_lines(tmp_path / f"{i}.jsonl", [conversation(i)]) for i in (1, 2)]
+    prepare_chat(sources[:1], output(tmp_path), tokenizer, ONE)
+    before = read(output(tmp_path))
+    with pytest.raises(UserError, match="exists"):
+        prepare_chat(sources[1:], output(tmp_path), tokenizer, ONE)
+    assert read(output(tmp_path)) == before
+    prepare_chat(sources[1:], output(tmp_path), tokenizer, ChatOptions(workers=1, overwrite=True))
+    assert read(output(tmp_path)) != before
+
+
+def test_parts_of_other_input_or_options_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prefix = output(tmp_path)
+    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt), parts_folder(prefix, "one") as folder:
+        (folder / f"part-0{REPORTS}").write_text("[]")
+        raise KeyboardInterrupt
+    assert left_behind(tmp_path) == [".chat.parts-one"] and "the same command goes on from there" in caplog.text
+    with caplog.at_level(logging.INFO), parts_folder(prefix, "two") as folder:
+        assert list(folder.iterdir()) == []
+    assert left_behind(tmp_path) == [] and "input or options differ" in caplog.text
+
+
+def test_an_output_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / ".chat.parts-one").mkdir()
+    for key in ("one", "two"):
+        with (
+            locked(tmp_path / ".chat.parts-one"),
+            pytest.raises(UserError, match="another process"),
+            parts_folder(tmp_path / "chat", key),
+        ):
+            pass
+
+
+SCRIPT = """
+import logging, sys
+from data_prep import prepare_chat as module
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    module.PIECE_BYTES = 2000
+    options = module.ChatOptions(workers=int(sys.argv[4]))
+    module.prepare_chat([sys.argv[1]], sys.argv[2], sys.argv[3], options)
+"""
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_killed_and_run_again_the_files_are_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [conversation(number) for number in range(1000)])
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def start(prefix: Path, workers: int) -> subprocess.Popen:
+        command = [sys.executable, tmp_path / "script.py", source, prefix, tokenizer, str(workers)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    run = start(output(tmp_path), 2)
+    wait_for(lambda: len(list(tmp_path.glob(f"out/.chat.parts-*/*{REPORTS}"))) >= 5)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=20)
+    assert run.returncode == -signal.SIGKILL and not any(name.startswith("chat") for name in left_behind(tmp_path))
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"out/.chat.parts-*/*{REPORTS}")}
+    again = start(output(tmp_path), 1)
+    changed: set[Path] = set()
+    while again.poll() is None:
+        seen = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
+        changed |= {path for path, time_ns in seen.items() if time_ns != finished[path]}
+        time.sleep(0.01)
+    assert again.returncode == 0 and not changed
+    assert again.stderr is not None and "parts are finished already" in again.stderr.read()
+    assert left_behind(tmp_path) == [f"chat{suffix}" for suffix in SUFFIXES]
+    prepare_chat([source], tmp_path / "whole" / "chat", tokenizer, ONE)  # one process, other cuts, no interruption
+    assert read(output(tmp_path)) == read(tmp_path / "whole" / "chat")

@@ -1,0 +1,46 @@
+"""Checkpoint folders without Megatron: what a finished save leaves for a start to look at, and ways to damage it."""
+
+import os
+from pathlib import Path
+
+from nld_train.checkpoint_files import MANIFEST, file_names, measure, write_manifest
+from nld_train.run_folder import TRACKER, checkpoints, step_folder
+
+SHARD = "__0_0.distcp"
+
+
+def save_checkpoint(output: str | Path, step: int) -> Path:
+    """A finished checkpoint of a step; returns its folder."""
+    folder = step_folder(Path(output), step)
+    folder.mkdir(parents=True)
+    (folder / SHARD).write_bytes(os.urandom(1000))
+    (folder / "train_state.pt").write_bytes(step.to_bytes(8))
+    write_manifest(folder, measure(folder, file_names(folder)))
+    (checkpoints(Path(output)) / TRACKER).write_text(str(step))
+    (checkpoints(Path(output)) / "latest_train_state.pt").write_bytes(step.to_bytes(8))
+    return folder
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+DAMAGES = {
+    "truncated": lambda folder: truncate(folder / SHARD),
+    "bit_flipped": lambda folder: flip(folder / SHARD),
+    "empty": lambda folder: empty(folder / SHARD),
+    "missing_file": lambda folder: (folder / SHARD).unlink(),
+    "no_manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "cut_manifest": lambda folder: truncate(folder / MANIFEST),
+}

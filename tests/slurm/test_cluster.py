@@ -1,0 +1,26 @@
+"""The test cluster is a real one: two nodes, one task on each, states, refusals."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import NODES, Cluster
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_job_runs_one_task_on_each_node(slurm: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\nsrun --ntasks-per-node=1 bash -c 'echo $SLURM_NODEID $SLURMD_NODENAME'\n")
+    number = slurm.run("sbatch", "--parsable", "--nodes=2", f"--output={tmp_path}/out", str(script)).strip()
+    assert slurm.wait(number, ("COMPLETED", "FAILED"), seconds=60) == "COMPLETED", slurm.logs()
+    said = sorted((tmp_path / "out").read_text().splitlines())
+    assert said == [f"{number} {name}" for number, name in enumerate(NODES)]
+
+
+def test_a_job_fails_with_its_own_status(slurm: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\nexit 75\n")
+    number = slurm.run("sbatch", "--parsable", f"--output={tmp_path}/out", str(script)).strip()
+    assert slurm.wait(number, ("COMPLETED", "FAILED"), seconds=60) == "FAILED"
+    assert slurm.job(number)["ExitCode"] == "75:0"

@@ -1,0 +1,49 @@
+"""Which node this is, from the command line or from Slurm."""
+
+import pytest
+
+from nld_train import recipe
+from nld_train.errors import UserError
+from nld_train.train.nodes import ALONE, Nodes, nodes_of
+
+SRUN = {"SLURM_NNODES": "4", "SLURM_NODEID": "3"}
+
+
+def test_one_machine_needs_nothing_said() -> None:
+    assert nodes_of(None, None, None, {}) == ALONE
+    assert nodes_of(None, None, None, SRUN) == ALONE, "`nld train` inside an allocation, without --meet"
+    assert ALONE.first and "--standalone" in ALONE.torchrun_options
+
+
+def test_slurm_or_the_user_numbers_the_nodes() -> None:
+    assert nodes_of("n1:29500", None, None, SRUN) == Nodes(4, 3, "n1:29500")
+    assert nodes_of("n1:29500", 2, 0, SRUN) == Nodes(2, 0, "n1:29500")
+
+
+def test_only_the_first_node_hosts_the_meeting() -> None:
+    first, second = (" ".join(Nodes(2, here, "n1:29500").torchrun_options) for here in (0, 1))
+    assert "is_host=1" in first and "is_host=0" in second
+    assert "--rdzv-endpoint=n1:29500" in first and "--nnodes=2" in second
+
+
+def test_ranks_are_shared_out_evenly() -> None:
+    run = recipe.load("nld_8b_stage1_ar")
+    assert ALONE.ranks(run) == 256 and Nodes(32, 0, "n1:1").ranks(run) == 8
+    with pytest.raises(UserError, match="256 on 3 nodes"):
+        Nodes(3, 0, "n1:1").ranks(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((None, 2, None), "with --meet"),
+        (("n1", 2, 0), "HOST:PORT"),
+        (("n1:port", 2, 0), "HOST:PORT"),
+        ((":29500", 2, 0), "HOST:PORT"),
+        (("n1:29500", None, None), "SLURM_NODEID"),
+        (("n1:29500", 2, 2), "0 to 1"),
+    ],
+)
+def test_half_an_answer_is_refused(words: tuple, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        nodes_of(*words, {})
