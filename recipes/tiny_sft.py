@@ -1,4 +1,4 @@
-"""Tiny model, SFT: questions and answers from the standard library, from stage 2's weights. `make demo` runs it third."""
+"""Tiny model, SFT: functions of the standard library as questions and answers. `make demo` runs it after stage 2."""
 
 from nld_train.config import (
     CheckpointConfig,
@@ -36,10 +36,10 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=100,  # x 8 rows x 256 tokens
+            iterations=80,  # x 8 rows x 256 tokens: 640 rows, of the 1,474 that the conversations make
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=50,
+            eval_interval=40,
             eval_batches=8,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
@@ -47,9 +47,9 @@ def run() -> RunConfig:
             lr=1e-3,  # a third of the stages before
             min_lr=1e-4,
             warmup_iterations=10,  # the weights come from stage 2, the optimizer starts empty
-            decay_iterations=50,  # the second half
+            decay_iterations=40,  # the second half
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=100, keep=2),
+        checkpoint=CheckpointConfig(interval=80, keep=2),
         log=LogConfig(interval=10, wandb="disabled"),
     )

@@ -32,10 +32,10 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=150,  # x 8 rows x 256 tokens = 0.3M tokens; a step costs about twice that of stage 1
+            iterations=140,  # x 8 rows x 256 tokens = 0.3M tokens; a step costs about twice that of stage 1
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=50,
+            eval_interval=70,
             eval_batches=8,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
@@ -43,9 +43,9 @@ def run() -> RunConfig:
             lr=3e-3,  # where stage 1 ended
             min_lr=3e-4,
             warmup_iterations=10,  # the weights come from stage 1, the optimizer starts empty
-            decay_iterations=75,  # the second half
+            decay_iterations=70,  # the second half
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=75, keep=2),
+        checkpoint=CheckpointConfig(interval=70, keep=2),
         log=LogConfig(interval=10, wandb="disabled"),
     )

@@ -41,7 +41,7 @@ def load_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) ->
     attach(model, folder)
     for module in model.modules():
         if hasattr(module, "lora_A"):
-            module.enable_adapters(False)
+            module.enable_adapters(False)  # type: ignore[operator]
 
 
 def load_config(folder: Path) -> NemotronLabsDiffusionConfig:

@@ -97,14 +97,15 @@ def _part(stage: Stage, before: Drafts, after: Drafts) -> str:
         )
         for (name, each), style in zip(_named((before, after)), ("plain", "diffusion"), strict=True)
     ]
-    size = {"level": None, "height": 260, "top": 68, "right": 60, "width": 500}
     charts = [
-        Chart("Accepted length", "tokens a round", [Line(LENGTH, "ar", curve, marked=True)], _span(curve), **size),
-        Chart("Kept up to each place", "share of the blocks", places, _span(places[0].points), **size),
+        _chart("Accepted length", "tokens a round", [Line(LENGTH, "ar", curve, marked=True)]),
+        _chart("Kept up to each place", "share of the blocks", places),
     ]
     drawn = "".join(f"<div>{chart_svg(chart)}</div>" for chart in charts)
     return f'<p>{escape(sentence(stage, before, after))}</p><div class="small">{drawn}</div>'
 
 
-def _span(points: Sequence[Point]) -> list[Span]:
-    return [Span(points[0].x, points[-1].x, "")]
+def _chart(title: str, unit: str, lines: Sequence[Line]) -> Chart:
+    points = lines[0].points
+    axis = [Span(points[0].x, points[-1].x, "")]
+    return Chart(title, unit, lines, axis, None, width=500, height=260, top=68, right=60)

@@ -1,6 +1,7 @@
 """Waiting for a started run: requests to stop are passed on, and how it ended is told in one line."""
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from nld_train.train.signals import LEFT_AT_ONCE, SIGNALS
+from nld_train.train.signals import FAILED, LEFT_AT_ONCE, PARENT, SIGNALS
 
 logger = logging.getLogger(__name__)
 # What torchrun writes of the first process that failed.
@@ -24,12 +25,12 @@ class Job:
         self.interrupted = self.left = False
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run the command to its end; returns its exit status. Its stderr goes to `log`."""
+        """Run the command to its end; returns 0, FAILED or LEFT_AT_ONCE. Its stderr goes to `log`."""
         # The child is born with the signals blocked: one that comes before it listens waits for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         start = log.stat().st_size if log.exists() else 0
         with log.open("a") as errors:
-            self.process = subprocess.Popen(command, env=environment, stderr=errors)
+            self.process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, stderr=errors)
         handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
@@ -45,7 +46,7 @@ class Job:
                 errors.seek(start)
                 written = errors.read().decode(errors="replace")
             logger.error("%s failed%s; see %s", self.name, first_death(written), log)
-        return status
+        return FAILED if status else 0
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         assert self.process is not None, "handlers are set after the start"

@@ -6,13 +6,16 @@ request and act on it after their step; torchrun, loader workers and checkpoint 
 
 import ctypes
 import multiprocessing
+import os
 import signal
 from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FAILED = 1  # exit status of a run whose rank failed or died
 STOPPED = 75  # exit status "saved before the end, run the same command again": EX_TEMPFAIL of sysexits.h
 LEFT_AT_ONCE = 130  # exit status after the second Ctrl-C: 128 + SIGINT
+PARENT = "NLD_TRAIN_PARENT"  # variable: the process id of the one that set it, for those it starts
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -40,8 +43,11 @@ class StopRequest:
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends: a killed `nld train` leaves no rank behind that trains on
-    into the same folder."""
+    into the same folder. Processes on the way down from the launcher call it; the parent may have ended already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if PARENT in os.environ and int(os.environ[PARENT]) != os.getppid():
+        os._exit(1)
+    os.environ[PARENT] = str(os.getpid())
 
 
 def end_children() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nld_train.checkpoint_files import file_names, measure, write_manifest
+from nld_train.cli import main
 from nld_train.config import DecodeConfig, DrafterConfig
 from nld_train.convert.adapter import open_adapter, write_adapter
 from nld_train.convert.output import read_run
@@ -163,8 +164,8 @@ def test_half_the_precision_is_written_where_it_is_asked_for(drafter_run: Path, 
 
 def test_stock_peft_drafts_with_it_and_the_text_stays_that_of_greedy_ar(both: Path, monkeypatch) -> None:
     """On while drafting and at no other time; other modes do not know it."""
-    prompts = [[5, 9, 31, 7], [11, 12, 13], [40, 41, 42, 43, 44]]
-    settings = DecodeConfig(max_new_tokens=24, block_length=8, eos_token_id=-1)
+    prompts = [[5, 9, 31, 7], [11, 12, 13]]
+    settings = DecodeConfig(max_new_tokens=12, block_length=4, eos_token_id=-1)
     base, model = load_model(both, None, CPU), load_model(both, None, CPU)
     load_adapter(model, both, both)
     states = []
@@ -197,3 +198,19 @@ def test_drafts_are_those_of_the_adapter(both: Path) -> None:
     plain = base(ids, use_causal_mask=False).logits
     assert (adapted - plain).abs().max() > 1e-2
     assert torch.equal(model(ids, use_causal_mask=False).logits, plain)
+
+
+def test_the_commands(drafter_run: Path, both: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """`nld convert adapter`, then `nld generate --adapter` on it: the text of AR."""
+    monkeypatch.setattr("sys.argv", ["nld", "convert", "adapter", str(drafter_run), "--to", str(tmp_path / "alone")])
+    assert main() == 0
+    texts = []
+    for mode, adapter in (("ar", []), ("self-spec", ["--adapter", str(tmp_path / "alone")])):
+        words = ["nld", "generate", "--model", str(both), *adapter, "--mode", mode, "--prompt", "def main"]
+        monkeypatch.setattr("sys.argv", [*words, "--max-new-tokens", "12", "--block-length", "4"])
+        capsys.readouterr()
+        assert main() == 0
+        texts.append(capsys.readouterr().out.split(f"[{mode}]")[0])
+    assert texts[0] == texts[1]
+    monkeypatch.setattr("sys.argv", [*words[:5], str(tmp_path), "--mode", "self-spec", "--prompt", "def main"])
+    assert main() == 2

@@ -1,5 +1,6 @@
 """Requests to stop, between real processes: a launcher, and a child that stands for torchrun."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.train.job import first_death
-from nld_train.train.signals import LEFT_AT_ONCE, SIGNALS
+from nld_train.train.signals import LEFT_AT_ONCE, PARENT, SIGNALS
 
 LAUNCHER = """
 import logging, os, sys
@@ -105,6 +106,14 @@ def test_a_killed_launcher_takes_its_child_along(launch) -> None:
     process.wait(timeout=30)
     status = Path(f"/proc/{child}/status")
     wait_for(lambda: not status.exists() or "(zombie)" in status.read_text())
+
+
+def test_a_child_that_comes_after_the_end_of_its_parent_ends_too() -> None:
+    script = "from nld_train.train.signals import die_with_parent; die_with_parent(); print('alive')"
+    for parent, said in ((os.getpid(), "alive\n"), (os.getpid() + 1, "")):
+        variables = {**os.environ, PARENT: str(parent)}
+        done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
+        assert done.stdout == said
 
 
 def test_a_failure_is_told_with_its_log(launch, tmp_path: Path) -> None:
