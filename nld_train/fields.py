@@ -45,8 +45,8 @@ def leaf_kinds(section: type) -> dict[str, Any]:
 
 
 def leaf_values(section: object) -> dict[str, Any]:
-    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it; a section that is not
-    there has none."""
+    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it; a section that is
+    not there has none."""
     found: dict[str, Any] = {}
     for name, kind in kinds(type(section)).items():
         value = getattr(section, name)

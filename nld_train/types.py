@@ -46,8 +46,8 @@ class Batch:
     """A micro-batch as the model and the losses see it. Positions of the LM head are known here, on the host, so that
     the training step never waits for the device to count them.
 
-    Flat positions number the model's [B, S] input row by row: row * S + position. Under context parallelism S is that of
-    a rank's part of the rows, which has its own terms; documents stay whole (dual_stream/context.py).
+    Flat positions number the model's [B, S] input row by row: row * S + position. Under context parallelism S is that
+    of a rank's part of the rows, which has its own terms; documents stay whole (dual_stream/context.py).
     """
 
     input_ids: Tensor  # [B, S] int64
