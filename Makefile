@@ -70,8 +70,9 @@ demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
 	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
 	  --html $(DEMO)/report.html
 
+# Two test files at a time, one thread each: more would keep each other from the cores.
 test: setup
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-pure: setup
 	.venv/bin/python -m pytest -m "not megatron and not slow and not long"
