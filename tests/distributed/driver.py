@@ -1,4 +1,4 @@
-"""One rank of a test: trains several runs in one process, because starting Megatron takes longer than they do."""
+"""One rank of a test: trains several runs in one process group, because starting Megatron takes longer than they do."""
 
 import os
 import sys
@@ -12,12 +12,8 @@ from nld_train.train.run import train
 
 
 def main() -> None:
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo")
     for frozen in sys.argv[1:]:
-        # A group of its own for each run, taken down after it: every run makes dozens of groups, and their idle threads
-        # would add up until they take all of the machine.
-        meeting = f"file://{frozen}.store"
-        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
         run = from_json(Path(frozen).read_text())
         if torch.distributed.get_rank() == 0:
             open_output(run)
@@ -27,7 +23,7 @@ def main() -> None:
         from megatron.bridge.training.initialize import destroy_global_state
 
         destroy_global_state()
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":  # checkpoint saving spawns processes that import this file
