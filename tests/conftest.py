@@ -1,6 +1,7 @@
 """What tests of several rooms share."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import pytest
 
 from data_prep.prepare import PrepareOptions, prepare
 from data_prep.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """The processes of pytest-xdist ignore Ctrl-C, and so would every process that a test starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
