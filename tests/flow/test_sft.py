@@ -54,7 +54,7 @@ def folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, prepared: Path, iterations: int) -> subprocess.CompletedProcess[str]:
     model = [f"model.{setting}" for setting in MODEL] + [f"model.rope.{setting}" for setting in ROPE]
-    data = [f"data.blend={folder}/chat", f"data.tokenizer={prepared}/tokenizer", "data.sequence_length=128"]
+    data = [f"data.blend={folder}/chat", f"data.tokenizer={prepared}/tokenizer", "data.sequence_length=64"]
     places = [f"init={folder}/base", f"output={folder}/run", f"train.iterations={iterations}"]
     return nld("train", "tiny_sft", *model, *data, *SHORT, *places)
 
