@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, all_gather, all_reduce
+
+from nld_train.loss.vocabulary import VocabularyCut, gathered, logits_at, summed
 
 CHUNK_LOGITS = 1 << 25  # rows x vocabulary of one chunk: 128 MiB of float32
 COLUMNS = 128  # chunks are a multiple of this many tokens wide, as matrix products like it
+WHOLE = VocabularyCut()
 
 
-def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """-log softmax(hidden @ weight.T)[target], in nats, for a vocabulary cut over the ranks of `group` (None: uncut).
+def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, cut: VocabularyCut = WHOLE) -> Tensor:
+    """-log softmax(hidden @ weight.T)[target], in nats, for a vocabulary that may be cut over ranks.
 
     hidden [R, E], the same on every rank, its gradient summed over the ranks; weight [V / ranks, E], this rank's cut;
     targets [R] int64, of the whole vocabulary. Sums are float32 whatever the inputs are; float64 stays float64.
     Returns: [R] float32, the same on every rank.
     """
-    nll: Tensor = _HeadNll.apply(hidden, weight, targets, chunk_width(hidden.shape[0]), group)
+    nll: Tensor = _HeadNll.apply(hidden, weight, targets, chunk_width(hidden.shape[0]), cut)
     return nll
 
 
@@ -35,26 +37,19 @@ def chunk_width(rows: int) -> int:
 
 class _HeadNll(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, width: int, group: ProcessGroup | None
-    ) -> Tensor:
-        own = targets if group is None else targets - group.rank() * weight.shape[0]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, width: int, cut: VocabularyCut) -> Tensor:
+        own = targets - cut.offset
         sum_exp = torch.full(own.shape, -torch.inf, dtype=_wide(hidden), device=hidden.device)  # its logarithm
         picked = torch.zeros_like(sum_exp)  # the logit of each target, on the rank that holds it
         logits = hidden.new_empty(0)
         for chunk in _chunks(weight, width):
             logits = _product(hidden, weight[chunk].T)
             sum_exp = torch.logaddexp(sum_exp, logits.logsumexp(1))
-            inside, column = _columns(own, chunk)
-            picked += torch.where(inside, logits.gather(1, column[:, None])[:, 0], 0.0)
-        if group is not None:
-            parts = [torch.empty_like(sum_exp) for _ in range(group.size())]
-            all_gather(parts, sum_exp, group=group)
-            sum_exp = torch.stack(parts).logsumexp(0)
-            all_reduce(picked, group=group)
+            picked += logits_at(logits, own[:, None], VocabularyCut(chunk.start))[:, 0]
+        sum_exp, picked = gathered(sum_exp, cut).logsumexp(0), summed(picked, cut)
         # The last chunk's logits are kept for the backward, so that a small vocabulary is multiplied only once.
         ctx.save_for_backward(hidden, weight, own, sum_exp, logits)
-        ctx.width, ctx.group = width, group
+        ctx.width, ctx.cut = width, cut
         return sum_exp - picked
 
     @staticmethod
@@ -74,16 +69,15 @@ class _HeadNll(torch.autograd.Function):
             if weight_grad is not None:
                 weight_grad[chunk] = _product(share.T, hidden)
         if hidden_grad is not None:
-            if ctx.group is not None:
-                all_reduce(hidden_grad, group=ctx.group)
-            hidden_grad = hidden_grad.to(hidden.dtype)
+            hidden_grad = summed(hidden_grad, ctx.cut).to(hidden.dtype)
         return hidden_grad, weight_grad, None, None, None
 
 
 def _logit_gradient(logits: Tensor, sum_exp: Tensor, own: Tensor, chunk: slice, grad: Tensor) -> Tensor:
     """(softmax - one-hot) * grad of one chunk: [R, width]."""
     gradient = (logits - sum_exp[:, None]).exp_()
-    inside, column = _columns(own, chunk)
+    inside = (own >= chunk.start) & (own < chunk.stop)
+    column = (own - chunk.start).where(inside, 0)
     gradient.scatter_add_(1, column[:, None], -inside.to(gradient)[:, None])
     return gradient.mul_(grad[:, None])
 
@@ -91,12 +85,6 @@ def _logit_gradient(logits: Tensor, sum_exp: Tensor, own: Tensor, chunk: slice, 
 def _chunks(weight: Tensor, width: int) -> Iterator[slice]:
     size = weight.shape[0]
     return (slice(start, min(start + width, size)) for start in range(0, size, width))
-
-
-def _columns(own: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Which targets [R] lie in a chunk, and their column in it (some column, where they do not)."""
-    inside = (own >= chunk.start) & (own < chunk.stop)
-    return inside, (own - chunk.start).where(inside, 0)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nld_train.config import DrafterConfig
-from nld_train.loss.vocabulary import VocabularyCut
 from nld_train.model.adapter_files import WEIGHTS, lora_names
 from nld_train.model.attention_slot import DualStreamAttention
 from nld_train.noise.seeding import uniforms
@@ -103,12 +102,6 @@ def load_adapter(linear: DraftLinear, folder: Path, layer: int) -> None:
 def adapted(model: nn.Module) -> list[DraftLinear]:
     """The adapted maps of a model."""
     return [module for module in model.modules() if isinstance(module, DraftLinear)]
-
-
-def vocabulary_cut(head: nn.Module) -> VocabularyCut:
-    """Which columns of the vocabulary this rank's head gives."""
-    group = head.tp_group
-    return VocabularyCut(group.rank() * head.weight.shape[0], group if group.size() > 1 else None)
 
 
 @contextmanager

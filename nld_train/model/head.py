@@ -5,6 +5,7 @@ from megatron.core.tensor_parallel.layers import linear_with_frozen_weight
 from torch import Tensor
 
 from nld_train.loss.lm_head import head_nll
+from nld_train.loss.vocabulary import VocabularyCut
 from nld_train.types import Batch
 
 
@@ -15,6 +16,12 @@ def select(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.reshape(length * rows, width).index_select(0, sequence_first)
 
 
+def vocabulary_cut(head: ColumnParallelLinear) -> VocabularyCut:
+    """Which columns of the vocabulary this rank's head gives."""
+    group = head.tp_group
+    return VocabularyCut(group.rank() * head.weight.shape[0], group if group.size() > 1 else None)
+
+
 def position_nll(hidden: Tensor, head: ColumnParallelLinear, batch: Batch, sequence_parallel: bool) -> Tensor:
     """Cross-entropy of the batch's AR positions, then of its diffusion positions.
 
@@ -22,7 +29,7 @@ def position_nll(hidden: Tensor, head: ColumnParallelLinear, batch: Batch, seque
     Returns: [R_ar + R_diff] float32, nats; the same on every tensor rank.
     """
     needed = select(_whole(hidden, head, sequence_parallel), batch.head_positions)
-    return head_nll(needed, head.weight, batch.head_targets, head.tp_group if head.tp_group.size() > 1 else None)
+    return head_nll(needed, head.weight, batch.head_targets, vocabulary_cut(head))
 
 
 def position_logits(hidden: Tensor, head: ColumnParallelLinear, positions: Tensor, sequence_parallel: bool) -> Tensor:

@@ -14,7 +14,8 @@ from nld_train.dual_stream.drafts import verifier_positions, with_drafts
 from nld_train.loss.drafter import Verdicts, drafter_terms, draw_drafts, verify_drafts
 from nld_train.loss.objective import KEPT, drafter_numerator, drafter_pairs
 from nld_train.loss.vocabulary import VocabularyCut
-from nld_train.model.drafter import verifying, vocabulary_cut
+from nld_train.model.drafter import verifying
+from nld_train.model.head import vocabulary_cut
 from nld_train.types import DraftBatch, HeadRequest
 
 

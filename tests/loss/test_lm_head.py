@@ -9,6 +9,7 @@ from torch import Tensor
 from nld_train.loss import lm_head
 from nld_train.loss.cross_entropy import cross_entropy
 from nld_train.loss.lm_head import chunk_width, head_nll
+from nld_train.loss.vocabulary import VocabularyCut
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 1000
 
@@ -94,8 +95,8 @@ def one_rank(rank: int, ranks: int, store: str) -> None:
     hidden, weight, targets, rows = inputs()
     own = slice(rank * VOCABULARY // ranks, (rank + 1) * VOCABULARY // ranks)
     leaves = (hidden.requires_grad_(), weight[own].clone().requires_grad_())
-    group = torch.distributed.group.WORLD
-    nll, hidden_grad, weight_grad = with_gradients(head_nll(*leaves, targets, group), rows, *leaves)
+    cut = VocabularyCut(own.start, torch.distributed.group.WORLD)
+    nll, hidden_grad, weight_grad = with_gradients(head_nll(*leaves, targets, cut), rows, *leaves)
     whole = (hidden, weight.requires_grad_())
     expected = with_gradients(plain(*whole, targets), rows, *whole)
     for ours, theirs in zip((nll, hidden_grad, weight_grad), (*expected[:2], expected[2][own]), strict=True):
