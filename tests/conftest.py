@@ -33,14 +33,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Megatron in this process, on the CPU, in a real process group of one rank."""
-    import torch
-
+def cpu_runtime() -> None:
+    """Megatron binds CUDA kernels by name when it is first imported, so this comes before any import of it."""
     from nld_train.train import host, patches
 
     host.install()
     patches.install()
+
+
+@pytest.fixture(autouse=True)
+def before_megatron(request: pytest.FixtureRequest) -> None:
+    """Whichever test of a process imports Megatron first, the later ones find it as training does."""
+    if request.node.get_closest_marker("megatron") is not None:
+        request.getfixturevalue("cpu_runtime")
+
+
+@pytest.fixture(scope="session")
+def one_rank(cpu_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Megatron in this process, on the CPU, in a real process group of one rank."""
+    import torch
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 

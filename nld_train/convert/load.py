@@ -31,7 +31,7 @@ from nld_train.convert.table import (
 from nld_train.convert.torch_dist import Piece, write_weights
 from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, named_token, token_id
 from nld_train.errors import UserError
-from nld_train.run_folder import TRACKER, checkpoints, step_folder
+from nld_train.run_folder import TRACKER, checkpoints, model_record, step_folder
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 28  # of a vocabulary tensor, per stored piece
@@ -56,7 +56,7 @@ def write_output(folder: Path, target: Path, padded_vocab: int | None = None) ->
     traits = traits_of(described, tokenizer)
     (target / TOKENIZER).mkdir()
     copy_tokenizer(folder, target / TOKENIZER)
-    write_object(target / MODEL, asdict(model))
+    write_object(target / MODEL, model_record(model))
     write_object(target / IMPORT, {"source": folder.name, "traits": asdict(traits)})
     table = units(model, described.naming)
     logger.info("writing %d tensors, %s parameters", len(table), f"{parameter_count(model):,}")

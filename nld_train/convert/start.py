@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nld_train.checkpoint_files import saved_steps
-from nld_train.config import RunConfig, require
+from nld_train.config import RunConfig
 from nld_train.convert.config_json import read_config
 from nld_train.convert.run import load
-from nld_train.run_folder import is_hugging_face
+from nld_train.run_folder import check_same_model, is_hugging_face, model_record
 
 logger = logging.getLogger(__name__)
 IMPORTED = "init"  # in the output folder
@@ -34,13 +34,4 @@ def with_imported_init(run: RunConfig) -> RunConfig:
 def check_shape(run: RunConfig) -> None:
     """Refuse a folder of another shape before it is read whole. Raises: UserError."""
     assert run.init is not None
-    found = vars(read_config(Path(run.init)).model)
-    changed = [
-        f"{name}={found[name]} there, {value} here" for name, value in vars(run.model).items() if found[name] != value
-    ]
-    require(
-        not changed,
-        f"init={run.init!r} holds another model: {'; '.join(changed)}",
-        "weights of the recipe's own model shape",
-        "correct init= or the model section",
-    )
+    check_same_model(run.init, model_record(read_config(Path(run.init)).model), run.model)

@@ -9,17 +9,17 @@ OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/logs/
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from nld_train.checkpoint_files import check_contents, newest_step, saved_steps
-from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
+from nld_train.config import DrafterConfig, RunConfig, require
 from nld_train.data.staging import write_text
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import CONFIG, WEIGHTS
 from nld_train.recipe import from_json, to_json
 from nld_train.report.history import METRICS
-from nld_train.run_folder import checkpoints, step_folder
+from nld_train.run_folder import check_same_model, checkpoints, model_record, step_folder
 from nld_train.train.resume import keep_metrics, resume_step
 
 # What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
@@ -59,7 +59,7 @@ def open_output(run: RunConfig) -> int | None:
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)
     keep_metrics(output / METRICS, step)
-    write_text(output / "model.json", json.dumps(asdict(run.model), indent=2) + "\n")
+    write_text(output / "model.json", json.dumps(model_record(run.model), indent=2) + "\n")
     write_text(output / "run.json", to_json(run))
     return step
 
@@ -117,19 +117,7 @@ def check_init(run: RunConfig) -> None:
     )
     shape = folder / "model.json"
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", "a folder with model.json", "correct init=")
-    recorded = json.loads(shape.read_text())
-    wanted = json.loads(json.dumps(asdict(run.model)))
-    changed = [
-        f"{entry.name}={recorded.get(entry.name)!r} there, {wanted[entry.name]!r} here"
-        for entry in fields(ModelConfig)
-        if recorded.get(entry.name) != wanted[entry.name]
-    ]
-    require(
-        not changed,
-        f"init={run.init!r} holds another model: {'; '.join(changed)}",
-        "weights of the recipe's own model shape",
-        "correct init= or the model section",
-    )
+    check_same_model(run.init, json.loads(shape.read_text()), run.model)
     check_contents(newest)
     if run.drafter is not None and run.drafter.adapter is not None:
         check_adapter(run.drafter, Path(run.drafter.adapter))

@@ -33,9 +33,6 @@ def test_frequencies_are_those_of_transformers(rope):
 @pytest.mark.megatron
 @pytest.mark.parametrize("rope", ROPES)
 def test_frequencies_are_those_of_megatron_bit_for_bit(rope):
-    from nld_train.train import host
-
-    host.install()
     from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 
     theirs = YarnRotaryEmbedding(
