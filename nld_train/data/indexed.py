@@ -56,6 +56,31 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+class HashedFile:
+    """A file that is being written, and the SHA-256 of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._digest = hashlib.sha256()
+        self._stream = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+
+    def _close(self) -> str:
+        """Returns the hex digest."""
+        self._stream.close()
+        return self._digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class FileSummary:
     """What was written: counts, sizes in bytes and SHA-256 hex digests."""
@@ -68,7 +93,7 @@ class FileSummary:
     idx_sha256: str
 
 
-class TokenFileWriter:
+class TokenFileWriter(HashedFile):
     """Streams documents into PREFIX.bin and, at `finish`, writes PREFIX.idx. Holds 4 bytes per document in memory.
 
     It writes under the names it is given: give it a prefix inside `staging.staged` to publish whole files only.
@@ -76,19 +101,10 @@ class TokenFileWriter:
 
     def __init__(self, prefix: str | Path, dtype: np.dtype) -> None:
         assert dtype in TYPE_CODES.values(), f"token files hold {list(TYPE_CODES.values())}, not {dtype}"
+        super().__init__(bin_path(prefix))
         self.prefix = prefix
         self.dtype = dtype
         self._lengths = array("i")
-        self._digest = hashlib.sha256()
-        self._stream = bin_path(prefix).open("wb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
 
     def append(self, tokens: NDArray[np.integer]) -> None:
         """Add one document, `tokens` [n] of the writer's dtype, n >= 1."""
@@ -107,7 +123,7 @@ class TokenFileWriter:
 
     def finish(self) -> FileSummary:
         """Close PREFIX.bin and write PREFIX.idx."""
-        self._stream.close()
+        bin_sha256 = self._close()
         lengths = np.frombuffer(self._lengths, dtype="<i4")
         ends = np.cumsum(lengths, dtype="<i8")
         with idx_path(self.prefix).open("wb") as stream:
@@ -122,13 +138,9 @@ class TokenFileWriter:
             tokens=int(lengths.sum(dtype=np.int64)),
             bin_bytes=bin_file.stat().st_size,
             idx_bytes=idx_file.stat().st_size,
-            bin_sha256=self._digest.hexdigest(),
+            bin_sha256=bin_sha256,
             idx_sha256=sha256_of(idx_file),
         )
-
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
 """PREFIX.supervised.bin: which tokens of a chat file count, one byte per token of PREFIX.bin, in the same order."""
 
-import hashlib
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.indexed import blocks, map_array, read_index
+from nld_train.data.indexed import HashedFile, blocks, map_array, read_index
 from nld_train.errors import UserError
 
 SUFFIX = ".supervised.bin"
@@ -19,42 +16,31 @@ def supervised_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}{SUFFIX}")
 
 
-class SupervisionWriter:
+class SupervisionWriter(HashedFile):
     """Streams the supervision of documents into PREFIX.supervised.bin, beside a TokenFileWriter of the same prefix."""
 
     def __init__(self, prefix: str | Path) -> None:
-        self._digest = hashlib.sha256()
-        self._stream = supervised_path(prefix).open("wb")
+        super().__init__(supervised_path(prefix))
         self.supervised_tokens = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
 
     def append(self, supervised: NDArray[np.bool_]) -> None:
         """Add one document, `supervised` [n], n >= 1. Nothing predicts its first token: that one never counts."""
         assert supervised.dtype == np.bool_, f"supervision is bool, got {supervised.dtype}"
         assert supervised.ndim == 1 and supervised.size > 0, f"a document is a non-empty row, got {supervised.shape}"
         assert not supervised[0], "the first token of a document cannot be supervised"
-        self._write(supervised.tobytes())
+        self._count(supervised.tobytes())
 
     def append_file(self, prefix: str | Path) -> None:
         """Add every document of another file, block by block."""
         for block in blocks(supervised_path(prefix)):
-            self._write(block)
+            self._count(block)
 
     def finish(self) -> str:
         """Close the file; returns its SHA-256."""
-        self._stream.close()
-        return self._digest.hexdigest()
+        return self._close()
 
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
+    def _count(self, data: bytes) -> None:
+        self._write(data)
         self.supervised_tokens += data.count(1)
 
 
