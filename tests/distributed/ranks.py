@@ -24,9 +24,6 @@ from nld_train.recipe import to_json
 
 DRIVER = Path(__file__).with_name("driver.py")
 VOCABULARY = 400
-# In one launch: every run leaves some 60 idle threads of gloo behind in each rank, which wake up now and then; those of
-# 20 runs on 4 ranks took all of a 2-core machine.
-MOST_RUNS = 10
 
 
 def small_run(name: str, folder: Path, *, alpha: float, init: str | None, parallel: ParallelConfig) -> RunConfig:
@@ -68,13 +65,8 @@ def on(ranks: int, **cut: int | bool) -> ParallelConfig:
 
 
 def train_together(runs: Sequence[RunConfig], scratch: Path) -> None:
-    """Train `runs`, all of one world size, one after another in one launch, or in several where they are many."""
+    """Train `runs`, all of one world size, one after another in one launch."""
     (ranks,) = {run.parallel.world_size for run in runs}
-    for first in range(0, len(runs), MOST_RUNS):
-        launch(runs[first : first + MOST_RUNS], scratch, ranks)
-
-
-def launch(runs: Sequence[RunConfig], scratch: Path, ranks: int) -> None:
     frozen = [scratch / f"{run.name}.json" for run in runs]
     for path, run in zip(frozen, runs, strict=True):
         path.write_text(to_json(run))
