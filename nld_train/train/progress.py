@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
 from nld_train.loss.objective import KEPT
-from nld_train.report.history import METRICS, SPIKE
+from nld_train.report.history import METRICS, SPIKE, of_kind, read_entries
 from nld_train.train.spikes import Spikes
 
 
@@ -29,7 +29,7 @@ class Report(Callback):
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
-        self.spikes = Spikes(run.log.spike)
+        self.spikes = Spikes(run.log.spike, logged_norms(self.metrics))
         self.clock = self.paused_at = 0.0
         self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())
@@ -94,6 +94,7 @@ class Report(Callback):
         seconds = max(now - self.clock, 1e-9)
         values = {name: float(total) / self.steps for name, total in self.sums.items()}
         norm = math.nan if context.grad_norm is None else float(context.grad_norm)
+        self.spikes.log(norm)
         tokens = self.run.train.global_batch * self.run.data.sequence_length * self.steps / seconds
         left = clock_text((self.run.train.iterations - step) * seconds / self.steps)
         learning_rate = context.optimizer.param_groups[0]["lr"]
@@ -121,6 +122,12 @@ class Report(Callback):
     def _say(self, line: str) -> None:
         self.bar.console.print(line, highlight=False, soft_wrap=True)
         self.terminal.flush()
+
+
+def logged_norms(metrics: Path) -> list[float]:
+    """The gradient norms of a run's training steps so far."""
+    entries = of_kind(read_entries(metrics), "train") if metrics.exists() else []
+    return [entry["gradient norm"] for entry in entries]
 
 
 def losses_text(values: dict[str, float]) -> str:
