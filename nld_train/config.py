@@ -8,7 +8,7 @@ from nld_train.errors import UserError
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
-AttentionBackend = Literal["auto", "reference", "sdpa", "flex"]
+AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
@@ -216,7 +216,7 @@ class LogConfig:
     interval: int = 10  # steps
     wandb: WandbMode = "auto"  # auto: online where a login is found, offline elsewhere
     wandb_project: str = "nld-train"
-    spike: float = 5.0  # times the median gradient norm of the 100 steps before: such a step is warned of; 0: none is
+    spike: float = 5.0  # times the median of the last 100 gradient norms logged: such a step is warned of; 0: none is
 
     def __post_init__(self) -> None:
         require_choice("log.wandb", self.wandb, WandbMode)

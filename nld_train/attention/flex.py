@@ -6,15 +6,22 @@ runs uncompiled and forward only (torch refuses its backward there): enough to c
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout, place, places
 from nld_train.dual_stream.visibility import visible
+
+# Which queries, and what they see: all of them; the noisy ones; the noisy ones, but for the clean tokens that are a
+# block or more before them (pieces.py).
+Part = Literal["all", "noisy", "near"]
+KernelOptions = dict[str, str]
+TRITON: KernelOptions = {}
+FLASH: KernelOptions = {"BACKEND": "FLASH"}  # FlashAttention 4's kernel, where that package is installed
 
 
 def attend(
@@ -25,23 +32,103 @@ def attend(
     scale: float,
     documents: Tensor | None = None,
     cut: Cut = WHOLE,
+    *,
+    options: KernelOptions = TRITON,
 ) -> Tensor:
     """query [B, H, S/c, D]; key, value [B, G, K, D]; documents [B, L] int64 or None. Returns: [B, H, S/c, D]."""
     mask = block_mask(layout, cut, query.device) if documents is None else document_block_mask(layout, cut, documents)
-    grouped = query.shape[1] != key.shape[1]
-    output: Tensor = kernel(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    output: Tensor = _run(query, key, value, mask, scale, kernel_options=options)
     return output
 
 
+def noisy_half(query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float) -> Tensor:
+    """The noisy half of rows of one document: query [T, N, D] over key, value [K, M, D] (merged.NoisyHalf)."""
+    mask = block_mask(layout, cut, query.device, "noisy")
+    output: Tensor = _run(_heads_first(query), _heads_first(key), _heads_first(value), mask, scale)
+    return _tokens_first(output)
+
+
+class Near:
+    """near.Near: the noisy half without what its shifted triangles see."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        mask = block_mask(layout, cut, query.device, "near")
+        query, key, value = (_heads_first(x) for x in (query, key, value))
+        output, seen = _run(query, key, value, mask, scale, return_aux=AuxRequest(lse=True))
+        return _tokens_first(output), seen.lse[0]
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        layout: Layout,
+        cut: Cut,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run again with autograd, instead of keeping its output for as long as the layer's: it is a small piece."""
+        with torch.enable_grad():
+            query, key, value = inputs = tuple(x.detach().requires_grad_() for x in (query, key, value))
+            own, own_lse = self.forward(query, key, value, layout, cut, scale)
+        d_own, d_lse = fused(query.device.type)(gradient, own.detach(), own_lse.detach(), output, lse)
+        d_query, d_key, d_value = torch.autograd.grad((own, own_lse), inputs, (d_own, d_lse))
+        return d_query, d_key, d_value
+
+
+def share_of_gradient(
+    gradient: Tensor, own: Tensor, own_lse: Tensor, output: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of a merged output to those of one piece's output `own` [T, N, D] and `own_lse` [N, T].
+
+    With w = exp(own_lse - lse), the merged output moves by w as `own` does, and by w * (own - output) as own_lse does.
+    """
+    share, wide = (own_lse - lse).exp(), gradient.to(lse.dtype)
+    d_lse = share * (wide * (own.to(lse.dtype) - output)).sum(-1).transpose(0, 1)
+    return (wide * share.transpose(0, 1)[..., None]).to(own.dtype), d_lse
+
+
+@lru_cache
+def fused(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`share_of_gradient`; on CUDA one kernel that reads and writes everything once."""
+    if device_type != "cuda":
+        return share_of_gradient
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(share_of_gradient, dynamic=False)
+    return compiled
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, **settings: Any) -> Any:
+    grouped = query.shape[1] != key.shape[1]
+    return kernel(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, **settings)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[T, N, D] -> [1, N, T, D], a view."""
+    return x.transpose(0, 1)[None]
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """[1, N, T, D] -> [T, N, D]."""
+    return x[0].transpose(0, 1).contiguous()
+
+
 @lru_cache(maxsize=8)
-def block_mask(layout: Layout, cut: Cut, device: torch.device) -> BlockMask:
+def block_mask(layout: Layout, cut: Cut, device: torch.device, part: Part = "all") -> BlockMask:
     """The block mask of rows of one document, built once."""
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query, key = cut.queries_at(layout, query), cut.keys_at(layout, key, packed=False)
-        return visible(place(layout, query), place(layout, key))
+        looking = place(layout, cut.queries_at(layout, query))
+        seen = place(layout, cut.keys_at(layout, key, packed=False))
+        if part != "near":
+            return visible(looking, seen)
+        return visible(looking, seen) & (seen.noisy | (seen.position > looking.position - layout.block_size))
 
-    return _build(mask_mod, None, layout, cut, False, device)
+    queries = layout.size // cut.ranks if part == "all" else cut.tokens(layout)
+    return _build(mask_mod, None, queries, cut.key_count(layout, packed=False), device)
 
 
 # Keyed by the identity of the documents tensor: the layers of one forward share one mask, and two are alive at most.
@@ -54,13 +141,13 @@ def document_block_mask(layout: Layout, cut: Cut, documents: Tensor) -> BlockMas
         query, key = cut.queries_at(layout, query), cut.keys_at(layout, key, packed=True)
         return visible(table.at(batch, query), table.at(batch, key))
 
-    return _build(mask_mod, documents.shape[0], layout, cut, True, documents.device)
+    queries, keys = layout.size // cut.ranks, cut.key_count(layout, packed=True)
+    return _build(mask_mod, documents.shape[0], queries, keys, documents.device)
 
 
 def _build(
-    mask_mod: Callable[..., Tensor], batch: int | None, layout: Layout, cut: Cut, packed: bool, device: torch.device
+    mask_mod: Callable[..., Tensor], batch: int | None, queries: int, keys: int, device: torch.device
 ) -> BlockMask:
-    queries, keys = layout.size // cut.ranks, cut.key_count(layout, packed)
     # Never of inference tensors, even if an evaluation comes first: training saves the mask for its backward.
     with torch.inference_mode(False):
         mask: BlockMask = mask_builder(device.type)(mask_mod, batch, None, queries, keys, device)
@@ -72,7 +159,8 @@ def kernel(device_type: str) -> Callable[..., Any]:
     """flex_attention, fused on CUDA."""
     if device_type != "cuda":
         return flex_attention
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    # fullgraph: an error, not dense attention, where torch has compiled more shapes than it allows in one process.
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return compiled
 
 

@@ -91,7 +91,7 @@ def _attend(
     elif documents is None:
         mask = _part_mask(layout, cut, part, query.device)
     else:
-        mask = _seen(layout, cut, part, query.device, documents)[:, None]
+        mask = seen(layout, cut, part, query.device, documents)[:, None]
     return scaled_dot_product_attention(
         query[:, :, slice(*part.queries)],
         keys,
@@ -110,7 +110,7 @@ def _given(x: Tensor, layout: Layout, part: Part) -> Tensor:
     return torch.cat([x[:, :, slice(*part.noisy)], clean], 2) if part.noisy[1] else clean
 
 
-def _seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents: Tensor | None = None) -> Tensor:
+def seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents: Tensor | None = None) -> Tensor:
     """What the queries of a part see of its keys: [queries, keys], or [B, queries, keys]; bool."""
     queries = cut.queries_at(layout, torch.arange(*part.queries, device=device))
     noisy = cut.keys_at(layout, torch.arange(*part.noisy, device=device), packed=documents is not None)
@@ -120,4 +120,4 @@ def _seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents:
 
 @lru_cache(maxsize=8 * CHUNKS)
 def _part_mask(layout: Layout, cut: Cut, part: Part, device: torch.device) -> Tensor:
-    return _seen(layout, cut, part, device)
+    return seen(layout, cut, part, device)

@@ -14,12 +14,19 @@ from nld_train.dual_stream.layout import Layout, positions
 from nld_train.model.provider_config import DualStreamConfig
 
 
-def query_scale(layout: Layout, original_max_position: int, beta: float, documents: Tensor | None = None) -> Tensor:
+def query_scale(
+    layout: Layout,
+    original_max_position: int,
+    beta: float,
+    documents: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Llama-4 style factor of each query, 1 + beta * ln(1 + floor(position / original_max_position)).
 
-    Positions are the true ones, 0..L-1 in both halves. Returns: [S], or [B, S] with documents [B, L]; float32.
+    Positions are the true ones, 0..L-1 in both halves. Returns: [S], or [B, S] with documents [B, L] (then on their
+    device); float32.
     """
-    wraps = torch.div(positions(layout, documents), original_max_position, rounding_mode="floor")
+    wraps = torch.div(positions(layout, documents, device), original_max_position, rounding_mode="floor")
     return 1.0 + beta * torch.log1p(wraps.float())
 
 
@@ -64,7 +71,12 @@ class DualStreamAttention(MegatronModule):
             packed = attention_mask is not None
             key, value = gather_keys(key, value, self.layout, self.cut, packed, self.context_group)
         attend = choose(
-            self.config.attention_name, query.device.type, query.dtype, query.shape[-1], training=self.training
+            self.config.attention_name,
+            query.device.type,
+            query.dtype,
+            query.shape[-1],
+            self.training,
+            packed=attention_mask is not None,
         )
         batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         context = attend(*batch_first, self.layout, self.scale, attention_mask, self.cut)
@@ -72,7 +84,11 @@ class DualStreamAttention(MegatronModule):
 
     def _scaled(self, query: Tensor, documents: Tensor | None) -> Tensor:
         factor = query_scale(
-            self.layout, self.config.yarn_original_max_position_embeddings, self.config.query_scale_beta, documents
+            self.layout,
+            self.config.yarn_original_max_position_embeddings,
+            self.config.query_scale_beta,
+            documents,
+            query.device,
         )
         factor = factor[..., self.cut.queries(self.layout, factor.device)]
         by_position = factor[:, None] if documents is None else factor.transpose(0, 1)

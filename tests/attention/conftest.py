@@ -1,12 +1,29 @@
 """Layouts and random tensors shared by the attention tests."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
 
+from nld_train.attention import merged, near
+from nld_train.attention.engine import PlainEngine
 from nld_train.dual_stream.layout import Layout
+
+# The arithmetic of backend "te" on an engine that runs everywhere.
+IN_PIECES = partial(
+    merged.attend,
+    engine=PlainEngine(),
+    noisy_half=merged.Merged(PlainEngine(), near.Windows(PlainEngine())),
+)
+
+
+@pytest.fixture
+def cpu_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses flex_attention's backward on the CPU at the door; its uncompiled mathematics is the GPU's."""
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
 
 
 @dataclass(frozen=True)

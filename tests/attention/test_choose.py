@@ -1,12 +1,18 @@
+import importlib.util
 import logging
+from typing import get_args
 
 import pytest
 import torch
 
-from nld_train.attention import flex, reference, sdpa
-from nld_train.attention.choose import BACKENDS, choose
+from nld_train import recipe
+from nld_train.attention import flex, reference, sdpa, te
+from nld_train.attention.choose import AUTO, BACKENDS, CHECKS, check_run, choose
+from nld_train.config import AttentionBackend
 from nld_train.dual_stream.layout import Layout
 from nld_train.errors import UserError
+
+RECIPES = ("tiny_stage2_joint", "tiny_sft")
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,10 @@ from nld_train.errors import UserError
         ("flex", "cuda", flex.attend),
         ("reference", "cpu", reference.attend_layout),
         ("reference", "cuda", reference.attend_layout),
+        ("te", "cuda", te.attend),
+        ("te+near_flex", "cuda", te.attend_near_by_flex),
+        ("te+flex", "cuda", te.attend_noisy_by_flex),
+        ("te+mod", "cuda", te.attend_by_score_mod),
     ],
 )
 def test_chosen_backend(name, device, expected):
@@ -33,12 +43,25 @@ def test_flex_on_the_cpu_only_forward():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (("flash3", "cuda", torch.bfloat16, 128, True), "flash3.*auto, reference, sdpa, flex"),
+        (
+            ("flash3", "cuda", torch.bfloat16, 128, True),
+            r"flash3.*auto, reference, sdpa, flex, flex\+fa4, te, te\+near_flex",
+        ),
         (("flex", "cuda", torch.float64, 128, True), r"float64.*torch\.bfloat16"),
         (("auto", "cuda", torch.float64, 128, True), r"float64.*torch\.bfloat16"),
         (("flex", "cuda", torch.bfloat16, 8, True), "head_dim=8.*16 to 256"),
         (("auto", "cuda", torch.bfloat16, 512, True), "head_dim=512.*16 to 256"),
-        (("sdpa", "cuda", torch.bfloat16, 128, True), "sdpa.*dense masks.*flex, reference"),
+        (("sdpa", "cuda", torch.bfloat16, 128, True), "sdpa.*dense masks.*reference, flex, .*te"),
+        (("flex+fa4", "cpu", torch.bfloat16, 128, True), r"flex\+fa4' on the CPU.*sdpa, reference.*auto"),
+        (("flex+fa4", "cuda", torch.float32, 128, True), r"float32.*torch\.float16, torch\.bfloat16"),
+        (("flex+fa4", "cuda", torch.bfloat16, 192, True), "head_dim=192.*16 to 128, a multiple of 8"),
+        (("te", "cpu", torch.bfloat16, 128, True), "te' on the CPU.*sdpa, reference.*auto"),
+        (("te", "cuda", torch.float32, 128, True), r"float32.*torch\.float16, torch\.bfloat16.*precision"),
+        (("te", "cuda", torch.bfloat16, 100, True), "head_dim=100.*16 to 256, a multiple of 8"),
+        (("te", "cuda", torch.bfloat16, 128, True, True), "packed documents.*one document.*flex.*auto"),
+        (("te+flex", "cuda", torch.bfloat16, 128, True, True), "packed documents"),
+        (("te+mod", "cpu", torch.bfloat16, 128, True), r"te\+mod' on the CPU"),
+        (("te+near_flex", "cpu", torch.float32, 64, False), r"te\+near_flex' on the CPU"),
         (("auto", "mps", torch.float32, 64, True), "mps.*cuda, cpu"),
     ],
 )
@@ -53,13 +76,50 @@ def test_each_choice_is_logged_once(caplog):
         for _ in range(26):  # layers
             choose("auto", "cpu", torch.float32, 32, True)
     assert [record.getMessage() for record in caplog.records] == [
-        "attention: sdpa (asked for auto) on cpu, torch.float32, head_dim 32"
+        "attention: sdpa (auto: flex_attention has no backward there) on cpu, torch.float32, head_dim 32"
     ]
+
+
+def test_what_is_not_installed_is_refused_by_name() -> None:
+    if importlib.util.find_spec("flash_attn") is not None:
+        pytest.skip("FlashAttention is installed here")
+    with pytest.raises(UserError, match=r"flex\+fa4' without flash_attn.*flash-attn-4.*install it"):
+        choose("flex+fa4", "cuda", torch.bfloat16, 128, True)
+
+
+def test_auto_passes_over_what_refuses_and_says_so(caplog, monkeypatch) -> None:
+    """As it will be once backends are measured: the order is a table, the checks decide."""
+    monkeypatch.setitem(AUTO, "cuda", ("te", "flex"))
+    choose.cache_clear()
+    with caplog.at_level(logging.INFO, logger="nld_train.attention.choose"):
+        assert choose("auto", "cuda", torch.bfloat16, 128, True) is te.attend
+        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True) is flex.attend
+        with pytest.raises(UserError, match="flex' on a GPU with torch.float64"):
+            choose("auto", "cuda", torch.float64, 128, True)
+    choose.cache_clear()
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("attention: te (auto: ") and said[2].startswith("attention: flex (auto: ")
+    assert "not te" in said[1] and "packed documents" in said[1]
+
+
+def test_a_run_is_refused_at_the_door() -> None:
+    plain, chat = (recipe.load(name, ["train.precision=bf16", "train.attention=te"]) for name in RECIPES)
+    check_run(plain, "cuda")
+    with pytest.raises(UserError, match="packed documents"):
+        check_run(chat, "cuda")
+    with pytest.raises(UserError, match="te' on the CPU"):
+        check_run(plain, "cpu")
+    check_run(recipe.load(RECIPES[1]), "cpu")
+
+
+def test_every_backend_has_its_checks() -> None:
+    assert BACKENDS.keys() == CHECKS.keys() == set(get_args(AttentionBackend)) - {"auto"}
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_backends_answer_the_same_call(case):
     c = case(Layout(7, 3, True), packed=True)
-    outputs = [attend(c.query, c.key, c.value, c.layout, c.scale, c.documents) for attend in BACKENDS.values()]
+    on_cpu = (BACKENDS[name] for name in ("reference", "sdpa", "flex"))
+    outputs = [attend(c.query, c.key, c.value, c.layout, c.scale, c.documents) for attend in on_cpu]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0])

@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
-from torch.nn.attention import flex_attention as torch_flex
 
-from nld_train.attention import flex, reference
+from nld_train.attention import flex, merged, reference
+from nld_train.attention.engine import PlainEngine
 from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.visibility import visible_table
@@ -14,12 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture
-def cpu_backward(monkeypatch):
-    """torch refuses flex_attention's backward on the CPU at the door; its uncompiled mathematics is the GPU's."""
-    monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
-
-
 @pytest.mark.parametrize("layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(9, 4, False)], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_equals_the_reference_forward_and_backward(case, cpu_backward, layout, packed):
@@ -27,6 +23,42 @@ def test_equals_the_reference_forward_and_backward(case, cpu_backward, layout, p
     fast, slow = c.output_and_gradients(flex.attend), c.output_and_gradients(reference.attend_layout)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+PARTLY = {
+    "noisy": partial(merged.attend, engine=PlainEngine(), noisy_half=flex.noisy_half),
+    "near": partial(merged.attend, engine=PlainEngine(), noisy_half=merged.Merged(PlainEngine(), flex.Near())),
+}
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(5, 8, True), Layout(9, 4, True, True)], ids=str
+)
+@pytest.mark.parametrize("part", PARTLY)
+def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, cpu_backward, layout, part):
+    """As "te+flex" and "te+near_flex" use it, with the plain engine for the rest."""
+    c = case(layout)
+    fast, slow = c.output_and_gradients(PARTLY[part]), c.output_and_gradients(reference.attend_layout)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", PARTLY)
+def test_for_a_part_of_the_row_on_two_ranks(case, cpu_backward, part):
+    c = case(Layout(24, 3, True))
+    expected = reference.attend_layout(c.query, c.key, c.value, c.layout, c.scale)
+    for cut in (Cut(2, 0), Cut(2, 1)):
+        queries, keys = cut.queries(c.layout), cut.keys(c.layout, packed=False)
+        here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
+        output = PARTLY[part](*here, c.layout, c.scale, cut=cut)
+        torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
+
+
+def test_the_near_part_is_a_band_of_few_tiles():
+    """At L 4096 a tile of queries meets its own noisy tile, and at most two of clean keys."""
+    mask = flex.block_mask(Layout(4096, 32, True), WHOLE, torch.device("cpu"), "near")
+    tiles = mask.to_dense()[0, 0].sum(1)
+    assert mask.shape[-2:] == (4096, 8192) and len(tiles) == 32 and tiles.max() <= 3
 
 
 def test_equals_the_reference_with_a_key_head_per_query_head(case):

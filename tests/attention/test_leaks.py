@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from nld_train.attention import reference, sdpa
 from nld_train.dual_stream.layout import Layout
+from tests.attention.conftest import IN_PIECES
 
 LAYOUT = Layout(10, 4, True)  # blocks 0-3, 4-7, 8-9
 VOCABULARY, HEADS, GROUPS, DIM = 50, 4, 2, 8
-BACKENDS = {"reference": reference.attend_layout, "sdpa": sdpa.attend}
+BACKENDS = {"reference": reference.attend_layout, "sdpa": sdpa.attend, "te": IN_PIECES}
 
 
 class Net(nn.Module):

@@ -21,13 +21,15 @@ HEART = {
     "plan",
 }
 MEGATRON = {"megatron", "transformer_engine"}
+# The heart's one door to Transformer Engine: its kernels, called by name, imported when they are first used.
+KERNELS = Path("nld_train/attention/te.py")
 SIZES = "nld_train.model.sizes"  # numbers alone
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "layouts", "config", "fields", "types", "recipe", "run_folder", "checkpoint_files", "job_record"],
     *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
-    *["dual_stream", "attention", "loss", "model", "plan", "report", "train", "checkpoint", "convert", "hf"],
+    *["dual_stream", "attention", "loss", "model", "plan", "bench", "report", "train", "checkpoint", "convert", "hf"],
     *["decode", "eval"],
     *["doctor", "launch", "cli"],
 ]
@@ -71,8 +73,19 @@ def test_the_heart_knows_no_megatron(own) -> None:
         for path, tree in heart
         for module, where in imports(path, tree)
         if module.split(".")[0] in MEGATRON | {"recipes"}
+        if not (path == KERNELS and inside(module, "transformer_engine"))
     ]
     assert not wrong, f"the heart is pure torch: move this into nld_train/model or nld_train/train: {wrong}"
+
+
+def test_the_heart_imports_transformer_engine_in_one_function(own) -> None:
+    """So that importing the file is pure torch, on a laptop without it too."""
+    (library,) = (node for node in own[KERNELS].body if isinstance(node, ast.FunctionDef) and node.name == "library")
+    everywhere, within = (
+        [where for module, where in imports(KERNELS, tree) if inside(module, "transformer_engine")]
+        for tree in (own[KERNELS], ast.Module([library], []))
+    )
+    assert everywhere and everywhere == within
 
 
 def test_the_heart_imports_the_heart_alone(own) -> None:

@@ -1,0 +1,59 @@
+"""The mask that "te+mod" writes into cuDNN's graph: who it hides, and that cuDNN takes it. What runs needs a GPU."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nld_train.attention import score_mod
+from nld_train.attention.sdpa import Part
+from nld_train.dual_stream.context import WHOLE, Cut
+from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.visibility import visible_between
+from tests.attention.cudnn_graph import Graph, counted
+from tests.attention.stand_in import TorchGraph
+
+CPU = torch.device("cpu")
+LAYOUTS = [Layout(64, 4, True), Layout(45, 7, True), Layout(5, 8, True), Layout(45, 2, True, noisy_causal=True)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_it_hides_is_what_is_not_visible(layout: Layout) -> None:
+    for cut in (WHOLE, Cut(2, 1)) if layout.length % (4 * layout.block_size) == 0 else (WHOLE,):
+        for part in score_mod.chunks(layout, cut):
+            score = torch.ones(2, 3, part.queries[1] - part.queries[0], part.noisy[1] - part.noisy[0] + part.clean)
+            hidden = score_mod.hide(TorchGraph(), score, score_mod.mask_tensors(layout, cut, part, CPU))
+            assert torch.equal(hidden.as_subclass(Tensor) == 1, visible(layout, cut, part).expand(score.shape))
+
+
+def visible(layout: Layout, cut: Cut, part: Part) -> Tensor:
+    noisy = cut.keys(layout, packed=False)[slice(*part.noisy)]
+    clean = torch.arange(layout.clean_start, layout.clean_start + part.clean)
+    return visible_between(layout, cut.queries(layout)[slice(*part.queries)], torch.cat([noisy, clean]))
+
+
+def test_a_hidden_score_has_no_weight() -> None:
+    assert torch.tensor([score_mod.HIDDEN, -1e4]).softmax(0).tolist() == [0, 1]
+
+
+PART = score_mod.chunks(Layout(512, 32, True), WHOLE)[3]
+
+
+def built(backward: bool, **changed: Tensor) -> list[int]:
+    """The graph of a chunk, taken by cuDNN; how often it asked for the mask."""
+    graph = Graph(1, PART.queries[1] - PART.queries[0], PART.noisy[1] - PART.noisy[0] + PART.clean)
+    mask = score_mod.mask_tensors(Layout(512, 32, True), WHOLE, PART, CPU) | changed
+    modify, calls = counted(score_mod.hide, {name: graph.like(x) for name, x in mask.items()})
+    graph.build(backward, use_causal_mask=False, score_mod=modify)
+    return calls
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_cudnn_takes_its_graph(backward: bool) -> None:
+    """Shapes, types and operations; which engine would run it is asked on a GPU."""
+    assert built(backward)
+
+
+def test_cudnn_refuses_a_graph_that_is_wrong() -> None:
+    """So that taking it says something."""
+    with pytest.raises(ValueError, match="mismatch"):
+        built(False, first=torch.zeros(1, 1, 1, 7).int())

@@ -1,0 +1,205 @@
+"""Backend "te". On the CPU: its arithmetic (test_merged.py), its calls on a stand-in, their signatures on the real
+library. On a GPU: outputs and gradients against float64.
+"""
+
+import inspect
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import cudnn
+import pytest
+import torch
+
+from nld_train.attention import reference, te
+from nld_train.attention.choose import choose
+from nld_train.attention.engine import CAUSAL, Band
+from nld_train.dual_stream.context import Cut
+from nld_train.dual_stream.layout import Layout
+from nld_train.errors import UserError
+from tests.attention import stand_in
+from tests.attention.cudnn_graph import Graph
+
+WAYS = {
+    "te": te.attend,
+    "te+near_flex": te.attend_near_by_flex,
+    "te+flex": te.attend_noisy_by_flex,
+    "te+mod": te.attend_by_score_mod,
+}
+LAYOUTS = [Layout(24, 4, True), Layout(21, 4, True), Layout(24, 4, True, True), Layout(3, 4, True), Layout(9, 4, False)]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch):
+    """Transformer Engine's interfaces in plain torch."""
+    found = te.Library(stand_in.fused, stand_in.attention, SimpleNamespace, stand_in.Named())
+    monkeypatch.setattr(te, "library", lambda: found)
+    for cache in (te._ask, te._dot_product_attention):
+        cache.cache_clear()
+    yield found
+    for cache in (te._ask, te._dot_product_attention):
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_calls_the_library_so_that_it_equals_the_reference(
+    case, library, cpu_backward, way: str, layout: Layout
+) -> None:
+    c = case(layout)
+    fast, slow = c.output_and_gradients(WAYS[way]), c.output_and_gradients(reference.attend_layout)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_on_two_context_ranks(case, library, cpu_backward, way: str) -> None:
+    c = case(Layout(24, 3, True))
+    expected = reference.attend_layout(c.query, c.key, c.value, c.layout, c.scale)
+    for cut in (Cut(2, 0), Cut(2, 1)):
+        queries, keys = cut.queries(c.layout), cut.keys(c.layout, packed=False)
+        output = WAYS[way](c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys], c.layout, c.scale, cut=cut)
+        torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_packed_documents_are_refused(case, way: str) -> None:
+    c = case(Layout(12, 4, True), packed=True)
+    with pytest.raises(UserError, match="packed documents"):
+        WAYS[way](c.query, c.key, c.value, c.layout, c.scale, c.documents)
+
+
+def test_what_the_library_cannot_do_is_refused_with_its_reason(case, library) -> None:
+    c = case(Layout(12, 4, True), dim=24)
+    with pytest.raises(
+        UserError, match="no kernel for .* over 4 keys, 8 heads of 4.*: head_dim 24.*train.attention=flex"
+    ):
+        te.attend(c.query, c.key, c.value, c.layout, c.scale)
+
+
+def test_plain_torch_inside_the_library_is_refused(case, library, monkeypatch) -> None:
+    monkeypatch.setitem(stand_in.attention._attention_backends, "use_unfused_attention", True)
+    c = case(Layout(12, 4, False))
+    with pytest.raises(UserError, match="no fused kernel for the clean half: the parameters"):
+        te.attend(c.query, c.key, c.value, c.layout, c.scale)
+
+
+@pytest.mark.parametrize(
+    ("band", "queries", "keys", "words"),
+    [
+        (CAUSAL, 8, 8, ("causal", (-1, 0))),
+        (CAUSAL, 8, 12, ("causal_bottom_right", (-1, 0))),
+        (Band(), 8, 8, ("no_mask", (-1, -1))),
+        (Band(3), 4, 8, ("no_mask", (3, 4))),
+        (Band(3, 0), 4, 8, ("causal_bottom_right", (3, 0))),
+    ],
+    ids=str,
+)
+def test_bands_in_the_librarys_words(band: Band, queries: int, keys: int, words: tuple) -> None:
+    query, key = torch.empty(1, queries, 1, 1), torch.empty(1, keys, 1, 1)
+    mask = te._mask(band, query, key)
+    assert (mask["attn_mask_type"], mask["window_size"]) == words
+    assert torch.equal(stand_in.band(queries, keys, *words).table(queries, keys), band.table(queries, keys))
+
+
+def test_sums_in_order_are_asked_for_as_the_library_asks(monkeypatch) -> None:
+    monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)
+    assert not te.deterministic()
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    assert te.deterministic()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("problems", "queries", "keys", "band"),
+    [
+        (1, 4064, 4064, CAUSAL),
+        (1, 1024, 3040, CAUSAL),
+        (127, 32, 64, Band(31)),
+        (127, 32, 64, Band(31, 0)),
+        (1, 3, 35, Band(31)),
+        (1, 32, 32, Band()),
+    ],
+    ids=str,
+)
+def test_cudnn_takes_the_pieces(problems: int, queries: int, keys: int, band: Band, backward: bool) -> None:
+    """Such masks at such shapes, without a GPU; Transformer Engine makes graphs like this of its words."""
+    alignment = cudnn.diagonal_alignment.BOTTOM_RIGHT
+    words = (
+        {}
+        if band == Band()
+        else {"diagonal_alignment": alignment, "diagonal_band_right_bound": queries if band.right is None else 0}
+    )
+    if band.left is not None:
+        words["diagonal_band_left_bound"] = band.left + 1  # cuDNN counts the level key too
+    Graph(problems, queries, keys).build(backward, **words)
+
+
+def test_cudnn_refuses_a_window_it_cannot_do() -> None:
+    with pytest.raises(cudnn.cudnnGraphNotSupportedError, match="max_s_q <= max_s_kv"):
+        Graph(1, 64, 32).build(False, diagonal_band_left_bound=4, diagonal_band_right_bound=0)
+
+
+ASK = """
+import inspect, json
+import torch
+from nld_train.attention import te
+real = te.library()
+print(json.dumps({
+    "fused_attn_fwd": list(inspect.signature(real.fused.fused_attn_fwd).parameters),
+    "fused_attn_bwd": list(inspect.signature(real.fused.fused_attn_bwd).parameters),
+    "asks": callable(real.fused.tex.get_fused_attn_backend),
+    "made": list(inspect.signature(real.attention.DotProductAttention).parameters),
+    "called": list(inspect.signature(real.attention.DotProductAttention.forward).parameters),
+    "asked": list(inspect.signature(real.parameters).parameters),
+    "masks": list(real.fused.AttnMaskType),
+    "layouts": list(real.fused.QKVLayout),
+    "formats": list(real.fused.QKVFormat),
+    "chosen": list(real.attention._attention_backends),
+    "no backend": int(real.fused.FusedAttnBackend.cast(real.fused.tex.NVTE_Fused_Attn_Backend.NVTE_No_Backend)),
+    "dtypes": [str(dtype) for dtype in real.dtypes],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_the_pinned_library_has_what_is_called(library) -> None:
+    """Its names, parameters and words, in a process of its own: 10 s to import, no GPU needed."""
+    run = subprocess.run([sys.executable, "-c", ASK], check=True, capture_output=True, text=True)
+    real = json.loads(run.stdout.splitlines()[-1])
+    for name in ("fused_attn_fwd", "fused_attn_bwd"):
+        stand = inspect.signature(getattr(stand_in, name)).parameters.values()
+        ours = [parameter.name for parameter in stand if parameter.kind != parameter.VAR_KEYWORD]
+        assert real[name][: len(ours)] == ours
+        words = {"attn_scale", "qkv_layout", "o_format", "attn_mask_type", "window_size", "bottom_right_diagonal"}
+        assert words | ({"do_format", "dqkv_layout", "deterministic"} if name.endswith("bwd") else set()) <= {
+            *real[name]
+        }
+    assert real["asks"] and real["made"][:3] == ["num_attention_heads", "kv_channels", "num_gqa_groups"]
+    assert {"attention_dropout", "qkv_format", "attn_mask_type", "softmax_scale"} <= {*real["made"]}
+    assert real["called"][1:4] == ["query_layer", "key_layer", "value_layer"]
+    assert {"score_mod", "score_mod_tensors"} <= {*real["called"]}
+    assert {"causal", "causal_bottom_right", "no_mask"} <= {*real["masks"]}
+    assert te.LAYOUT in real["layouts"] and te.FORMAT in real["formats"] and "use_unfused_attention" in real["chosen"]
+    assert real["no backend"] == -1 and {"torch.bfloat16", "torch.float16"} <= {*real["dtypes"]}
+    asked = te.question(
+        (2, 8, 4, 64), (2, 8, 2, 64), torch.bfloat16, 0.1, False, {"attn_mask_type": "causal", "window_size": (-1, 0)}
+    )
+    assert asked.keys() <= {*real["asked"]}
+
+
+@needs_gpu
+@pytest.mark.parametrize("way", WAYS)
+def test_on_a_gpu_every_draw_is_within_the_bounds_of_bf16(way: str) -> None:
+    """Outputs and gradients on fresh inputs, 3 shapes, as `nld bench` checks them (200 draws there)."""
+    from nld_train.bench.check import GPU_SHAPES, check_attention
+    from nld_train.bench.measure import Clock
+
+    for shape in GPU_SHAPES:
+        attend = choose(way, "cuda", torch.bfloat16, shape.head_dim, training=True)
+        found = check_attention(way, attend, shape, False, 20, torch.bfloat16, torch.device("cuda"), Clock(60.0))
+        assert found.verdict == "ok", found
