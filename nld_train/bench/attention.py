@@ -1,0 +1,214 @@
+"""Attention alone, forward and backward: our backends against what else one would take, in the same run.
+
+The ceiling is plain causal attention of two passes of L, by the fastest kernel there is: the dual stream's mask allows
+as many pairs.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from nld_train.attention.choose import BACKENDS, choose
+from nld_train.bench.inputs import Inputs, Shape, draw_inputs
+from nld_train.bench.measure import Alternative, Effort, Measured, Step, measure
+from nld_train.bench.outcome import (
+    NOTHING,
+    Outcome,
+    environment,
+    mebibytes,
+    milliseconds,
+    numbers,
+    ratio,
+    refusals,
+    teraflops,
+)
+from nld_train.bench.profile import profile_lines
+from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.visibility import visible_pairs, visible_table
+from nld_train.errors import UserError
+
+ORACLE = "reference"  # dense in high precision: what results are compared with, no alternative
+OURS, CAUSAL = "ours: ", "causal: "
+PASSES = 3  # forward once, backward twice, as plan/flops.py counts; what a kernel computes again is not useful
+HEAD = ["attention", "ms (fastest to slowest)", "TFLOP/s, useful", "share of ceiling", "time of flex / its", "peak MiB"]
+
+
+def bench_attention(
+    shape: Shape, dtype: torch.dtype, effort: Effort, device: torch.device, profiled: bool = False
+) -> Outcome:
+    """Measure every way at one shape. profiled: also show where the time of our fastest goes."""
+    generator = torch.Generator(device).manual_seed(1)
+    dual, causal = (draw_inputs(shape, dtype, device, generator, positions=n) for n in (None, 2 * shape.length))
+    # What is cut where time is short is cut from the end; Megatron-Bridge's kernel is tuned for minutes.
+    todo = [*ceilings(shape, causal), *ours(shape, dual), *others(shape, dual)]
+    results = measure(todo, effort, device)
+    found = outcome(f"{shape}, {dtype}", results, device)
+    if profiled:
+        fastest = max((result for result in results if is_ours(result)), key=lambda result: result.rate, default=None)
+        found.notes += profile_lines(todo, fastest, device)
+    return found
+
+
+def is_ours(result: Measured) -> bool:
+    return result.name.startswith(OURS) and bool(result.seconds)
+
+
+def outcome(subject: str, results: Sequence[Measured], device: torch.device) -> Outcome:
+    ran = [result for result in results if result.seconds]
+    limits = [result for result in ran if result.name.startswith(CAUSAL)]
+    ceiling = max((limit.rate for limit in limits), default=None)
+    flex = next((result for result in ran if result.name == f"{OURS}flex"), None)
+    rows = [
+        [
+            result.name,
+            milliseconds(result),
+            teraflops(result),
+            f"{result.rate / ceiling:.0%}" if ceiling and result.seconds else NOTHING,
+            f"{ratio(flex, result):.2f}" if flex and result.seconds else NOTHING,
+            mebibytes(result),
+        ]
+        for result in results
+    ]
+    notes = ["TFLOP/s count three forwards of the pairs that see each other. Peak: above inputs, masks included."]
+    figures = {"results": numbers(results), "ceiling": ceiling}
+    return Outcome(
+        "attention", subject, HEAD, rows, notes + refusals(results), figures, environment=environment(device)
+    )
+
+
+def ours(shape: Shape, inputs: Inputs) -> list[Alternative]:
+    """Every backend by name; one that refuses these settings says so."""
+    useful = flops(shape, visible_pairs(shape.layout))
+
+    def prepared(name: str) -> Step:
+        query = inputs.query
+        attend = choose(name, query.device.type, query.dtype, query.shape[-1], training=True)
+        return lambda: inputs.gradients(attend(*inputs.leaves, shape.layout, inputs.scale))
+
+    return [
+        Alternative(f"{OURS}{name}", lambda name=name: prepared(name), useful)  # type: ignore[misc]
+        for name in BACKENDS
+        if name != ORACLE
+    ]
+
+
+def others(shape: Shape, inputs: Inputs) -> list[Alternative]:
+    """What one would write first, and what Megatron-Bridge installs."""
+    useful = flops(shape, visible_pairs(shape.layout))
+    return [
+        Alternative("dense SDPA with mask", lambda: dense(shape, inputs), useful),
+        Alternative("Megatron-Bridge's NemotronLabsDiffusion", lambda: bridge(shape, inputs), useful),
+    ]
+
+
+def dense(shape: Shape, inputs: Inputs) -> Step:
+    """Keys and values repeated for every query head, which the kernels that take a mask want."""
+    mask = visible_table(shape.layout, device=inputs.query.device)
+
+    def step() -> tuple[Tensor, ...]:
+        key, value = (part.repeat_interleave(shape.heads // shape.kv_heads, 1) for part in inputs.leaves[1:])
+        output = scaled_dot_product_attention(inputs.query, key, value, attn_mask=mask, scale=inputs.scale)
+        return inputs.gradients(output)
+
+    return step
+
+
+def bridge(shape: Shape, inputs: Inputs) -> Step:
+    """The attention of Megatron-Bridge's own implementation of the model, without its rotary embedding."""
+    if find_spec("megatron") is None:
+        raise UserError("no Megatron here", "an environment with megatron-bridge", "run it where training runs")
+    if inputs.query.device.type != "cuda":
+        raise UserError("flex_attention has no backward on the CPU", "a GPU", "measure it on one")
+    from megatron.bridge.diffusion.common.dllm import compute_block_mask  # type: ignore[import-untyped]
+    from megatron.bridge.diffusion.models.common import nemotron_labs_diffusion_attention as theirs  # type: ignore[import-untyped]
+
+    mask = compute_block_mask(block_size=shape.block_size, max_seq_length=shape.length)
+    repeats = shape.heads // shape.kv_heads
+
+    def step() -> tuple[Tensor, ...]:
+        key, value = (theirs.repeat_kv(part, repeats) for part in inputs.leaves[1:])
+        return inputs.gradients(theirs.fused_flex_attention(inputs.query, key, value, block_mask=mask))
+
+    return step
+
+
+def ceilings(shape: Shape, inputs: Inputs) -> list[Alternative]:
+    """Plain causal attention over two rows of L."""
+    useful = flops(shape, 2 * visible_pairs(Layout(shape.length, shape.block_size, dual=False)))
+    query, key, value, cotangent = (halves(part) for part in (*inputs.leaves, inputs.cotangent))
+    rows = Inputs(query, key, value, cotangent, inputs.scale)
+
+    each = one_key_head_each(rows)
+
+    def torch_causal(kernels: Callable[[], AbstractContextManager], given: Inputs = rows) -> Step:
+        grouped = given.query.shape[1] != given.key.shape[1]
+
+        def step() -> tuple[Tensor, ...]:
+            with kernels():
+                output = scaled_dot_product_attention(
+                    *given.leaves, is_causal=True, scale=given.scale, enable_gqa=grouped
+                )
+            return given.gradients(output)
+
+        return step
+
+    return [
+        Alternative(f"{CAUSAL}torch's choice", lambda: torch_causal(nullcontext), useful),
+        Alternative(f"{CAUSAL}FlashAttention", lambda: torch_causal(only(SDPBackend.FLASH_ATTENTION)), useful),
+        Alternative(f"{CAUSAL}cuDNN", lambda: torch_causal(only(SDPBackend.CUDNN_ATTENTION)), useful),
+        Alternative(
+            f"{CAUSAL}cuDNN, 1 key head a head", lambda: torch_causal(only(SDPBackend.CUDNN_ATTENTION), each), useful
+        ),
+        Alternative(f"{CAUSAL}Transformer Engine", lambda: transformer_engine(shape, rows), useful),
+    ]
+
+
+def one_key_head_each(rows: Inputs) -> Inputs:
+    """The same with keys and values repeated beforehand, for kernels that want as many of them as queries."""
+    repeats = rows.query.shape[1] // rows.key.shape[1]
+    key, value = (part.detach().repeat_interleave(repeats, 1).requires_grad_() for part in (rows.key, rows.value))
+    return Inputs(rows.query, key, value, rows.cotangent, rows.scale)
+
+
+def only(kernel: SDPBackend) -> Callable[[], AbstractContextManager]:
+    return lambda: sdpa_kernel(kernel)
+
+
+def halves(part: Tensor) -> Tensor:
+    """[B, H, 2L, D] as twice as many rows of L: [2B, H, L, D], positions apart as Megatron has them."""
+    rows = torch.cat(part.detach().chunk(2, 2), 0).permute(2, 0, 1, 3).contiguous()
+    return rows.permute(1, 2, 0, 3).requires_grad_(part.requires_grad)
+
+
+def transformer_engine(shape: Shape, rows: Inputs) -> Step:
+    """Its DotProductAttention on rows as [L, 2B, H, D]."""
+    if rows.query.device.type != "cuda":
+        raise UserError("Transformer Engine's attention needs a GPU", "a GPU", "measure it on one")
+    from transformer_engine.pytorch import DotProductAttention  # type: ignore[import-untyped]
+
+    attend = DotProductAttention(
+        shape.heads,
+        shape.head_dim,
+        num_gqa_groups=shape.kv_heads,
+        attention_dropout=0.0,
+        qkv_format="sbhd",
+        attn_mask_type="causal",
+        softmax_scale=rows.scale,
+    )
+
+    def step() -> tuple[Tensor, ...]:
+        output = attend(*(part.permute(2, 0, 1, 3) for part in rows.leaves))  # [L, 2B, H * D]
+        by_head = output.unflatten(-1, (shape.heads, shape.head_dim)).permute(1, 2, 0, 3)
+        return rows.gradients(by_head)
+
+    return step
+
+
+def flops(shape: Shape, pairs: int) -> float:
+    """Forward and backward, of pairs of one row and head."""
+    return PASSES * 2 * 2 * float(pairs) * shape.head_dim * shape.heads * shape.rows

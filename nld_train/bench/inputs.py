@@ -1,0 +1,79 @@
+"""Random inputs of the shapes that are checked and measured."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nld_train.dual_stream.layout import Layout
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An attention call of the dual stream."""
+
+    length: int  # L
+    block_size: int
+    rows: int  # B
+    heads: int  # H
+    kv_heads: int  # G
+    head_dim: int  # D
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.length, self.block_size, dual=True)
+
+    def __str__(self) -> str:
+        heads = f"{self.heads} heads, {self.kv_heads} key heads of {self.head_dim}"
+        return f"L {self.length}, block {self.block_size}, {self.rows} row(s), {heads}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """query, cotangent [B, H, S, D]; key, value [B, G, S, D]: as the model gives them, views of [S, B, H, D]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cotangent: Tensor
+    scale: float
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query, self.key, self.value
+
+    def gradients(self, output: Tensor) -> tuple[Tensor, ...]:
+        """Of query, key and value."""
+        return torch.autograd.grad(output, self.leaves, self.cotangent)
+
+
+def draw_inputs(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    positions: int | None = None,
+    sharpness: float = 1.0,
+) -> Inputs:
+    """Standard normal numbers. positions: S unless given. sharpness: standard deviation of the scores; at 4 a single
+    key often decides, so that one pair wrongly seen or hidden shows."""
+    length = shape.layout.size if positions is None else positions
+
+    def draw(heads: int) -> Tensor:
+        numbers = torch.randn(
+            length, shape.rows, heads, shape.head_dim, generator=generator, device=device, dtype=torch.float32
+        )
+        return numbers.to(dtype).permute(1, 2, 0, 3)
+
+    query, cotangent = draw(shape.heads), draw(shape.heads)
+    key, value = draw(shape.kv_heads), draw(shape.kv_heads)
+    for leaf in (query, key, value):
+        leaf.requires_grad_()
+    return Inputs(query, key, value, cotangent, sharpness / shape.head_dim**0.5)
+
+
+def draw_documents(shape: Shape, device: torch.device, generator: torch.Generator) -> Tensor:
+    """[B, L] int64: a few packed documents in every row."""
+    numbers = torch.randint(0, 4, (shape.rows, shape.length), generator=generator, device=device)
+    return numbers.sort(1).values

@@ -1,0 +1,202 @@
+"""Time and memory of alternatives, measured in turns: what slows the machine for a while slows them all alike."""
+
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nld_train.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[], object]  # one repetition: its work is done, or queued on the device, when it returns
+
+# What an alternative may fail with, ours or a library's; anything else is an error of the measurement itself.
+FAILURES = (UserError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
+WORDS = 160  # characters of a reason
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One way to do the work."""
+
+    name: str
+    prepare: Callable[[], Step]  # makes what it needs; may fail, with the reason why it cannot run here
+    useful: float  # FLOPs of one repetition that nobody could leave out
+
+
+@dataclass
+class Measured:
+    """What was measured of an alternative; seconds of a repetition, one figure a round."""
+
+    name: str
+    useful: float
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None  # bytes above what was there before it was prepared
+    cannot: str | None = None  # why it did not run
+
+    @property
+    def rate(self) -> float:
+        """Useful FLOP/s."""
+        return self.useful / median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    rounds: int  # at most
+    repetitions: int  # of one alternative in a round, timed together
+    budget: float  # seconds for all; what does not fit is cut, and said
+    resident: bool = True  # all are kept while the others run; else each is built anew, alone, in every round
+
+
+class Clock:
+    """Seconds left of a budget."""
+
+    def __init__(self, budget: float) -> None:
+        self.end = time.monotonic() + budget
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+def measure(alternatives: Sequence[Alternative], effort: Effort, device: torch.device) -> list[Measured]:
+    """Each alternative `rounds` times, in turns. One that cannot run says why, and the others go on; what is not done
+    when the budget is spent, or at Ctrl-C, is cut."""
+    clock = Clock(effort.budget)
+    results = [Measured(one.name, one.useful) for one in alternatives]
+    ready: dict[str, Step] = {}
+    try:
+        for number in range(effort.rounds):
+            for one, result in zip(alternatives, results, strict=True):
+                if result.cannot is None and clock.left > 0:
+                    _one_round(one, result, ready, effort, device)
+            if clock.left <= 0:
+                logger.info("%.0f s are spent: stopped in round %d of %d", effort.budget, number + 1, effort.rounds)
+                break
+    except KeyboardInterrupt:
+        logger.info("stopped on request; what was measured until then follows")
+    for result in results:
+        if not result.seconds and result.cannot is None:
+            result.cannot = f"cut: the {effort.budget:.0f} s were spent, or it was stopped"
+    return results
+
+
+def _one_round(
+    one: Alternative, result: Measured, ready: dict[str, Step], effort: Effort, device: torch.device
+) -> None:
+    """Time it once more; `ready` holds those that are kept."""
+    try:
+        if one.name not in ready:
+            ready[one.name] = _prepared(one, result, device)
+        result.seconds.append(seconds(ready[one.name], effort.repetitions, device))
+    except FAILURES as error:
+        result.cannot = reason(error)
+    if result.cannot is not None or not effort.resident:
+        ready.pop(one.name, None)
+    free(device)
+
+
+def reason(error: BaseException) -> str:
+    """An error on one line."""
+    said = " ".join(str(error).split()) or "no reason given"
+    text = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+    return text if len(text) <= WORDS else f"{text[: WORDS - 3]}..."
+
+
+def _prepared(one: Alternative, result: Measured, device: torch.device) -> Step:
+    """Ready and warm; its peak memory is noted the first time."""
+    before = allocated(device)
+    step = one.prepare()
+    step()  # compiles, tunes, allocates what stays
+    free(device)
+    if result.peak is None:
+        held = allocated(device) - before
+        result.peak = held + peak_bytes(step, device)
+    step()
+    return step
+
+
+def seconds(step: Step, repetitions: int, device: torch.device) -> float:
+    """Of one repetition; several are queued at once, so that a GPU need not wait for the host."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(repetitions):
+            step()
+        return (time.perf_counter() - start) / repetitions
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    for _ in range(repetitions):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repetitions
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on a GPU; a CPU keeps no such count: 0."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def free(device: torch.device) -> None:
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """The most bytes of tensors that one repetition holds at once, above what is there before it."""
+    if device.type != "cuda":
+        with TensorBytes() as seen:
+            step()
+        return seen.peak
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made under it and still alive: what a GPU's allocator would say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        given = {id(tensor.untyped_storage()) for tensor in args if isinstance(tensor, Tensor)}
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage(), given)
+        return made
+
+    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        """A storage that was given to the operator was there before: a view of it is not new."""
+        key = id(storage)
+        if key in self.known or key in given:
+            return
+        size = storage.nbytes()
+
+        def gone(_: object) -> None:
+            self.alive -= size
+            del self.known[key]
+
+        self.known[key] = weakref.ref(storage, gone)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)

@@ -1,0 +1,100 @@
+"""What a benchmark found: as one short table for people, as JSON for programs, with date and versions."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from typing import Any
+
+import torch
+
+from nld_train.bench.measure import Measured
+
+PACKAGES = ("torch", "triton", "transformer-engine", "megatron-core", "megatron-bridge")
+NOTHING = "-"
+
+
+@dataclass
+class Outcome:
+    """One part: attention, loss, step or check."""
+
+    part: str
+    subject: str  # sizes, in a line
+    head: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # lines below the table
+    figures: dict[str, Any] = field(default_factory=dict)  # all numbers, for programs
+    wrong: bool = False  # a result was not what it must be
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Date, device and versions: what a number means nothing without."""
+    found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        found["cuda"] = str(torch.version.cuda)
+    else:
+        found["device"] = f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def markdown(outcome: Outcome) -> str:
+    """The part as aligned Markdown."""
+    return "\n".join([f"{outcome.part}: {outcome.subject}", "", table(outcome.head, outcome.rows), "", *outcome.notes])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    ruled = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in ruled
+    )
+
+
+def as_json(outcomes: Sequence[Outcome]) -> str:
+    return json.dumps([vars(outcome) for outcome in outcomes], indent=1) + "\n"
+
+
+def from_json(text: str) -> list[Outcome]:
+    return [Outcome(**entry) for entry in json.loads(text)]
+
+
+def numbers(results: Sequence[Measured]) -> dict[str, Any]:
+    """Everything that was measured, by name."""
+    return {result.name: {key: value for key, value in vars(result).items() if key != "name"} for result in results}
+
+
+def ratio(above: Measured, below: Measured) -> float:
+    """Median over the rounds of how many times longer `above` took; rounds pair what ran next to each other."""
+    return median(a / b for a, b in zip(above.seconds, below.seconds, strict=False))
+
+
+def milliseconds(result: Measured) -> str:
+    """Median, and the spread from the fastest to the slowest round."""
+    if not result.seconds:
+        return NOTHING
+    low, middle, high = (1e3 * pick(result.seconds) for pick in (min, median, max))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def mebibytes(result: Measured) -> str:
+    return NOTHING if result.peak is None else f"{result.peak / 2**20:,.0f}"
+
+
+def teraflops(result: Measured) -> str:
+    return f"{result.rate / 1e12:.3g}" if result.seconds else NOTHING
+
+
+def refusals(results: Sequence[Measured]) -> list[str]:
+    """A line for each alternative that did not run."""
+    return [f"{result.name} did not run: {result.cannot}" for result in results if result.cannot is not None]

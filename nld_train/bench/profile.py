@@ -1,0 +1,42 @@
+"""Where the time of a step goes, by torch's profiler."""
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from nld_train.bench.measure import Alternative, Measured, Step, free
+
+MOST = 8  # kernels that are shown
+WORDS = 60  # characters of a kernel's name
+
+
+def profile_lines(alternatives: Sequence[Alternative], result: Measured | None, device: torch.device) -> list[str]:
+    """Lines below a table on one of its alternatives; none where it did not run."""
+    if result is None or not result.seconds:
+        return []
+    step = next(one for one in alternatives if one.name == result.name).prepare()
+    for _ in range(2):
+        step()
+    free(device)
+    return ["", f"{result.name}, one step:", "", *(f"    {line}" for line in kernel_lines(step, device))]
+
+
+def kernel_lines(step: Step, device: torch.device) -> list[str]:
+    """The kernels (on the CPU: operators) that one step spends most time in, longest first."""
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as seen:
+        step()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    time = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
+    events = sorted(seen.key_averages(), key=time, reverse=True)
+    total = sum(map(time, events)) or 1
+    lines = [
+        f"{time(event) / 1e3:9.3f} ms {time(event) / total:6.1%} {event.count:5} x {event.key[:WORDS]}"
+        for event in events[:MOST]
+        if time(event)
+    ]
+    return [f"{total / 1e3:9.3f} ms in all", *lines]

@@ -1,0 +1,148 @@
+"""The check of kernels finds what is wrong, and only that."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nld_train.attention import reference
+from nld_train.attention.choose import BACKENDS, choose
+from nld_train.bench.attention import ORACLE
+from nld_train.bench.check import (
+    BOUNDS,
+    Plan,
+    apart,
+    check_attention,
+    check_kernels,
+    check_loss,
+    default_plan,
+    expected_attention,
+)
+from nld_train.bench.inputs import Shape, draw_documents, draw_inputs
+from nld_train.bench.loss import HeadShape
+from nld_train.bench.measure import Clock
+from nld_train.dual_stream.visibility import visible_table
+from nld_train.loss import lm_head
+
+CPU = torch.device("cpu")
+SHAPE = Shape(96, 16, 1, 4, 2, 32)
+
+
+def checked(attend, shape: Shape = SHAPE, dtype: torch.dtype = torch.bfloat16, packed: bool = False, draws: int = 10):
+    return check_attention("ours", attend, shape, packed, draws, dtype, CPU, Clock(60))
+
+
+def attend_with(change):
+    """The reference, with its table of visibility changed."""
+
+    def attend(query, key, value, layout, scale, documents=None):
+        table = visible_table(layout, documents).clone()
+        change(table)
+        return reference.attend(query, key, value, table, scale)
+
+    return attend
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_kernels_of_this_machine_are_right(dtype: torch.dtype) -> None:
+    small = Plan((Shape(45, 8, 2, 4, 2, 32),), SHAPE, (HeadShape(37, 1001, 16),), draws=4, full_draws=2, budget=60)
+    found = check_kernels(small, dtype, CPU)
+    verdicts = [one["verdict"] for one in found.figures["findings"]]
+    assert not found.wrong
+    assert verdicts.count("ok") == found.figures["asked"] == 4  # sdpa: plain, packed, as measured; the loss
+    assert verdicts.count("refused") == len(set(BACKENDS) - {ORACLE, "sdpa"})
+
+
+def test_the_expected_values_are_those_of_the_reference() -> None:
+    generator = torch.Generator().manual_seed(1)
+    given = draw_inputs(SHAPE, torch.float64, CPU, generator, sharpness=4.0)
+    documents = draw_documents(SHAPE, CPU, generator)
+    output = reference.attend_layout(*given.leaves, SHAPE.layout, given.scale, documents)
+    for got, wanted in zip(
+        expected_attention(given, SHAPE, documents), (output, *given.gradients(output)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [(SHAPE.length - 2, 2 * SHAPE.length - 3), (2 * SHAPE.length - 2, 2 * SHAPE.length - 1)],
+    ids=["a late noisy token sees its own clean block", "a late clean token sees the next"],
+)
+def test_one_wrong_pair_is_found_in_bf16(pair: tuple[int, int]) -> None:
+    def show(table: Tensor) -> None:
+        assert not table[pair]
+        table[pair] = True
+
+    assert checked(attend_with(show)).verdict.startswith("WRONG: draw")
+
+
+def test_a_wrong_gradient_is_found() -> None:
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient = gradient.clone()
+            gradient[:, :, -1] *= 0.5  # of the last position alone
+            return gradient
+
+    def attend(query, key, value, layout, scale, documents=None):
+        return reference.attend_layout(query, Halved.apply(key), value, layout, scale, documents)
+
+    # The last clean token is seen by itself alone; its key's gradient is small, not nothing.
+    assert checked(attend).verdict.startswith("WRONG")
+
+
+def test_nan_is_wrong() -> None:
+    def attend(query, key, value, layout, scale, documents=None):
+        return reference.attend_layout(query, key, value, layout, scale, documents) * torch.nan
+
+    assert checked(attend).verdict.startswith("WRONG")
+
+
+def test_results_that_move_are_counted() -> None:
+    def attend(query, key, value, layout, scale, documents=None):
+        noise = 1 + torch.randint(2, ()) / 128  # one bit of bf16
+        return reference.attend_layout(query, key, value, layout, scale, documents) * noise.to(query)
+
+    found = checked(attend, draws=20)
+    assert found.verdict == "ok"
+    assert found.moved > 0
+
+
+def test_a_kernel_that_fails_is_wrong_and_one_that_ran_out_of_time_is_not_right() -> None:
+    def attend(query, key, value, layout, scale, documents=None):
+        raise RuntimeError("no kernel image")
+
+    assert checked(attend).verdict == "WRONG: RuntimeError: no kernel image"
+    late = check_attention("ours", reference.attend_layout, SHAPE, False, 9, torch.bfloat16, CPU, Clock(0))
+    assert late.verdict == "cut at 0 of 9"
+
+
+def test_the_loss_is_checked_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 37 * 128)
+    found = check_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, Clock(60))
+    assert found.verdict == "ok"
+    # A vocabulary whose last chunk is left out:
+    monkeypatch.setattr(lm_head, "_chunks", lambda weight, width: iter([slice(0, width)]))
+    assert check_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, Clock(60)).verdict.startswith("WRONG")
+
+
+def test_errors_are_relative_to_the_whole_and_to_the_vector() -> None:
+    expected = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    got = expected.clone()
+    got[2, 1] = 1.5
+    whole, row = apart(got, expected)
+    assert whole == pytest.approx(0.5 / 26**0.5)
+    assert row == pytest.approx(0.5 / (1 + 2))
+    assert not apart(got * torch.nan, expected)[0] <= 1
+
+
+def test_a_gpu_is_asked_for_200_draws_of_three_shapes() -> None:
+    plan = default_plan(torch.device("cuda"), None, 100)
+    assert (plan.draws, len(plan.shapes), len(plan.heads)) == (200, 3, 3)
+    assert (plan.full.length, plan.full.heads, plan.full.kv_heads, plan.full.head_dim) == (4096, 32, 8, 128)
+    assert any(shape.length % shape.block_size for shape in plan.shapes)
+    assert choose("auto", "cpu", torch.float32, 64, training=True)
