@@ -1,8 +1,8 @@
 """NLD 14B, SFT: joint AR and diffusion training on conversations, 45B tokens, losses on the answers alone.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_14b_sft --dry-run`):
-A row is 32,768 positions here: with tensor 4 it would take 84.4 GB. tensor 8 (a whole node, over NVLink) with sequence
-parallelism takes 43.2 GB, with no recomputation, which would cost a third more computation, and without context
+A row is 32,768 positions here: with tensor 4 it would take 80.2 GB. tensor 8 (a whole node, over NVLink) with sequence
+parallelism takes 42.0 GB, with no recomputation, which would cost a third more computation, and without context
 parallelism. A step is eight micro-batches of one row on each of 32 data ranks.
 """
 

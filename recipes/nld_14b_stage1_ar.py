@@ -2,7 +2,7 @@
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_14b_stage1_ar --dry-run`):
 Weights and fp32 gradients alone are 81.0 GB: the model must be cut. tensor 2 (inside a node, over NVLink) with
-sequence parallelism takes 56.9 GB with one row and no recomputation (72.6 GB with two). No pipeline: its bubble would
+sequence parallelism takes 56.6 GB with one row and no recomputation (70.9 GB with two). No pipeline: its bubble would
 cost more than it saves. A step is four micro-batches on each of 128 data ranks.
 """
 

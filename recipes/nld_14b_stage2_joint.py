@@ -1,8 +1,8 @@
 """NLD 14B, stage 2: joint AR and diffusion pretraining on 300B tokens.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_14b_stage2_joint --dry-run`):
-A row is 8,192 positions here. tensor 2 would take 72.6 GB with one row: it fits on paper, with less room than a plan
-not yet measured should leave. tensor 4 (inside a node of 8, over NVLink) with sequence parallelism takes 52.7 GB with
+A row is 8,192 positions here. tensor 2 would take 70.9 GB with one row: it fits on paper, with less room than a plan
+not yet measured should leave. tensor 4 (inside a node of 8, over NVLink) with sequence parallelism takes 51.0 GB with
 two rows and no recomputation. No pipeline. A step is four micro-batches on each of 64 data ranks.
 """
 

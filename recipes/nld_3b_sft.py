@@ -1,9 +1,9 @@
 """NLD 3B, SFT: joint AR and diffusion training on conversations, 45B tokens, losses on the answers alone.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_3b_sft --dry-run`):
-A row is 32,768 positions here. Uncut, its activations alone would be 94 GB; tensor 2 would take 72.5 GB, too near the
-edge; tensor 4 (inside a node, over NVLink) with sequence parallelism takes 36.8 GB, with no recomputation and without
-context parallelism. A step is four micro-batches of one row on each of 64 data ranks.
+A row is 32,768 positions here. Uncut, its activations alone would be 94 GB; tensor 2 (inside a node, over
+NVLink) with sequence parallelism takes 61.4 GB, with no recomputation and without context parallelism. A step is two
+micro-batches of one row on each of 128 data ranks.
 """
 
 from nld_train.config import (
@@ -66,7 +66,7 @@ def run() -> RunConfig:
             eps=1e-8,
             clip_grad=1.0,  # global gradient norm
         ),
-        parallel=ParallelConfig(world_size=256, tensor=4, sequence=True),
+        parallel=ParallelConfig(world_size=256, tensor=2, sequence=True),
         checkpoint=CheckpointConfig(interval=500, keep=3),  # steps
         log=LogConfig(interval=10),  # steps
     )

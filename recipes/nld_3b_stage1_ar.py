@@ -2,7 +2,7 @@
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_3b_stage1_ar --dry-run`):
 One GPU holds the whole model: weights and fp32 gradients 23.0 GB, optimizer 0.2 GB over 256 ranks, activations of two
-rows of 4,096 positions 23.6 GB without recomputation, LM head 6.6 GB: 53.4 GB. So nothing is cut, and the only
+rows of 4,096 positions 23.6 GB without recomputation, LM head 1.7 GB: 48.5 GB. So nothing is cut, and the only
 traffic is the gradients'. micro_batch 2 makes a step one micro-batch per rank (512 rows / 256 ranks).
 """
 

@@ -1,8 +1,8 @@
 """NLD 3B, stage 2: joint AR and diffusion pretraining on 300B tokens.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_3b_stage2_joint --dry-run`):
-As in stage 1 nothing is cut. A row is 8,192 positions here, so micro_batch 1 takes the 53.4 GB that 2 took there (2
-would take 83.6 GB); a step is two micro-batches per rank.
+As in stage 1 nothing is cut. A row is 8,192 positions here, so micro_batch 1 takes the 48.5 GB that 2 took there (2
+would take 72.5 GB); a step is two micro-batches per rank.
 """
 
 from nld_train.config import (

@@ -1,8 +1,8 @@
 """NLD 8B, SFT: joint AR and diffusion training on conversations, 45B tokens, losses on the answers alone.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_8b_sft --dry-run`):
-A row is 32,768 positions here: with tensor 2 it would take 123.2 GB. tensor 4 (inside a node, over NVLink) with
-sequence parallelism takes 62.3 GB, with no recomputation, which would cost a third more computation, and without
+A row is 32,768 positions here: with tensor 2 it would take 112.4 GB. tensor 4 (inside a node, over NVLink) with
+sequence parallelism takes 57.8 GB, with no recomputation, which would cost a third more computation, and without
 context parallelism. A step is four micro-batches of one row on each of 64 data ranks.
 """
 

@@ -1,8 +1,8 @@
 """NLD 8B, stage 1: continued AR pretraining on 1T tokens.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_8b_stage1_ar --dry-run`):
-On one GPU weights and fp32 gradients alone are 50.9 GB: with one row 75.5 GB, too near the edge. tensor 2 (inside a
-node, over NVLink) halves them to 25.5 GB and, with sequence parallelism, every activation too: 50.2 GB with two rows
+On one GPU weights and fp32 gradients alone are 50.9 GB: with one row 74.1 GB, too near the edge. tensor 2 (inside a
+node, over NVLink) halves them to 25.5 GB and, with sequence parallelism, every activation too: 48.3 GB with two rows
 and no recomputation, which would cost a third more computation. A step is two micro-batches on each of 128 data
 ranks.
 """

@@ -1,9 +1,9 @@
 """NLD 8B, stage 2: joint AR and diffusion pretraining on 300B tokens.
 
 Parallel layout, for 256 H100-80GB (figures of `nld train nld_8b_stage2_joint --dry-run`):
-A row is 8,192 positions here, so tensor 2 with micro_batch 1 takes the 50.2 GB that 2 rows took in stage 1; uncut it
-would take 99.7 GB, and tensor 4 would double the traffic for memory that is not needed. No recomputation. A step is
-four micro-batches on each of 128 data ranks.
+A row is 8,192 positions here, so tensor 2 with micro_batch 1 takes the 48.3 GB that 2 rows took in stage 1. Uncut it
+would take 95.2 GB, or 55.8 GB with full recomputation, which costs a third more computation; tensor 4 would send more
+for memory that is not needed. No recomputation. A step is four micro-batches on each of 128 data ranks.
 """
 
 from nld_train.config import (

@@ -125,7 +125,7 @@ def drafter_terms(
         argmax_sum=_block_means(found.cross_entropy.view(shape), active & found.counted.view(shape)),
         overlap_sum=_block_means(found.overlap.view(shape), active),
         kept_by_place=(places < verdicts.accepted[:, None]).sum(0).float(),
-        blocks=torch.tensor(float(shape[0]), device=p.device),
+        blocks=torch.full((), float(shape[0]), device=p.device),  # made there: a copy would wait for the device
     )
 
 

@@ -65,6 +65,11 @@ class DualStreamProvider(DualStreamConfig):
         )
 
 
+def turns_alike(run: RunConfig) -> bool:
+    """Whether the rows of a micro-batch have the same positions, as the fused kernel of the rotary embedding wants."""
+    return not run.diffusion.document_mask or run.train.micro_batch == 1
+
+
 def provider(run: RunConfig) -> DualStreamProvider:
     """The provider of a run's model, cut as the run's layout says."""
     model, rope, cut = run.model, run.model.rope, run.parallel
@@ -121,8 +126,8 @@ def provider(run: RunConfig) -> DualStreamProvider:
         bf16=run.train.precision == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        # Fused kernels exist on GPUs only, and that of the rotary embedding takes the same positions in every row.
-        apply_rope_fusion=on_gpu and not run.diffusion.document_mask,
+        # Fused kernels exist on GPUs only. Norms are fused into the maps behind them by Transformer Engine's layers.
+        apply_rope_fusion=on_gpu and turns_alike(run),
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

@@ -12,12 +12,14 @@ import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
+from nld_train.loss.lm_head import chunk_width
 from nld_train.plan.parameters import adapter_parameters, on_rank, padded_vocab, whole
 from nld_train.plan.rows import micro_batches, most_head_rows, positions
 
 CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
 FP32 = 4  # bytes
 MOMENTS = 2  # of Adam
+LOGIT_CHUNKS = 4  # of fp32, alive at once in the LM head's backward pass
 
 
 @dataclass(frozen=True)
@@ -182,21 +184,21 @@ def layer_backward(run: RunConfig) -> int:
 def head(run: RunConfig) -> int:
     """Bytes alive while the LM head and the loss run, with every noisy token masked (noise level near 1).
 
-    Per row and vocabulary entry, cut over tensor ranks: the fp32 logits, in which vocabulary-parallel cross-entropy
-    makes the softmax and then the gradient in place, and in bf16 the logits before and the gradient after the
-    conversion (never both). Per position four streams of E: the last hidden states, gathered, the rows selected from
-    them, and the gradients of both.
+    The logits exist in chunks of the vocabulary (loss/lm_head.py): in the backward pass four chunks of fp32, those kept
+    from the forward, those made again, their gradient, and it or the one before once more as the product takes it. Over
+    tensor ranks: the weight's gradient, before it is added to the fp32 one. Per selected row two fp32 vectors of E: the
+    gradient that the chunks add up to, and what one of them adds. Per position four streams of E: the last hidden
+    states, gathered, the rows selected from them, and the gradients of both.
 
     Of a drafter: the fp32 logits of drafter and verifier, and the gradient of the former.
     """
+    model, streams = run.model, rank_positions(run) * 4 * run.model.hidden * element(run)
+    columns = padded_vocab(model.vocab_size, run.parallel.tensor) // run.parallel.tensor
     if run.drafter is not None:
-        columns = padded_vocab(run.model.vocab_size, run.parallel.tensor) // run.parallel.tensor
-        drafted = run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32
-        return drafted + rank_positions(run) * 4 * run.model.hidden * element(run)
-    logit = FP32 + (element(run) if run.train.precision == "bf16" else 0)
-    vocab = padded_vocab(run.model.vocab_size, run.parallel.tensor) // run.parallel.tensor
+        return run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32 + streams
     rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
-    return rows * vocab * logit + rank_positions(run) * 4 * run.model.hidden * element(run)
+    chunks = LOGIT_CHUNKS * rows * min(columns, chunk_width(rows)) * FP32
+    return chunks + columns * model.hidden * element(run) + 2 * rows * model.hidden * FP32 + streams
 
 
 def checkpoint_size(run: RunConfig) -> CheckpointSize:

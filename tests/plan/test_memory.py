@@ -3,8 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nld_train.bench.measure import peak_bytes
+from nld_train.config import RunConfig
+from nld_train.loss import lm_head
 from nld_train.plan import memory
 from nld_train.plan.parameters import whole
+from nld_train.plan.rows import most_head_rows
 
 
 def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
@@ -30,14 +34,32 @@ def test_a_layer_keeps_what_autograd_keeps(small_run, layer) -> None:
     assert kept_storages(layer, x) - norm_statistics == memory.layer_kept(run, recompute_attention=False)
 
 
-def test_fp32_head_peak_is_logits_once_and_four_streams(small_run) -> None:
+@pytest.mark.parametrize("chunk", [64 * 128, 64 * 512])
+def test_the_head_takes_what_the_loss_holds(small_run, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """The streams around it are in the layers' count too, and not in this one."""
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", chunk)
     run = small_run(precision="fp32", micro_batch=1)
-    assert memory.head(run) == 64 * 1024 * 4 + 4 * 64 * 24 * 4
+    rows, hidden = rows_of(run), run.model.hidden
+    x, head = torch.randn(rows, hidden, requires_grad=True), torch.randn(1024, hidden, requires_grad=True)
+    targets = torch.zeros(rows, dtype=torch.int64)
+
+    def step() -> None:
+        torch.autograd.grad(lm_head.head_nll(x, head, targets).sum(), (x, head))
+
+    streams = 4 * rows * hidden * memory.FP32
+    held = peak_bytes(step, torch.device("cpu"))
+    assert held <= memory.head(run) - streams < 1.05 * held
 
 
-def test_bf16_head_adds_the_logits_before_conversion(small_run) -> None:
-    run = small_run(micro_batch=1)
-    assert memory.head(run) == 64 * 1024 * (4 + 2) + 4 * 64 * 24 * 2
+def rows_of(run: RunConfig) -> int:
+    return run.train.micro_batch * most_head_rows(run)
+
+
+def test_bf16_halves_the_streams_and_the_weights_gradient_and_nothing_else(small_run) -> None:
+    """64 rows of hidden 24, vocabulary 1,024, all of it in one chunk."""
+    wide, narrow = (memory.head(small_run(precision=precision, micro_batch=1)) for precision in ("fp32", "bf16"))
+    assert wide - narrow == 2 * (1024 * 24 + 4 * 64 * 24)
+    assert narrow == 4 * 64 * 1024 * 4 + 1024 * 24 * 2 + 2 * 64 * 24 * 4 + 4 * 64 * 24 * 2
 
 
 def test_mixed_precision_takes_two_bytes_four_bytes_and_twelve_shared(small_run) -> None:
@@ -74,7 +96,8 @@ def test_the_joint_stage_doubles_the_activations(small_run) -> None:
 
 def test_context_parallelism_cuts_activations_and_not_weights(small_run) -> None:
     one, cut = (memory.stage_memory(small_run(context=n, recompute="selective"), 0) for n in (1, 2))
-    assert (cut.activations, cut.head) == (one.activations // 2, one.head // 2)
+    assert cut.activations == one.activations // 2
+    assert cut.head < one.head, "fewer rows, but the weight's gradient is whole"
     assert (cut.weights, cut.optimizer) == (one.weights, one.optimizer)
 
 

@@ -1,0 +1,147 @@
+"""Nothing in a step may wait for the device: which LM-head rows there are is known to the loader, and what the step
+makes is made where it is used. On a CPU nothing waits; what would is found by the operators that are called.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nld_train.bench.plain import Network, loss
+from nld_train.config import DrafterConfig
+from nld_train.loss.drafter import drafter_terms, draw_drafts, verify_drafts
+from nld_train.loss.lm_head import head_nll
+from nld_train.loss.objective import drafter_pairs, numerator
+from nld_train.loss.terms import terms
+from nld_train.loss.vocabulary import VocabularyCut
+from nld_train.types import Draws
+from tests.model.build import build
+from tests.model.test_gpt import batch_at, run_at
+
+aten = torch.ops.aten
+# Their result's size, or a Python number, is read from the device; lift_fresh: a tensor from Python numbers is copied.
+READS = {
+    *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.lift_fresh),
+    *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.bincount, aten.histc),
+}
+INDEXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+
+
+class NeverWaits(TorchDispatchMode):
+    """Fails at an operator that a GPU would make the host wait at."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        assert packet not in READS, f"{func} waits for the device"
+        if packet in INDEXES:
+            masks = [index for index in args[1] if index is not None and index.dtype is torch.bool]
+            assert not masks, f"{func} by a mask waits for the device to count it"
+        assert func is not aten.repeat_interleave.Tensor, f"{func} waits for the device to add up the repeats"
+        made = func(*args, **(kwargs or {}))
+        check_devices(func, args, made)
+        return made
+
+
+def check_devices(func: Any, args: Any, made: Any) -> None:
+    """No tensor goes from one device to another. (Numbers of no dimension may: they travel as arguments.)"""
+    for tensor in made if isinstance(made, tuple | list) else (made,):
+        for given in args:
+            if isinstance(given, Tensor) and isinstance(tensor, Tensor) and given.dim():
+                assert given.device == tensor.device, f"{func} copies from {given.device} to {tensor.device}"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.sum().item(),
+        lambda x: float(x.max()),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.masked_fill_(x > 0, 1)[x.isnan()],
+        lambda x: x.index_put_((x > 0,), torch.ones(())),
+        lambda x: torch.tensor(1.0),
+        lambda x: x.repeat_interleave(x.long().clamp(0, 2)),
+        lambda x: torch.zeros(3).to("meta"),
+        lambda x: torch.unique(x),
+    ],
+)
+def test_the_watch_sees_what_it_is_meant_to_see(act: Callable[[Tensor], Any]) -> None:
+    x = torch.randn(5)
+    with pytest.raises(AssertionError, match="waits for the device|copies from"), NeverWaits():
+        act(x)
+
+
+@pytest.mark.megatron
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_a_step_never_waits(alpha: float, packed: bool) -> None:
+    from nld_train.train.step import loss_function
+
+    run = run_at(alpha, packed)
+    model, batch = build(run), batch_at(run)
+    model(batch=batch)  # what is made once: angles, masks
+    with NeverWaits():
+        total, count, shown = loss_function(batch, alpha, model(batch=batch))
+        total.backward()
+    assert torch.isfinite(total) and count > 0 and shown
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+META = torch.device("meta")
+
+
+def test_the_losses_stay_on_their_device() -> None:
+    """On the device without data, on which a number that is read would be an error too."""
+    hidden = torch.empty(9, 8, device=META, requires_grad=True)
+    head = torch.empty(300, 8, device=META, requires_grad=True)
+    batch = batch_at(run_at(0.3)).to(META)
+    with NeverWaits():
+        head_nll(hidden, head, torch.empty(9, dtype=torch.int64, device=META)).sum().backward()
+        sums = terms(batch.ar_weights.clone(), batch.diffusion_weights.clone(), batch)
+        assert numerator(sums, 0.3).device == META
+
+
+def test_a_step_in_plain_torch_layers_never_waits() -> None:
+    """The same batch, attention, head and losses, without Megatron around them."""
+    run = run_at(0.3)
+    network, batch = Network(run, torch.device("cpu"), naive=False), batch_at(run)
+    loss(network, batch, run, naive=False)
+    with NeverWaits():
+        loss(network, batch, run, naive=False).backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def test_the_drafters_loss_stays_on_its_device() -> None:
+    settings, blocks, drafted = DrafterConfig(top_k=5), 3, 4
+    p, q = (torch.empty(blocks * drafted, 40, device=META) for _ in range(2))
+    draws = Draws(
+        *(torch.empty(blocks, drafted, dtype=torch.float64, device=META) for _ in range(2)),
+        greedy=torch.empty(blocks, dtype=torch.bool, device=META),
+    )
+    q.requires_grad_()
+    with NeverWaits():
+        tokens = draw_drafts(q, draws, VocabularyCut())
+        verdicts = verify_drafts(p, q, tokens, draws, VocabularyCut())
+        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, 7, VocabularyCut())
+        shown = drafter_pairs(sums)
+    assert all(part.device == META for pair in shown.values() for part in pair)
+
+
+@pytest.mark.megatron
+def test_the_query_scale_is_made_where_the_queries_are() -> None:
+    from nld_train.dual_stream.layout import Layout
+    from nld_train.model.attention_slot import query_scale
+
+    with NeverWaits():
+        assert query_scale(Layout(8, 2, dual=True), 4, 0.1, device=META).device == META
+
+
+def test_batches_hold_positions_and_no_masks() -> None:
+    batch = batch_at(run_at(0.3))
+    assert batch.head_positions.dtype is torch.int64
+    assert not any(part.dtype is torch.bool for part in vars(batch).values() if isinstance(part, Tensor))
