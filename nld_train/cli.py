@@ -4,13 +4,21 @@ import argparse
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from data_prep.cli import add_data_parser
 from nld_train import recipe
-from nld_train.config import require
+from nld_train.bench.cli import add_bench_parser
+from nld_train.config import RunConfig, require
 from nld_train.convert.cli import add_convert_parser
 from nld_train.decode.cli import add_generate_parser
 from nld_train.errors import UserError
+from nld_train.launch.cli import add_jobs_parser, add_launch_parser, add_requeue_parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from nld_train.bench.measure import Alternative
 
 TRAIN_HELP = """\
 Train a recipe: the same command and the same code on one CPU and on many GPUs.
@@ -22,12 +30,15 @@ Train a recipe: the same command and the same code on one CPU and on many GPUs.
   nld train nld_8b_stage2_joint --dry-run         parameters, FLOPs, memory per GPU; starts nothing
   nld train nld_8b_stage2_joint --meet n0:29500 --nodes 32 --node 0
                                                   on the first of 32 nodes; `nld launch` does this under Slurm
+  torchrun --nproc-per-node 2 -m nld_train.cli train tiny_stage1_ar
+                                                  under a torchrun of your own: each process is one rank
 
 A run resumes by itself where its output folder holds a checkpoint of the same run. SIGTERM, SIGUSR1, Ctrl-C or a file
 OUTPUT/stop let it finish its step, save and leave. Exit status:
 
   0    finished        75   stopped as asked, saved: the same command goes on
   1    failed          2    refused before it started        130   second Ctrl-C: left without saving
+  69   a node failed its check before the start, and is named (on several nodes)
 """
 INSPECT_CHAT_HELP = """\
 Show one conversation of a chat file: context, supervised tokens, where blocks begin, and one draw of the noise.
@@ -45,24 +56,10 @@ Check this machine and, with a recipe, everything its run needs, without startin
   nld doctor tiny_stage2_joint                    also: data, tokenizer, init, memory, disk, checkpoints
   nld doctor tiny_stage2_joint --verify           also reads data and checkpoints whole, against their checksums
   nld doctor nld_8b_stage2_joint parallel.world_size=8 --json doctor.json
+  srun --ntasks-per-node=1 nld doctor nld_8b_stage1_ar --meet $(hostname):29500
+                                                  the nodes of an allocation: GPUs, all-reduce, disks, clocks
 
 ok: as it should be.  note: a run starts, but read this.  FAIL: a run would stop there; then the exit status is 1.
-"""
-
-
-LAUNCH_HELP = """\
-Place a recipe's run: on this machine, or on the nodes of a Slurm cluster. The recipe says what is trained, the site
-file where; slurm/site.env.example explains its lines.
-
-  nld launch nld_8b_stage2_joint --executor slurm --dry-run        prints the script that would be submitted
-  nld launch nld_8b_stage2_joint --executor slurm                  checks the site and the run, then submits
-  nld launch tiny_stage1_ar --executor slurm --nodes 2 --site slurm/cpu.env
-  nld launch nld_8b_stage2_joint --executor slurm --after out/nld_8b/stage1_ar
-                                                  starts from that run's weights, once its job has ended well
-  nld launch tiny_stage1_ar --executor local      the same as nld train
-
-Nothing is submitted where the site file, the layout, the data or the weights to start from are wrong, or where Slurm
-says that it would not take the job.
 """
 
 
@@ -78,9 +75,11 @@ def parser() -> argparse.ArgumentParser:
     add_generate_parser(commands)
     add_show_parser(commands)
     add_report_parser(commands)
+    add_bench_parser(commands, megatron_steps)
     add_doctor_parser(commands)
-    add_launch_parser(commands)
+    add_launch_parser(commands, run_launch)
     add_jobs_parser(commands)
+    add_requeue_parser(commands)
     return top
 
 
@@ -92,7 +91,7 @@ def add_train_parser(commands: argparse._SubParsersAction) -> None:
     train.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
     train.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (default: what the recipe plans)")
     train.add_argument("--dry-run", action="store_true", help="check and print the plan; start nothing")
-    train.add_argument("--meet", metavar="HOST:PORT", help="on several nodes: an address on the first, a free port")
+    train.add_argument("--meet", metavar="HOST:PORT", help="several nodes: an address on the first, two free ports")
     train.add_argument("--nodes", type=int, metavar="N", help="with --meet: how many (default: Slurm's count)")
     train.add_argument("--node", type=int, metavar="I", help="with --meet: which this is, from 0 (default: Slurm's)")
     train.set_defaults(run=run_train)
@@ -103,7 +102,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.nproc is not None:
         overrides.append(f"parallel.world_size={args.nproc}")
     run = recipe.load(args.recipe, overrides)
-    print(recipe.dump(run, overrides), flush=True)
+    as_rank = "TORCHELASTIC_RUN_ID" in os.environ  # one of the processes of a torchrun that is not our own
+    if not as_rank or os.environ["RANK"] == "0":
+        print(recipe.dump(run, overrides), flush=True)
     if args.dry_run:
         from nld_train.plan.report import dry_run
 
@@ -113,7 +114,21 @@ def run_train(args: argparse.Namespace) -> int:
     from nld_train.train.launch import start
     from nld_train.train.nodes import nodes_of
 
-    return start(run, with_imported_init, nodes_of(args.meet, args.nodes, args.node, os.environ))
+    if as_rank:
+        from nld_train.train.under_torchrun import start_rank
+
+        require(args.meet is None, "--meet under torchrun", "one of the two", "leave --meet away")
+        return start_rank(run, with_imported_init)
+    nodes = nodes_of(args.meet, args.nodes, args.node, os.environ)
+    if nodes.meet:
+        from nld_train.launch.gather import gather, party_of
+        from nld_train.train.doors import DOORS
+
+        party = party_of(nodes.meet, nodes.count, nodes.here, nodes.ranks(run), nodes.labels)
+        status = gather(run, party, [DOORS["data"]], [DOORS["start"]])
+        if status is not None:
+            return status
+    return start(run, with_imported_init, nodes)
 
 
 def add_show_parser(commands: argparse._SubParsersAction) -> None:
@@ -240,6 +255,11 @@ def add_doctor_parser(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
     doctor.add_argument("--verify", action="store_true", help="read data and checkpoints whole, against checksums")
     doctor.add_argument("--json", metavar="FILE", help="write the findings there too")
+    doctor.add_argument(
+        "--meet", metavar="HOST:PORT", help="check the nodes of a run instead, as `nld train --meet` does"
+    )
+    doctor.add_argument("--nodes", type=int, metavar="N", help="with --meet: how many (default: Slurm's count)")
+    doctor.add_argument("--node", type=int, metavar="I", help="with --meet: which this is, from 0 (default: Slurm's)")
     doctor.set_defaults(run=run_doctor)
 
 
@@ -255,6 +275,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     from nld_train.train.launch import wandb_login
 
     run = None if args.recipe is None else recipe.load(args.recipe, args.override)
+    if args.meet is not None:
+        return run_doctor_on_nodes(args, run)
     findings = machine(wandb_login(), run)
     if run is not None:
         imports = run.init is not None and is_hugging_face(Path(run.init))
@@ -265,29 +287,39 @@ def run_doctor(args: argparse.Namespace) -> int:
     return 1 if any_fails(findings) else 0
 
 
-def add_launch_parser(commands: argparse._SubParsersAction) -> None:
-    launch = commands.add_parser(
-        "launch", help="submit a recipe to a cluster", description=LAUNCH_HELP, formatter_class=RAW
-    )
-    launch.add_argument("recipe", help="recipe name or file")
-    launch.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
-    launch.add_argument("--executor", required=True, choices=("local", "slurm"))
-    launch.add_argument("--nodes", type=int, metavar="N", help="how many (default: as few as hold the ranks)")
-    launch.add_argument(
-        "--site", default="slurm/site.env", metavar="FILE", help="where runs are placed (default: %(default)s)"
-    )
-    launch.add_argument("--after", metavar="OUTPUT", help="Slurm: start from a launched run when it has ended well")
-    launch.add_argument("--dry-run", action="store_true", help="print what would be submitted or run; start nothing")
-    launch.set_defaults(run=run_launch)
+def run_doctor_on_nodes(args: argparse.Namespace, run: RunConfig | None) -> int:
+    from nld_train.launch.gather import examine, party_of
+    from nld_train.train.doors import DOORS
+    from nld_train.train.nodes import nodes_of
+
+    if run is None:
+        raise UserError("--meet without a recipe", "the recipe whose nodes are checked", "name it")
+    nodes = nodes_of(args.meet, args.nodes, args.node, os.environ)
+    party = party_of(nodes.meet, nodes.count, nodes.here, nodes.ranks(run), nodes.labels)
+    said, status = examine(run, party, [DOORS["data"]])
+    print(said, end="")
+    return status
+
+
+def megatron_steps(run: RunConfig, device: "torch.device") -> "list[Alternative]":
+    """What `nld bench step` measures, in this process as the one rank."""
+    from nld_train.train.bench_rank import megatron_steps
+
+    return megatron_steps(run, device)
 
 
 def run_launch(args: argparse.Namespace) -> int:
     from nld_train.launch.script import train_command
 
-    if args.executor == "slurm":
+    by_nemo = args.executor == "nemo-run"
+    require(by_nemo or not args.nemo, f"--nemo, --executor {args.executor}", "--executor nemo-run", "leave one away")
+    if args.executor == "slurm" or (by_nemo and args.nemo != "local"):
         return launch_on_slurm(args)
     run = recipe.load(args.recipe, args.override)
-    require(args.after is None, "--after with --executor local", "--executor slurm", "run one after the other")
+    chained = args.after or args.then_export
+    require(chained is None, "--after or --then-export here", "--executor slurm or nemo-run", "do one after the other")
+    if by_nemo:
+        return launch_here_by_nemo(args, run)
     if args.dry_run:
         print(train_command(args.recipe, args.override), end="")
         return 0
@@ -297,12 +329,29 @@ def run_launch(args: argparse.Namespace) -> int:
     return start(run, with_imported_init)
 
 
+def launch_here_by_nemo(args: argparse.Namespace, run: RunConfig) -> int:
+    from pathlib import Path
+
+    from nld_train.launch.import_nemo import with_nemo
+    from nld_train.train.doors import DOORS
+    from nld_train.train.folder import stop_file
+
+    nemo = with_nemo(Path(run.output))
+    if args.dry_run:
+        print(nemo.command_here(run, args.recipe, args.override), end="")
+        return 0
+    for door in DOORS.values():
+        door(run)
+    return nemo.run_here(run, args.recipe, args.override, stop_file(run.output))
+
+
 def launch_on_slurm(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from nld_train.launch.script import sbatch_script
+    from nld_train.launch.import_nemo import with_nemo
+    from nld_train.launch.script import export_script, sbatch_script
     from nld_train.launch.site import read_site
-    from nld_train.launch.submit import checked, newest_job, prepare, submit
+    from nld_train.launch.submit import check_export, checked, export_of, newest_job, prepare, submit, submit_export
     from nld_train.train.doors import DOORS
 
     site = read_site(Path(args.site))
@@ -312,37 +361,20 @@ def launch_on_slurm(args: argparse.Namespace) -> int:
         overrides.append(f"init={args.after}")
     run = recipe.load(args.recipe, overrides)
     job = prepare(run, args.recipe, overrides, args.nodes, after, site)
-    script = sbatch_script(job, site)
+    by_nemo = with_nemo(site.folder / run.output).OnSlurm(run, job, site) if args.executor == "nemo-run" else None
+    script = by_nemo.script() if by_nemo else sbatch_script(job, site)
+    export = export_of(job, args.then_export, site) if args.then_export else None
     if args.dry_run:
         print(script, end="")
+        print(export_script(export, site) if export else "", end="")
         return 0
     # The weights to start from are not there before that job has ended.
-    checked(run, site, [DOORS["data"]] if after else [DOORS["start"], DOORS["data"]])
-    print(submit(script, job, site))
-    return 0
-
-
-def add_jobs_parser(commands: argparse._SubParsersAction) -> None:
-    jobs = commands.add_parser(
-        "jobs",
-        help="show or cancel the jobs of a run",
-        description="Show every start of a run: steps, tokens, loss and why it ended; and what Slurm has queued.  "
-        "Example: nld jobs out/nld_8b/stage1_ar",
-    )
-    jobs.add_argument("output", help="output folder of the run")
-    jobs.add_argument("--cancel", action="store_true", help="cancel those that wait or run; a running one saves first")
-    jobs.set_defaults(run=run_jobs)
-
-
-def run_jobs(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from nld_train.launch.jobs import cancel, jobs_report
-
-    if args.cancel:
-        print(f"cancelled: {', '.join(cancel(Path(args.output)))}")
-    else:
-        print(jobs_report(Path(args.output)))
+    doors = [DOORS["data"]] if after else [DOORS["start"], DOORS["data"]]
+    checked(run, site, [*doors, check_export] if export else doors)
+    number = submit(script, job, site, by_nemo.submit if by_nemo else None)
+    print(number)
+    if export:
+        print(submit_export(export, number, site))
     return 0
 
 

@@ -1,58 +1,107 @@
-"""What `nld jobs` shows of a run: every start, how far each came and why it ended; and how to cancel what is queued."""
+"""What `nld jobs` shows of runs: every start, how far each came and why it ended; and how to cancel what is queued."""
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
-from nld_train.job_record import Attempt, attempts
-from nld_train.launch.submit import FOLDER
+from nld_train.job_record import UNWELL, Attempt, attempts, first_time, submissions
 from nld_train.recipe import from_json
 from nld_train.report.history import METRICS, Entry, of_kind, read_entries
 
 SECONDS = 60  # that Slurm's commands may take
+FROZEN = "run.json"
 # Exit statuses of `nld train`, in words.
-MEANING = {0: "finished", 2: "refused at the door", 75: "asked to stop, saved", 130: "left at once, not saved"}
+MEANING = {
+    0: "finished",
+    2: "refused at the door",
+    UNWELL: "a node failed its check",
+    75: "asked to stop, saved",
+    130: "left at once, not saved",
+}
 KILLED = "ended without a word: killed, or its node lost"
+# What the job's script adds.
+HOW = {
+    "preempted": "preempted",
+    "timeout": "over its time limit",
+    "cancelled": "cancelled",
+    "requeued": "Slurm queued it again: a node lost, or preempted",
+}
 HEAD = ("job", "nodes", "began", "ended", "steps", "tokens", "AR loss", "how it ended")
 
 
-def jobs_report(output: Path) -> str:
-    """The starts of a run as aligned lines, and below them what Slurm says of its jobs."""
-    frozen = output / "run.json"
-    require(frozen.is_file(), f"no file {frozen}", "the output folder of a run", "name the folder of a run")
-    run = from_json(frozen.read_text(encoding="utf-8"))
+def chain_report(outputs: Sequence[Path]) -> str:
+    """The runs of these folders, in the order they were first launched; other folders among them are passed over.
+
+    Raises: UserError where there is no run.
+    """
+    runs = [output for output in outputs if (output / FROZEN).is_file() or first_time(output) is not None]
+    require(bool(runs), f"no file {outputs[0] / FROZEN}", "the output folder of a run", "name the folder of a run")
+    return "\n\n".join(map(run_report, sorted(runs, key=lambda output: first_time(output) or datetime.max)))
+
+
+def run_report(output: Path) -> str:
+    """The starts of a run as aligned lines, its export, and below them what Slurm says of its jobs."""
+    frozen = output / FROZEN
+    queue, found = in_queue([output]), attempts(output)
+    run = from_json(frozen.read_text(encoding="utf-8")) if frozen.is_file() else None
+    title = f"{output}: {'no step yet' if found else 'not started'}"
+    if run is not None:
+        title = f"{run.name}: step {reached(found):,} of {run.train.iterations:,}"
+    lines = started(output, run, found) if found else []
+    exports = [
+        f"export to {job.export}: {export_state(job.export, queue.pop(job.job, ''))}"
+        for job in submissions(output)
+        if job.export is not None
+    ]
+    return "\n".join([title, *lines, *exports, *(f"job {number}: {state}" for number, state in queue.items())])
+
+
+def started(output: Path, run: RunConfig | None, found: Sequence[Attempt]) -> list[str]:
+    """One line for each start, and below it what became of its nodes."""
     entries = of_kind(read_entries(output / METRICS), "train") if (output / METRICS).is_file() else []
-    found = attempts(output)
     rows = [HEAD, *(row(run, entries, found, index) for index in range(len(found)))]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(HEAD))]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
-    queued = [f"job {number}: {state}" for number, state in in_queue(output).items()]
-    return "\n".join([f"{run.name}: step {reached(found):,} of {run.train.iterations:,}", *lines, *queued])
+    notes: list[list[str]] = [[], *map(of_nodes, found)]
+    return [line for first, more in zip(lines, notes, strict=True) for line in (first, *more)]
 
 
-def reached(found: list[Attempt]) -> int:
+def of_nodes(attempt: Attempt) -> list[str]:
+    """Nodes that failed or were left out, and what stopped the chain."""
+    lines = [f"node {name}: {why}" for name, why in attempt.unwell.items()]
+    if attempt.excluded:
+        lines.append(f"left out from then on: {', '.join(attempt.excluded)}")
+    if attempt.kept:
+        lines.append(f"kept, or the job would not have the nodes to run: {', '.join(attempt.kept)}")
+    if attempt.stopped and attempt.how != "cancelled":
+        lines.append(f"the chain stopped: {attempt.stopped}")
+    return [f"    {line}" for line in lines]
+
+
+def reached(found: Sequence[Attempt]) -> int:
     """The newest step known to be saved."""
     return max((attempt.last_step or attempt.first_step for attempt in found), default=0)
 
 
-def row(run: RunConfig, entries: list[Entry], found: list[Attempt], index: int) -> tuple[str, ...]:
-    """One start. One that was killed reached what the next one resumed at."""
+def row(run: RunConfig | None, entries: Sequence[Entry], found: Sequence[Attempt], index: int) -> tuple[str, ...]:
+    """One start. One that was killed reached what the next one resumed at. run: None before any rank started."""
     attempt, is_last = found[index], index + 1 == len(found)
     last = attempt.last_step
     if last is None and not is_last:
         last = found[index + 1].first_step
     if last is None:
         last = int(entries[-1]["step"]) if entries else attempt.first_step
-    tokens = (last - attempt.first_step) * run.train.global_batch * run.data.sequence_length
+    row_tokens = 0 if run is None else run.train.global_batch * run.data.sequence_length
     return (
         f"{attempt.job or 'by hand'}{f' restart {attempt.restart}' if attempt.restart else ''}",
-        str(attempt.nodes),
+        ",".join(attempt.nodes) if len(attempt.nodes) < 3 else str(len(attempt.nodes)),
         clock(attempt.began),
         clock(attempt.ended),
         f"{attempt.first_step:,} -> {last:,}",
-        f"{tokens:,}",
+        f"{(last - attempt.first_step) * row_tokens:,}",
         loss_at(entries, last),
         reason(attempt, is_last),
     )
@@ -62,21 +111,33 @@ def clock(time: datetime | None) -> str:
     return "" if time is None else f"{time:%m-%d %H:%M:%S}"
 
 
-def loss_at(entries: list[Entry], step: int) -> str:
+def loss_at(entries: Sequence[Entry], step: int) -> str:
     """AR loss of the last logged step up to `step`."""
     losses = [entry["AR loss"] for entry in entries if entry["step"] <= step and "AR loss" in entry]
     return f"{losses[-1]:.4f}" if losses else ""
 
 
 def reason(attempt: Attempt, is_last: bool) -> str:
+    """How a start ended."""
     if attempt.status is None:
         return f"running, or {KILLED}" if is_last else KILLED
-    return MEANING.get(attempt.status, f"failed with status {attempt.status}")
+    text = MEANING.get(attempt.status, f"failed with status {attempt.status}")
+    return f"{text} ({HOW[attempt.how]})" if attempt.how in HOW else text
 
 
-def in_queue(output: Path) -> dict[str, str]:
-    """Number -> state of the run's jobs that Slurm still knows as waiting or running; empty without Slurm."""
-    numbers = sorted(path.stem for path in (output / FOLDER).glob("*.sbatch"))
+def export_state(folder: str, queued: str) -> str:
+    """queued: what Slurm says of its job; "" once that has ended."""
+    return queued or ("done" if Path(folder).is_dir() else "not there, see its log")
+
+
+def jobs_of(output: Path) -> set[str]:
+    """Numbers of the jobs that a run was submitted as, or started in."""
+    return {job.job for job in submissions(output)} | {attempt.job for attempt in attempts(output) if attempt.job}
+
+
+def in_queue(outputs: Sequence[Path]) -> dict[str, str]:
+    """Number -> state of the runs' jobs that Slurm still knows as waiting or running; empty without Slurm."""
+    numbers = sorted(set().union(*map(jobs_of, outputs)), key=int)
     if not numbers or shutil.which("squeue") is None:
         return {}
     command = ["squeue", "--noheader", "--me", "--format=%A %T %r"]
@@ -86,10 +147,10 @@ def in_queue(output: Path) -> dict[str, str]:
     return {number: states[number] for number in numbers if number in states}
 
 
-def cancel(output: Path) -> list[str]:
-    """Cancel the run's jobs that wait or run; returns their numbers. Raises: UserError where there is none."""
-    numbers = list(in_queue(output))
-    require(bool(numbers), f"no job of {output} waits or runs", "a run in Slurm's queue", "see `squeue --me`")
+def cancel(outputs: Sequence[Path]) -> list[str]:
+    """Cancel the runs' jobs that wait or run; returns their numbers. Raises: UserError where there is none."""
+    numbers, named = list(in_queue(outputs)), ", ".join(map(str, outputs))
+    require(bool(numbers), f"no job of {named} waits or runs", "a run in Slurm's queue", "see `squeue --me`")
     done = subprocess.run(["scancel", *numbers], capture_output=True, text=True, timeout=SECONDS, check=False)
     require(done.returncode == 0, f"scancel fails: {done.stderr.strip()}", "jobs of your own", "ask their owner")
     return numbers

@@ -8,6 +8,7 @@ from pathlib import Path
 from nld_train.config import require
 from nld_train.errors import UserError
 from nld_train.fields import nearest
+from nld_train.job_record import STARTS, STARTS_DEFAULT
 
 NONE = "none"
 CONTAINERS = (NONE, "pyxis", "apptainer")
@@ -16,6 +17,7 @@ DEFAULTS = {
     "NLD_SBATCH": "",
     "NLD_SETUP": "",
     "NLD_SAVE_SECONDS": "300",
+    STARTS: str(STARTS_DEFAULT),
     "NLD_CONTAINER": NONE,
     "NLD_IMAGE": "",
     "NLD_MOUNTS": "",
@@ -90,6 +92,7 @@ def check(path: Path, values: dict[str, str]) -> None:
 
     demand(values["NLD_GPUS_PER_NODE"].isdigit(), "NLD_GPUS_PER_NODE", "a whole number; 0 trains on CPUs")
     demand(values["NLD_SAVE_SECONDS"].isdigit(), "NLD_SAVE_SECONDS", "whole seconds")
+    demand(values[STARTS].isdigit() and int(values[STARTS]) > 0, STARTS, "a whole number above 0")
     demand(TIME.fullmatch(values["NLD_TIME"]) is not None, "NLD_TIME", "HOURS:MINUTES:SECONDS, or DAYS-HH:MM:SS")
     folder = Path(values["NLD_FOLDER"])
     demand(folder.is_absolute() and folder.is_dir(), "NLD_FOLDER", "an absolute path of a folder that is there")

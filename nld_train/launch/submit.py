@@ -5,12 +5,16 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
-from nld_train.data.staging import write_text
-from nld_train.launch.placement import place
-from nld_train.launch.script import Submission
+from nld_train.convert.output import check_vocabulary
+from nld_train.data.staging import refuse_existing, write_text
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.job_record import attempts, record_submission, submissions
+from nld_train.launch.placement import Placement, place
+from nld_train.launch.script import Submission, export_script
 from nld_train.launch.site import Site
 
 logger = logging.getLogger(__name__)
@@ -20,10 +24,11 @@ FOLDER = "slurm"  # in the output folder: scripts and the jobs' output
 
 
 def newest_job(output: Path) -> str:
-    """Number of the job last submitted for a run, by its output folder. Raises: UserError where there is none."""
-    numbers = [int(path.stem) for path in (output / FOLDER).glob("*.sbatch")]
+    """Number of the newest job that trains a run, by its output folder. Raises: UserError where there is none."""
+    numbers = [job.job for job in submissions(output) if job.export is None]
+    numbers += [attempt.job for attempt in attempts(output) if attempt.job]
     require(bool(numbers), f"no job of {output}", "the output folder of a run of `nld launch`", "launch that run first")
-    return str(max(numbers))
+    return max(numbers, key=int)
 
 
 def prepare(
@@ -36,6 +41,24 @@ def prepare(
     return Submission(run.name, named, tuple(overrides), log, placement, after)
 
 
+def export_of(job: Submission, target: str, site: Site) -> Submission:
+    """The job that exports the run of `job` to `target`, from the site's folder. Raises: UserError if that exists."""
+    folder = site.folder / target
+    refuse_existing([folder])
+    return replace(job, name=f"{job.name}_export", placement=Placement(1, 1), after="JOB", export=str(folder))
+
+
+def check_export(run: RunConfig) -> None:
+    """Refuse a run whose export would be refused at its end. Raises: UserError."""
+    check_vocabulary(load_tokenizer(run.data.tokenizer), run.model.vocab_size)
+
+
+def submit_export(export: Submission, number: str, site: Site) -> str:
+    """Queue an export behind the job of that number; returns its own. Raises: UserError."""
+    behind = replace(export, after=number)
+    return submit(export_script(behind, site), behind, site)
+
+
 def checked(run: RunConfig, site: Site, doors: Sequence[Callable[[RunConfig], None]]) -> None:
     """What the run would be refused for on the nodes, asked here, from the folder it will run in. Raises: UserError."""
     with contextlib.chdir(site.folder):
@@ -43,15 +66,19 @@ def checked(run: RunConfig, site: Site, doors: Sequence[Callable[[RunConfig], No
             door(run)
 
 
-def submit(script: str, job: Submission, site: Site) -> str:
-    """Submit a script; returns the job's number. Raises: UserError with Slurm's own reason; nothing is queued then."""
+def submit(script: str, job: Submission, site: Site, hand_in: Callable[[], str] | None = None) -> str:
+    """Submit a script, by `hand_in` where that is not for sbatch alone; returns the job's number.
+
+    Raises: UserError with Slurm's own reason; nothing is queued then.
+    """
     do = "run this on a login node of the cluster"
     require(shutil.which("sbatch") is not None, "no sbatch on this machine", "a machine with Slurm's commands", do)
     _sbatch(["--test-only"], script, site)
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    number = _sbatch(["--parsable"], script, site).partition(";")[0].strip()
+    number = _sbatch(["--parsable"], script, site).partition(";")[0].strip() if hand_in is None else hand_in()
     kept = job.log.with_name(f"{number}.sbatch")
     write_text(kept, script)
+    record_submission(job.log.parent.parent, number, job.export)
     logger.info("job %s: %s on %d nodes; %s", number, job.name, job.placement.nodes, kept)
     return number
 

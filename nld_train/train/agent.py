@@ -14,7 +14,7 @@ def main() -> None:
     die_with_parent()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the default of torchrun's --signals-to-handle
     torchrun(sys.argv[1:])
 
 

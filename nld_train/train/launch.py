@@ -3,11 +3,12 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from nld_train.attention.choose import check_run as check_attention
 from nld_train.checkpoint_files import complete_steps, newest_step
 from nld_train.config import RunConfig, require
 from nld_train.data.chat_plan import open_plans
@@ -19,6 +20,8 @@ from nld_train.train.nodes import ALONE, Nodes
 from nld_train.train.signals import STOPPED
 
 logger = logging.getLogger(__name__)
+
+ONE_QUEUE = "CUDA_DEVICE_MAX_CONNECTIONS"
 
 
 def check_data(run: RunConfig) -> None:
@@ -59,12 +62,19 @@ def check_ranks(run: RunConfig, nodes: Nodes = ALONE) -> None:
     )
 
 
-def start(run: RunConfig, with_imported_init: Callable[[RunConfig], RunConfig], nodes: Nodes = ALONE) -> int:
+def start(
+    run: RunConfig,
+    with_imported_init: Callable[[RunConfig], RunConfig],
+    nodes: Nodes = ALONE,
+    train: Callable[[RunConfig, Nodes], int] | None = None,
+) -> int:
     """Train this node's share of the ranks; returns the exit status. Raises UserError at the door.
 
-    `with_imported_init` turns an init that is a Hugging Face folder into one that training reads.
+    `with_imported_init` turns an init that is a Hugging Face folder into one that training reads; `train` starts the
+    ranks where `train_ranks` is not to.
     """
     check_ranks(run, nodes)
+    check_attention(run, "cuda" if torch.cuda.is_available() else "cpu")
     check_data(run)
     if not nodes.first:
         return follow(run, nodes)
@@ -79,8 +89,8 @@ def start(run: RunConfig, with_imported_init: Callable[[RunConfig], RunConfig], 
         logger.info("resuming %s at step %d from %s", run.name, step, run.output)
     if run.data.chat:
         open_plans(run, data_index(run.output))
-    record_start(Path(run.output), step or 0, nodes.count, os.environ)
-    status = train_ranks(run, nodes)
+    record_start(Path(run.output), step or 0, nodes.labels, os.environ)
+    status = (train or train_ranks)(run, nodes)
     record_end(Path(run.output), max(complete_steps(Path(run.output)), default=0), status)
     return status
 
@@ -93,9 +103,9 @@ def follow(run: RunConfig, nodes: Nodes) -> int:
     return train_ranks(run, nodes)
 
 
-def train_ranks(run: RunConfig, nodes: Nodes) -> int:
-    """torchrun on this node; returns the exit status of the run."""
-    command = torchrun_command(run, nodes)
+def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str] = ()) -> int:
+    """torchrun on this node, or `command` in its place; returns the exit status of the run."""
+    command = command or torchrun_command(run, nodes)
     job = Job(run.name, stop_file(run.output))
     log = logs(run.output) / ("launcher.log" if nodes.first else f"launcher_node{nodes.here}.log")
     status = job.run(command, {**os.environ, **environment(run)}, log)
@@ -119,8 +129,12 @@ def torchrun_command(run: RunConfig, nodes: Nodes) -> list[str]:
 
 
 def environment(run: RunConfig) -> dict[str, str]:
-    """Variables of the ranks: W&B's mode, and quiet libraries."""
+    """Variables of the ranks: W&B's mode, quiet libraries, and GPUs that start work in the order it is given."""
     variables = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if run.parallel.tensor > 1:
+        # Megatron and Transformer Engine start a transfer before the product that hides it; with more queues than one
+        # the product could fill the GPU first.
+        variables[ONE_QUEUE] = os.environ.get(ONE_QUEUE, "1")
     if run.log.wandb != "disabled":
         variables["WANDB_MODE"] = wandb_mode(run)
     return variables

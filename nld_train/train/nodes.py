@@ -7,6 +7,7 @@ from nld_train.config import RunConfig, require
 
 # Others wait so long, in seconds, for the first node, which may have a checkpoint to import or conversations to pack.
 PATIENCE = 7200
+NAMES = "NLD_NODES"  # variable: the nodes' names, in the order of their numbers, with blanks between
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,16 @@ class Nodes:
     count: int = 1
     here: int = 0
     meet: str = ""  # HOST:PORT on the first node; "" on one node alone
+    names: tuple[str, ...] = ()  # by number; () where nobody has named them
 
     @property
     def first(self) -> bool:
         return self.here == 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the nodes are called in records and messages."""
+        return self.names or tuple(f"node {number}" for number in range(self.count))
 
     def ranks(self, run: RunConfig) -> int:
         """Ranks on each node. Raises: UserError where they cannot be shared out evenly."""
@@ -62,4 +69,6 @@ def nodes_of(meet: str | None, count: int | None, here: int | None, environment:
         require(all(slurm), f"--meet {meet} alone", allowed, "say how many nodes there are and which this one is")
         count, here = map(int, slurm)
     require(0 <= here < count, f"--node {here} of --nodes {count}", f"0 to {count - 1}", "number the nodes from 0")
-    return Nodes(count, here, meet)
+    names = tuple(environment.get(NAMES, "").split())
+    require(len(names) in (0, count), f"{NAMES} names {len(names)} nodes", f"the {count} nodes, or none", "unset it")
+    return Nodes(count, here, meet, names)

@@ -3,14 +3,16 @@
 import os
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nld_train import recipe
 from nld_train.launch.placement import place
-from nld_train.launch.script import BODY, Submission, sbatch_script, train_command
+from nld_train.launch.script import BODY, Submission, export_script, sbatch_script, train_command
 from nld_train.launch.site import DEFAULTS, Site
+from nld_train.launch.submit import export_of
 
 GOLDEN = Path(__file__).with_name("golden")
 H100 = {
@@ -29,6 +31,7 @@ SITES = {
     "slurm_apptainer": {**IMAGE, "NLD_CONTAINER": "apptainer"},
     "slurm_cpu": {"NLD_GPUS_PER_NODE": "0", "NLD_ACCOUNT": "none"},
     "slurm_after": {},
+    "slurm_export": {},
 }
 
 
@@ -39,7 +42,11 @@ def written(name: str) -> str:
     placement = place(run, 2 if name == "slurm_cpu" else None, site.gpus_per_node)
     log = Path("/shared/nld-train") / run.output / "slurm" / "%j.log"
     after = "123" if name == "slurm_after" else None
-    return sbatch_script(Submission(run.name, known, ("data.blend=0.7:data/a b,0.3:c",), log, placement, after), site)
+    job = Submission(run.name, known, ("data.blend=0.7:data/a b,0.3:c",), log, placement, after)
+    if name == "slurm_export":
+        behind = replace(export_of(job, "out/the folder", site), after="124")
+        return export_script(behind, site)
+    return sbatch_script(job, site)
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -58,20 +65,26 @@ def test_the_local_executor_is_a_command() -> None:
 @pytest.mark.parametrize("name", SITES)
 def test_bash_runs_the_nodes_command_with_its_words_whole(name: str, tmp_path: Path) -> None:
     """With an srun that prints its words, one a line: bash's own reading of the script, not ours."""
-    fake = tmp_path / "srun"
-    fake.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
-    fake.chmod(0o755)
+    for command, prints in (("srun", "printf '%s\\n' \"$@\""), ("scontrol", "echo n1; echo n2")):
+        (tmp_path / command).write_text(f"#!/bin/bash\n{prints}\n")
+        (tmp_path / command).chmod(0o755)
     text = written(name).replace("/shared/nld-train", str(tmp_path)).replace("module load", ": module load")
     slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "32", "SLURM_CPUS_ON_NODE": "96"}
+    slurm |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURMD_NODENAME": "n1"}
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash"], input=text, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
-    command = words[words.index("train") - 1 :]
+    action = "convert" if name == "slurm_export" else "train"
+    command = words[words.index(action) - 1 :]
     assert command[0] == ("nld" if "NLD_IMAGE" in SITES[name] else ".venv/bin/nld")
-    assert command[3:5] == ["data.blend=0.7:data/a b,0.3:c", "--meet"]
-    assert command[5].endswith(":23456")
-    assert {"--nodes=32", "--cpus-per-task=96"} <= set(words)
+    if action == "convert":
+        assert command[2:] == ["export", f"{tmp_path}/out/nld_8b/stage2_joint", "--to", f"{tmp_path}/out/the folder"]
+    else:
+        assert command[3:5] == ["data.blend=0.7:data/a b,0.3:c", "--meet"]
+        assert command[5].endswith(":26912")
+        assert "--nodes=32" in words
+    assert "--cpus-per-task=96" in words
     assert ("apptainer" in words) == (name == "slurm_apptainer")
     assert any(word.startswith("--container-image=") for word in words) == (name == "slurm_pyxis")
 

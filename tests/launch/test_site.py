@@ -40,6 +40,7 @@ def test_a_missing_name_is_refused(site_file: Callable[..., Path], name: str) ->
         ({"NLD_IMAGE": "nemo.sqsh"}, "NLD_IMAGE"),
         ({"NLD_CONTAINER": "pyxis", "NLD_IMAGE": "/no/such/image.sqsh"}, "a file that is there"),
         ({"NLD_SAVE_SECONDS": "5m"}, "whole seconds"),
+        ({"NLD_STARTS_WITHOUT_PROGRESS": "0"}, "above 0"),
         ({"NLD_SETUP": "'module"}, "No closing quotation"),
     ],
 )

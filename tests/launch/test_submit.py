@@ -8,9 +8,10 @@ import pytest
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
+from nld_train.job_record import record_start, record_submission
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import read_site
-from nld_train.launch.submit import checked, newest_job, prepare, submit
+from nld_train.launch.submit import check_export, checked, export_of, newest_job, prepare, submit
 
 
 def test_outputs_lie_in_the_sites_folder(site_file: Callable[..., Path]) -> None:
@@ -38,12 +39,31 @@ def test_the_doors_are_asked_from_the_sites_folder(site_file: Callable[..., Path
 
 
 def test_the_newest_job_of_a_run_is_found(tmp_path: Path) -> None:
-    (tmp_path / "slurm").mkdir()
-    for name in ("99.sbatch", "100.sbatch", "101.log"):
-        (tmp_path / "slurm" / name).touch()
-    assert newest_job(tmp_path) == "100"
+    record_submission(tmp_path, "99", None)
+    record_submission(tmp_path, "100", None)
+    record_submission(tmp_path, "101", "out/hf")
+    assert newest_job(tmp_path) == "100", "an export trains nothing"
+    record_start(tmp_path, 0, ("n1",), {"SLURM_JOB_ID": "102"})
+    assert newest_job(tmp_path) == "102", "submitted by hand"
     with pytest.raises(UserError, match="launch that run first"):
         newest_job(tmp_path / "none")
+
+
+def test_an_export_stays_out_of_a_folder_that_is_there(site_file: Callable[..., Path]) -> None:
+    site = read_site(site_file())
+    job = prepare(recipe.load("nld_8b_sft"), "nld_8b_sft", [], None, None, site)
+    export = export_of(job, "out/hf", site)
+    assert (export.export, export.placement) == (str(site.folder / "out/hf"), Placement(1, 1))
+    (site.folder / "out/hf").mkdir(parents=True)
+    with pytest.raises(UserError, match="exists already"):
+        export_of(job, "out/hf", site)
+
+
+def test_an_export_that_would_be_refused_is_refused_now(prepared: Path) -> None:
+    words = [f"data.tokenizer={prepared}/tokenizer"]
+    check_export(recipe.load("tiny_stage1_ar", [*words, "model.vocab_size=400"]))
+    with pytest.raises(UserError, match="vocabulary of 400; allowed: the model's 2,048"):
+        check_export(recipe.load("tiny_stage1_ar", words))
 
 
 def test_without_slurm_nothing_is_written(

@@ -1,13 +1,18 @@
-"""One cluster for all tests of this folder."""
+"""One cluster for all tests of this folder, and what its nodes see."""
 
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, cluster, why_not
+from tests.slurm.cluster import PARTITION, Cluster, cluster, why_not
+
+ROOT = Path(__file__).parents[2]
+NLD = Path(sys.executable).with_name("nld")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +26,40 @@ def slurm() -> Iterator[Cluster]:
         yield running
     assert running.processes() == [], "something of the cluster is left"
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all nodes see: data, a site file, outputs."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    write_site(folder, NLD_COMMAND=NLD)
+    return folder
+
+
+def write_site(folder: Path, **changes: object) -> Path:
+    """folder/site.env."""
+    values: dict[str, object] = {
+        "NLD_ACCOUNT": "none",
+        "NLD_PARTITION": PARTITION,
+        "NLD_TIME": "1:00:00",
+        "NLD_GPUS_PER_NODE": "0",
+        "NLD_FOLDER": ROOT,
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
+    path = folder / "site.env"
+    path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    return path
+
+
+@pytest.fixture
+def launch(slurm: Cluster, shared: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`nld launch --executor slurm` on the cluster."""
+
+    def run(recipe: str, *words: object, nodes: int = 2) -> subprocess.CompletedProcess[str]:
+        placed = ["--executor", "slurm", "--nodes", str(nodes), "--site", str(shared / "site.env")]
+        command = [str(NLD), "launch", recipe, *map(str, words), *placed]
+        return subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False)
+
+    return run

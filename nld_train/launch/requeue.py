@@ -1,0 +1,126 @@
+"""After a run has left before its last step: is its job queued again, and without which nodes?
+
+The job's script asks (`nld requeue`) and acts, because Slurm's commands are not in containers.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nld_train.config import require
+from nld_train.job_record import (
+    Attempt,
+    attempts,
+    record_end,
+    record_next,
+    record_start,
+    this_job,
+    without_progress,
+)
+from nld_train.launch.progress import allowed_starts, fruitless, newest
+
+HOW = ("left", "preempted", "timeout", "cancelled", "requeued")
+SILENT = "it does not answer, or nld does not start there"
+# Slurm's states of nodes that jobs do not come to, long and without their marks.
+AWAY = ("down", "drained", "draining", "drain", "fail", "failing", "error", "unknown", "maint", "reserved", "future")
+NOT_RESPONDING = "*"  # Slurm's mark of a node that does not answer
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the script knows of the end of a start."""
+
+    status: int  # of srun, the highest of all nodes
+    how: str  # left: by itself; requeued: Slurm has queued the job again; see HOW
+    nodes: tuple[str, ...]  # of the job
+    silent: tuple[str, ...]  # those of them that no longer answer
+    left_out: tuple[str, ...]  # nodes that the job is queued without already
+    partition: Mapping[str, str]  # node -> state, of every node of the partition
+
+
+@dataclass(frozen=True)
+class Next:
+    """How the job goes on."""
+
+    stopped: str  # why it does not; "" where it does
+    excluded: tuple[str, ...]  # nodes to leave out, beside those that are
+    kept: tuple[str, ...]  # nodes that failed, and without which the job could not run
+    unwell: Mapping[str, str]  # node -> why, of all that failed
+
+
+def read_partition(text: str) -> dict[str, str]:
+    """Node -> state from lines "NAME STATE" of sinfo. Raises: UserError."""
+    pairs = [line.split() for line in text.splitlines() if line.strip()]
+    well = all(len(pair) == 2 for pair in pairs)
+    require(well, "lines that are not NAME STATE", "sinfo -h -N -o '%N %T'", "give that as input")
+    return dict(pairs)
+
+
+def close(output: Path, ending: Ending, environment: Mapping[str, str]) -> Next:
+    """Complete the record of the start that has ended, and decide. Raises: UserError."""
+    require(ending.how in HOW, f"--how {ending.how}", ", ".join(HOW), "choose one")
+    job, restart = this_job(environment)
+    output.mkdir(parents=True, exist_ok=True)
+    step, found = newest(output), attempts(output)
+    if not found or (found[-1].job, found[-1].restart) != (job, restart):  # it ended before it could write
+        before = found[-1].last_step or found[-1].first_step if found else 0
+        record_start(output, before, ending.nodes, environment)
+        found = attempts(output)
+    if found[-1].ended is None:
+        record_end(output, step, ending.status)
+        found = attempts(output)
+    decided = decide(output, found, ending, step, allowed_starts(environment))
+    record_next(output, ending.how, decided.unwell, decided.excluded, decided.kept, decided.stopped)
+    return decided
+
+
+def decide(output: Path, found: Sequence[Attempt], ending: Ending, step: int, starts: int) -> Next:
+    """The newest of `found` is the start that has ended. step: the newest saved; starts: see check_progress."""
+    job = found[-1].job
+    unwell = {**found[-1].unwell, **dict.fromkeys(gone(ending), SILENT)}
+    excluded = leave_out(list(unwell), ending)
+    kept = tuple(name for name in unwell if name not in excluded)
+    count = without_progress(found, job, step)
+    if ending.how == "cancelled":
+        return Next("cancelled", (), (), unwell)
+    if count >= starts:
+        got, _, do = fruitless(output, job, count, step)
+        return Next(f"{got}; {do}", (), (), unwell)
+    return Next("", excluded, kept, unwell)
+
+
+def gone(ending: Ending) -> list[str]:
+    """Nodes of the job that do not answer the script or Slurm."""
+    states = {name: ending.partition.get(name, "") for name in ending.nodes}
+    return [
+        name
+        for name, state in states.items()
+        if name in ending.silent or state.endswith(NOT_RESPONDING) or state.startswith("down")
+    ]
+
+
+def leave_out(names: Collection[str], ending: Ending) -> tuple[str, ...]:
+    """As many of these nodes as the job can do without: so many others must be there for it."""
+    out = set(ending.left_out)
+    there = {name for name, state in ending.partition.items() if name not in out and is_there(state)}
+    chosen: list[str] = []
+    for name in names:
+        if len(there - {*chosen, name}) >= len(ending.nodes):
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def is_there(state: str) -> bool:
+    """Whether jobs come to a node in this state of Slurm's."""
+    return not state.endswith(NOT_RESPONDING) and state.rstrip("~#!%$@^-+").split("+")[0] not in AWAY
+
+
+def said(decided: Next) -> str:
+    """For the job's log."""
+    lines = [f"node {name} failed: {why}" for name, why in decided.unwell.items()]
+    if decided.kept:
+        lines.append(f"kept all the same, or the job would not have the nodes to run: {', '.join(decided.kept)}")
+    if decided.excluded:
+        lines.append(f"left out from now on: {', '.join(decided.excluded)}")
+    lines.append(f"the chain stops: {decided.stopped}" if decided.stopped else "the same job goes on")
+    return "\n".join(lines)

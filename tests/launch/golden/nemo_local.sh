@@ -1,0 +1,1 @@
+LOGLEVEL=WARNING VENV/torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0 --rdzv-id 20838 --nnodes 1 --nproc-per-node 2 --node-rank 0 --tee 3 -m nld_train.cli train tiny_stage1_ar data.blend=0.7:data/a,0.3:c log.interval=5
