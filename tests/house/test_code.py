@@ -11,7 +11,10 @@ CATCH_ALL = {
     ("nld_train/train/run.py", "main"): "the top of a rank: says what failed and exits with status 1",
 }
 # What a person reads on the terminal; everything else is `logging`.
-PRINTS = {"nld_train/cli.py", "nld_train/decode/cli.py", "data_prep/cli.py"}
+PRINTS = {
+    *("nld_train/cli.py", "nld_train/bench/cli.py", "nld_train/decode/cli.py", "nld_train/launch/cli.py"),
+    "data_prep/cli.py",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
