@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nld_train.loss.chunks import chunk_width
 from nld_train.loss.vocabulary import VocabularyCut, gathered, logits_at, summed
 
-CHUNK_LOGITS = 1 << 25  # rows x vocabulary of one chunk: 128 MiB of float32
-COLUMNS = 128  # chunks are a multiple of this many tokens wide, as matrix products like it
 WHOLE = VocabularyCut()
 
 
@@ -28,11 +27,6 @@ def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, cut: VocabularyCut
     """
     nll: Tensor = _HeadNll.apply(hidden, weight, targets, chunk_width(hidden.shape[0]), cut)
     return nll
-
-
-def chunk_width(rows: int) -> int:
-    """Tokens of the vocabulary in one chunk."""
-    return max(1, CHUNK_LOGITS // max(1, rows) // COLUMNS) * COLUMNS
 
 
 class _HeadNll(torch.autograd.Function):

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
-from nld_train.loss.lm_head import chunk_width
+from nld_train.loss.chunks import chunk_width
 from nld_train.plan.parameters import adapter_parameters, on_rank, padded_vocab, whole
 from nld_train.plan.rows import micro_batches, most_head_rows, positions
 

@@ -119,14 +119,15 @@ def _scale(_chunk: int, _flag: Tensor, lists: Sequence[Sequence[Tensor]], factor
 def _name_cpu_the_current_device() -> None:
     """Megatron allocates on torch.cuda.current_device(), and seeds its generators only where a device is counted."""
     torch.cuda.current_device = lambda: CPU
-    torch.cuda.set_device = _nothing
+    torch.cuda.set_device = _nothing()
     torch.cuda.device_count = lambda: 1
-    torch.cuda.synchronize = _nothing
-    torch.cuda.empty_cache = _nothing
+    torch.cuda.synchronize = _nothing()
+    torch.cuda.empty_cache = _nothing()
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
+def _nothing() -> Callable[..., None]:
+    """A function that does nothing; one of its own for every name, because torch.compile has a rule for each object."""
+    return lambda *_, **__: None
 
 
 class _InertStream:
@@ -134,7 +135,7 @@ class _InertStream:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    wait_stream = wait_event = synchronize = record = wait = _nothing
+    wait_stream = wait_event = synchronize = record = wait = _nothing()
 
     def record_event(self, *_: Any) -> "_InertStream":
         return self
@@ -164,7 +165,7 @@ def _report_no_device_memory() -> None:
     torch.cuda.memory_stats = lambda *_, **__: defaultdict(int)
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(torch.cuda, name, lambda *_, **__: 0)
-    torch.cuda.reset_peak_memory_stats = _nothing
+    torch.cuda.reset_peak_memory_stats = _nothing()
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -223,7 +224,7 @@ def _start_without_cuda() -> None:
     import megatron.bridge.training.setup as setup
 
     setup.initialize_megatron = functools.partial(setup.initialize_megatron, allow_no_cuda=True)
-    setup.set_jit_fusion_options = _nothing
+    setup.set_jit_fusion_options = _nothing()
 
 
 def _copy_before_asynchronous_saves() -> None:

@@ -21,7 +21,7 @@ from nld_train.bench.inputs import Shape, draw_documents, draw_inputs
 from nld_train.bench.loss import HeadShape
 from nld_train.bench.measure import Clock
 from nld_train.dual_stream.visibility import visible_table
-from nld_train.loss import lm_head
+from nld_train.loss import chunks, lm_head
 
 CPU = torch.device("cpu")
 SHAPE = Shape(96, 16, 1, 4, 2, 32)
@@ -122,7 +122,7 @@ def test_a_kernel_that_fails_is_wrong_and_one_that_ran_out_of_time_is_not_right(
 
 
 def test_the_loss_is_checked_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 37 * 128)
+    monkeypatch.setattr(chunks, "CHUNK_LOGITS", 37 * 128)
     found = check_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, Clock(60))
     assert found.verdict == "ok"
     # A vocabulary whose last chunk is left out:

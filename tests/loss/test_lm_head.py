@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.loss import lm_head
+from nld_train.loss import chunks
+from nld_train.loss.chunks import chunk_width
 from nld_train.loss.cross_entropy import cross_entropy
-from nld_train.loss.lm_head import chunk_width, head_nll
+from nld_train.loss.lm_head import head_nll
 from nld_train.loss.vocabulary import VocabularyCut
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 1000
@@ -17,7 +18,7 @@ ROWS, WIDTH, VOCABULARY = 37, 12, 1000
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks: 1,000 tokens in 8 of 128, the last one not full."""
-    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", ROWS * 128)
+    monkeypatch.setattr(chunks, "CHUNK_LOGITS", ROWS * 128)
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +92,7 @@ def test_no_rows_give_no_loss_and_no_gradient() -> None:
 
 def one_rank(rank: int, ranks: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    lm_head.CHUNK_LOGITS = ROWS * 128
+    chunks.CHUNK_LOGITS = ROWS * 128
     hidden, weight, targets, rows = inputs()
     own = slice(rank * VOCABULARY // ranks, (rank + 1) * VOCABULARY // ranks)
     leaves = (hidden.requires_grad_(), weight[own].clone().requires_grad_())
