@@ -10,4 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"
+python=${PYTHON:-python3}
+if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+  echo "gpu.sh: $python has no torch; give one that has it: PYTHON=.venv/bin/python $0" >&2
+  exit 2
+fi
+exec "$python" benchmarks/gpu.py "$@"
