@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
+from nld_train.attention.fused import fused
+from nld_train.attention.merged import heads_first, tokens_first
 from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout, place, places
 from nld_train.dual_stream.visibility import visible
@@ -44,8 +46,9 @@ def attend(
 def noisy_half(query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float) -> Tensor:
     """The noisy half of rows of one document: query [T, N, D] over key, value [K, M, D] (merged.NoisyHalf)."""
     mask = block_mask(layout, cut, query.device, "noisy")
-    output: Tensor = _run(_heads_first(query), _heads_first(key), _heads_first(value), mask, scale)
-    return _tokens_first(output)
+    query, key, value = (heads_first(x, 1) for x in (query, key, value))
+    output: Tensor = _run(query, key, value, mask, scale)
+    return tokens_first(output)
 
 
 class Near:
@@ -55,9 +58,9 @@ class Near:
         self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float
     ) -> tuple[Tensor, Tensor]:
         mask = block_mask(layout, cut, query.device, "near")
-        query, key, value = (_heads_first(x) for x in (query, key, value))
+        query, key, value = (heads_first(x, 1) for x in (query, key, value))
         output, seen = _run(query, key, value, mask, scale, return_aux=AuxRequest(lse=True))
-        return _tokens_first(output), seen.lse[0]
+        return tokens_first(output), seen.lse[0]
 
     def backward(
         self,
@@ -75,7 +78,9 @@ class Near:
         with torch.enable_grad():
             query, key, value = inputs = tuple(x.detach().requires_grad_() for x in (query, key, value))
             own, own_lse = self.forward(query, key, value, layout, cut, scale)
-        d_own, d_lse = fused(query.device.type)(gradient, own.detach(), own_lse.detach(), output, lse)
+        d_own, d_lse = fused(share_of_gradient, query.device.type, dynamic=False)(
+            gradient, own.detach(), own_lse.detach(), output, lse
+        )
         d_query, d_key, d_value = torch.autograd.grad((own, own_lse), inputs, (d_own, d_lse))
         return d_query, d_key, d_value
 
@@ -92,28 +97,11 @@ def share_of_gradient(
     return (wide * share.transpose(0, 1)[..., None]).to(own.dtype), d_lse
 
 
-@lru_cache
-def fused(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`share_of_gradient`; on CUDA one kernel that reads and writes everything once."""
-    if device_type != "cuda":
-        return share_of_gradient
-    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(share_of_gradient, dynamic=False)
-    return compiled
-
-
 def _run(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, **settings: Any) -> Any:
     grouped = query.shape[1] != key.shape[1]
-    return kernel(query.device.type)(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, **settings)
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """[T, N, D] -> [1, N, T, D], a view."""
-    return x.transpose(0, 1)[None]
-
-
-def _tokens_first(x: Tensor) -> Tensor:
-    """[1, N, T, D] -> [T, N, D]."""
-    return x[0].transpose(0, 1).contiguous()
+    # fullgraph: an error, not dense attention, where torch has compiled more shapes than it allows in one process.
+    kernel = fused(flex_attention, query.device.type, dynamic=False, fullgraph=True)
+    return kernel(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, **settings)
 
 
 @lru_cache(maxsize=8)
@@ -150,24 +138,6 @@ def _build(
 ) -> BlockMask:
     # Never of inference tensors, even if an evaluation comes first: training saves the mask for its backward.
     with torch.inference_mode(False):
-        mask: BlockMask = mask_builder(device.type)(mask_mod, batch, None, queries, keys, device)
+        # Compiled, the S x S pairs are counted tile by tile and never laid out.
+        mask: BlockMask = fused(create_block_mask, device.type)(mask_mod, batch, None, queries, keys, device)
     return mask
-
-
-@lru_cache
-def kernel(device_type: str) -> Callable[..., Any]:
-    """flex_attention, fused on CUDA."""
-    if device_type != "cuda":
-        return flex_attention
-    # fullgraph: an error, not dense attention, where torch has compiled more shapes than it allows in one process.
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    return compiled
-
-
-@lru_cache
-def mask_builder(device_type: str) -> Callable[..., Any]:
-    """create_block_mask, compiled on CUDA so that the S x S pairs are counted tile by tile and never laid out."""
-    if device_type != "cuda":
-        return create_block_mask
-    compiled: Callable[..., Any] = torch.compile(create_block_mask)
-    return compiled

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nld_train.attention.engine import CAUSAL, Engine
+from nld_train.attention.fused import fused
 from nld_train.attention.near import Near
 from nld_train.attention.pieces import Shifted, refuse_packed, shifted
 from nld_train.dual_stream.context import WHOLE, Cut
@@ -93,7 +93,8 @@ class _Merged(torch.autograd.Function):
         for piece in shifted(layout, cut):
             here, keys, values = _of_triangle(piece, query, key, value, layout)
             out, stats = engine.forward(here, keys, values, CAUSAL, scale)
-            merge(query.device.type)(output[piece.queries], lse[:, piece.queries], out[0], stats[0])
+            merge = fused(merge_into, query.device.type, dynamic=False)
+            merge(output[piece.queries], lse[:, piece.queries], out[0], stats[0])
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.settings = (layout, cut, scale, engine, near)
         return output
@@ -134,12 +135,3 @@ def merge_into(output: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) ->
     mixed = output.to(lse.dtype) * (1 - share) + other.to(lse.dtype) * share
     lse.copy_(torch.logaddexp(lse, other_lse))
     output.copy_(mixed)
-
-
-@lru_cache
-def merge(device_type: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
-    """`merge_into`; on CUDA one kernel that reads and writes everything once."""
-    if device_type != "cuda":
-        return merge_into
-    compiled: Callable[[Tensor, Tensor, Tensor, Tensor], None] = torch.compile(merge_into, dynamic=False)
-    return compiled

@@ -6,13 +6,14 @@ what a step costs. The training step itself is Megatron's.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nld_train.attention.choose import Attend, choose
+from nld_train.attention.fused import fused
 from nld_train.bench.measure import Alternative, Step
 from nld_train.bench.step import AR, JOINT, NAIVE, ar_run, endless_batches, useful
 from nld_train.config import ModelConfig, RunConfig
@@ -135,7 +136,8 @@ class Layer(nn.Module):
         before, after = self.norms
         x = x + self.attention(functional.rms_norm(x, (x.shape[-1],), before, self.model.norm_eps), angles)
         normed = functional.rms_norm(x, (x.shape[-1],), after, self.model.norm_eps)
-        return x + functional.linear(fused(swiglu, x.device.type)(functional.linear(normed, self.gate_up)), self.down)
+        activation = fused(swiglu, x.device.type, dynamic=False)
+        return x + functional.linear(activation(functional.linear(normed, self.gate_up)), self.down)
 
     def attention(self, x: Tensor, angles: Angles) -> Tensor:
         heads, groups = self.model.heads, self.model.kv_heads
@@ -143,12 +145,6 @@ class Layer(nn.Module):
         query, key, value = projected.split([heads, groups, groups], 1)
         seen = self.attend(turned(query, *angles), turned(key, *angles), value, self.layout, self.model.head_dim**-0.5)
         return functional.linear(seen.transpose(1, 2).flatten(2), self.out)
-
-
-@cache
-def fused(function: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
-    """One kernel on a GPU."""
-    return torch.compile(function, dynamic=False) if device_type == "cuda" else function
 
 
 def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
