@@ -35,6 +35,11 @@ def complete_steps(output: Path) -> list[int]:
     return [step for step in saved_steps(output) if problem(step_folder(output, step), contents=False) is None]
 
 
+def saved_step(output: Path) -> int:
+    """How far a run has come: the newest complete step, 0 where there is none."""
+    return max(complete_steps(output), default=0)
+
+
 def newest_step(output: Path) -> int | None:
     """Step of the newest complete checkpoint in an output folder; None where there is no checkpoint at all.
 

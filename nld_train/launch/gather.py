@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nld_train.checkpoint_files import saved_step
 from nld_train.config import RunConfig
 from nld_train.doctor.meeting import Limits, Party, Verdict, meet
 from nld_train.doctor.node import Wanted, facts_here
 from nld_train.errors import UserError
 from nld_train.job_record import UNWELL, record_end, record_start
-from nld_train.launch.progress import check_progress, newest
+from nld_train.launch.progress import check_progress
 from nld_train.plan.memory import checkpoint_size
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def gather(run: RunConfig, party: Party, doors: Sequence[Door], first_doors: Seq
             logger.error("node %s is not well: %s", name, problem)
         output = Path(run.output)
         output.mkdir(parents=True, exist_ok=True)
-        step = newest(output)
+        step = saved_step(output)
         record_start(output, step, party.names, os.environ)
         record_end(output, step, UNWELL, verdict.unwell)
     return UNWELL

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -39,13 +39,16 @@ def chain_report(outputs: Sequence[Path]) -> str:
     """
     runs = [output for output in outputs if (output / FROZEN).is_file() or first_time(output) is not None]
     require(bool(runs), f"no file {outputs[0] / FROZEN}", "the output folder of a run", "name the folder of a run")
-    return "\n\n".join(map(run_report, sorted(runs, key=lambda output: first_time(output) or datetime.max)))
+    queue = in_queue(runs)
+    ordered = sorted(runs, key=lambda output: first_time(output) or datetime.max)
+    return "\n\n".join(run_report(output, queue) for output in ordered)
 
 
-def run_report(output: Path) -> str:
-    """The starts of a run as aligned lines, its export, and below them what Slurm says of its jobs."""
+def run_report(output: Path, states: Mapping[str, str]) -> str:
+    """The starts of a run as aligned lines, its export, and below them what Slurm says of its jobs (`in_queue`)."""
     frozen = output / FROZEN
-    queue, found = in_queue([output]), attempts(output)
+    found, of_this_run = attempts(output), jobs_of(output)
+    queue = {number: state for number, state in states.items() if number in of_this_run}
     run = from_json(frozen.read_text(encoding="utf-8")) if frozen.is_file() else None
     title = f"{output}: {'no step yet' if found else 'not started'}"
     if run is not None:

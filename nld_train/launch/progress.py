@@ -4,14 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from nld_train.checkpoint_files import complete_steps
+from nld_train.checkpoint_files import saved_step
 from nld_train.config import RunConfig, require
 from nld_train.job_record import STARTS, STARTS_DEFAULT, attempts, this_job, without_progress
-
-
-def newest(output: Path) -> int:
-    """The newest step saved whole."""
-    return max(complete_steps(output), default=0)
 
 
 def allowed_starts(environment: Mapping[str, str]) -> int:
@@ -25,7 +20,8 @@ def check_progress(run: RunConfig) -> None:
     """Refuse a start of a job whose last starts saved nothing new, also where Slurm itself queued it again."""
     output, (job, _) = Path(run.output), this_job(os.environ)
     if job:
-        count, step = without_progress(attempts(output), job, newest(output)), newest(output)
+        step = saved_step(output)
+        count = without_progress(attempts(output), job, step)
         require(count < allowed_starts(os.environ), *fruitless(output, job, count, step))
 
 

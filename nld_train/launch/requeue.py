@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nld_train.checkpoint_files import saved_step
 from nld_train.config import require
 from nld_train.job_record import (
     Attempt,
@@ -17,7 +18,7 @@ from nld_train.job_record import (
     this_job,
     without_progress,
 )
-from nld_train.launch.progress import allowed_starts, fruitless, newest
+from nld_train.launch.progress import allowed_starts, fruitless
 
 HOW = ("left", "preempted", "timeout", "cancelled", "requeued")
 SILENT = "it does not answer, or nld does not start there"
@@ -61,7 +62,7 @@ def close(output: Path, ending: Ending, environment: Mapping[str, str]) -> Next:
     require(ending.how in HOW, f"--how {ending.how}", ", ".join(HOW), "choose one")
     job, restart = this_job(environment)
     output.mkdir(parents=True, exist_ok=True)
-    step, found = newest(output), attempts(output)
+    step, found = saved_step(output), attempts(output)
     if not found or (found[-1].job, found[-1].restart) != (job, restart):  # it ended before it could write
         before = found[-1].last_step or found[-1].first_step if found else 0
         record_start(output, before, ending.nodes, environment)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nld_train.attention.choose import check_run as check_attention
-from nld_train.checkpoint_files import complete_steps, newest_step
+from nld_train.checkpoint_files import complete_steps, newest_step, saved_step
 from nld_train.config import RunConfig, require
 from nld_train.data.chat_plan import open_plans
 from nld_train.data.manifest import Manifest, check_prefix, parse_blend
@@ -91,7 +91,7 @@ def start(
         open_plans(run, data_index(run.output))
     record_start(Path(run.output), step or 0, nodes.labels, os.environ)
     status = (train or train_ranks)(run, nodes)
-    record_end(Path(run.output), max(complete_steps(Path(run.output)), default=0), status)
+    record_end(Path(run.output), saved_step(Path(run.output)), status)
     return status
 
 

@@ -29,7 +29,7 @@ class Report(Callback):
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
-        self.spikes = Spikes(run.log.spike, logged_norms(self.metrics))
+        self.spikes = Spikes(run.log.spike, logged_norms(self.metrics) if active else [])
         self.clock = self.paused_at = 0.0
         self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())

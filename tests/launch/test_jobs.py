@@ -35,7 +35,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_start_is_shown_with_what_it_reached_and_why_it_ended(output: Path) -> None:
-    title, _, first, second, third = run_report(output).splitlines()
+    title, _, first, second, third = run_report(output, {}).splitlines()
     assert "step 100 of 100" in title
     for line, said in (
         (first, ("7 ", "0 -> 40", "9.2000", "asked to stop, saved")),
@@ -48,7 +48,7 @@ def test_every_start_is_shown_with_what_it_reached_and_why_it_ended(output: Path
 
 def test_the_last_start_may_be_running(output: Path) -> None:
     record_start(output, 100, ("node 0",), {})
-    last = run_report(output).splitlines()[-1]
+    last = run_report(output, {}).splitlines()[-1]
     assert last.startswith("by hand") and "running, or" in last
 
 
@@ -76,7 +76,7 @@ def test_nodes_and_the_end_of_a_chain_are_shown(output: Path) -> None:
     record_start(output, 100, ("n2", "n3"), {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"})
     record_end(output, 100, 1)
     record_next(output, "preempted", {}, [], [], "3 starts saved nothing")
-    lines = [line.strip() for line in run_report(output).splitlines()[5:]]
+    lines = [line.strip() for line in run_report(output, {}).splitlines()[5:]]
     assert lines[0].startswith("8 ") and lines[0].endswith("a node failed its check")
     assert lines[1:3] == ["node n1: 7 GPUs, expected 8", "node n2: it does not answer"]
     assert lines[3] == "left out from then on: n1"
