@@ -51,7 +51,7 @@ class Batch:
     """
 
     input_ids: Tensor  # [B, S] int64
-    documents: Tensor | None  # [B, L] int64, or None
+    documents: Tensor | None  # [B, L] int64 on the host, or None
     ar_positions: Tensor  # [R_ar] int64, flat positions of clean tokens whose next token is supervised
     ar_targets: Tensor  # [R_ar] int64
     ar_weights: Tensor  # [R_ar] float32: 1 under token averaging
@@ -75,8 +75,8 @@ class Batch:
         return torch.cat([self.ar_targets, self.diffusion_targets])
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device; asynchronous from pinned memory."""
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on another device, but for the documents; asynchronous from pinned memory."""
+        return _on(self, device)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory: torch's DataLoader calls this by name."""
@@ -111,14 +111,14 @@ class DraftBatch:
     """
 
     input_ids: Tensor  # [B, S] int64
-    documents: Tensor | None  # [B, L] int64, or None
+    documents: Tensor | None  # [B, L] int64 on the host, or None
     draft_positions: Tensor  # [N, n] int64, flat positions of the masks of the blocks that count
     draws: Draws
     sample_indices: Tensor  # [B] int64
 
     def to(self, device: torch.device) -> "DraftBatch":
-        """The same batch on another device; asynchronous from pinned memory."""
-        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on another device, but for the documents; asynchronous from pinned memory."""
+        return _on(self, device)
 
     def pin_memory(self) -> "DraftBatch":
         """The same batch in page-locked memory: torch's DataLoader calls this by name."""
@@ -130,7 +130,7 @@ class HeadRequest:
     """A forward that is asked for logits."""
 
     input_ids: Tensor  # [B, S] int64
-    documents: Tensor | None  # [B, L] int64, or None
+    documents: Tensor | None  # [B, L] int64 on the host, or None
     head_positions: Tensor  # [R] int64, flat
 
 
@@ -143,6 +143,12 @@ class DrafterTerms:
     overlap_sum: Tensor  # [] sum of min(p, q), at most 1 a block
     kept_by_place: Tensor  # [n] float32: blocks whose drafts up to this one were all accepted
     blocks: Tensor  # [] float32
+
+
+def _on[Noun: Batch | DraftBatch](noun: Noun, device: torch.device) -> Noun:
+    """A batch on a device. Its documents stay on the host, where attention cuts rows into pieces by their lengths."""
+    moved = _each(noun, lambda tensor: tensor.to(device, non_blocking=True))
+    return replace(moved, documents=noun.documents)
 
 
 def _each[Noun](noun: Noun, change: Callable[[Tensor], Tensor]) -> Noun:

@@ -30,7 +30,7 @@ class Attend(Protocol):
     """The signature of every backend.
 
     query [B, H, S/c, D], of the positions `cut.queries(layout)`; key, value [B, G, K, D], of those of `cut.keys(layout,
-    packed)`, packed where there are documents; documents [B, L] int64 or None. Uncut: all S positions.
+    packed)`, packed where there are documents; documents [B, L] int64 on the CPU, or None. Uncut: all S positions.
     Returns: [B, H, S/c, D].
     """
 
@@ -68,6 +68,7 @@ class Use:
     head_dim: int
     training: bool
     packed: bool  # rows of several documents
+    context_ranks: int
 
 
 @lru_cache
@@ -78,12 +79,13 @@ def choose(
     head_dim: int,
     training: bool,
     packed: bool = False,
+    context_ranks: int = 1,
 ) -> Attend:
     """The attention function called `name`; "auto" is the first of AUTO that can. Each choice is logged once.
 
     Raises: UserError where the backend cannot run with these settings.
     """
-    use = pick(name, device_type, dtype, head_dim, training, packed)
+    use = pick(name, device_type, dtype, head_dim, training, packed, context_ranks)
     reason = f"auto: {WHY[device_type]}" if name == "auto" else "asked for"
     logger.info("attention: %s (%s) on %s, %s, head_dim %d", use.name, reason, device_type, dtype, head_dim)
     return BACKENDS[use.name]
@@ -92,17 +94,24 @@ def choose(
 def check_run(run: RunConfig, device_type: str) -> None:
     """Refuse at the door what `choose` would refuse at the first step. Raises: UserError."""
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
-    pick(run.train.attention, device_type, dtype, run.model.head_dim, True, run.diffusion.document_mask)
+    packed, ranks = run.diffusion.document_mask, run.parallel.context
+    pick(run.train.attention, device_type, dtype, run.model.head_dim, True, packed, ranks)
 
 
 def pick(
-    name: AttentionBackend, device_type: str, dtype: torch.dtype, head_dim: int, training: bool, packed: bool
+    name: AttentionBackend,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    training: bool,
+    packed: bool,
+    context_ranks: int,
 ) -> Use:
     """`choose`, without a word where nothing is passed over."""
     require_choice("train.attention", name, AttentionBackend)
     require(device_type in AUTO, f"attention on device {device_type!r}", ", ".join(AUTO), "use one of them")
     names = AUTO[device_type] if name == "auto" else (name,)
-    *others, last = (Use(one, device_type, dtype, head_dim, training, packed) for one in names)
+    *others, last = (Use(one, device_type, dtype, head_dim, training, packed, context_ranks) for one in names)
     for use in others:
         try:
             check(use)
@@ -161,7 +170,7 @@ def _flash(use: Use) -> None:
 
 def _transformer_engine(use: Use) -> None:
     _on_a_gpu(use)
-    refuse_packed(use.packed)
+    refuse_packed(use.name, use.packed, use.context_ranks)
     _dtype(use, HALF)
     _head_dim(use, 16, 256, 8)
     _installed(use, "transformer_engine", "transformer-engine and its -torch")

@@ -15,7 +15,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from nld_train.attention.fused import fused
 from nld_train.attention.merged import heads_first, tokens_first
 from nld_train.dual_stream.context import WHOLE, Cut
-from nld_train.dual_stream.layout import Layout, place, places
+from nld_train.dual_stream.layout import Layout, Places, place, places
+from nld_train.dual_stream.sight import Sight, sent
 from nld_train.dual_stream.visibility import visible
 
 # Which queries, and what they see: all of them; the noisy ones; the noisy ones, but for the clean tokens that are a
@@ -38,14 +39,14 @@ def attend(
     options: KernelOptions = TRITON,
 ) -> Tensor:
     """query [B, H, S/c, D]; key, value [B, G, K, D]; documents [B, L] int64 or None. Returns: [B, H, S/c, D]."""
-    mask = block_mask(layout, cut, query.device) if documents is None else document_block_mask(layout, cut, documents)
+    mask = block_mask(Sight.of(layout, cut, documents), query.device)
     output: Tensor = _run(query, key, value, mask, scale, kernel_options=options)
     return output
 
 
-def noisy_half(query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float) -> Tensor:
-    """The noisy half of rows of one document: query [T, N, D] over key, value [K, M, D] (merged.NoisyHalf)."""
-    mask = block_mask(layout, cut, query.device, "noisy")
+def noisy_half(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> Tensor:
+    """The noisy half: query [T, N, D] over key, value [K, M, D] (merged.NoisyHalf)."""
+    mask = block_mask(sight, query.device, "noisy")
     query, key, value = (heads_first(x, 1) for x in (query, key, value))
     output: Tensor = _run(query, key, value, mask, scale)
     return tokens_first(output)
@@ -54,10 +55,8 @@ def noisy_half(query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: C
 class Near:
     """near.Near: the noisy half without what its shifted triangles see."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        mask = block_mask(layout, cut, query.device, "near")
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> tuple[Tensor, Tensor]:
+        mask = block_mask(sight, query.device, "near")
         query, key, value = (heads_first(x, 1) for x in (query, key, value))
         output, seen = _run(query, key, value, mask, scale, return_aux=AuxRequest(lse=True))
         return tokens_first(output), seen.lse[0]
@@ -70,14 +69,13 @@ class Near:
         value: Tensor,
         output: Tensor,
         lse: Tensor,
-        layout: Layout,
-        cut: Cut,
+        sight: Sight,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run again with autograd, instead of keeping its output for as long as the layer's: it is a small piece."""
         with torch.enable_grad():
             query, key, value = inputs = tuple(x.detach().requires_grad_() for x in (query, key, value))
-            own, own_lse = self.forward(query, key, value, layout, cut, scale)
+            own, own_lse = self.forward(query, key, value, sight, scale)
         d_own, d_lse = fused(share_of_gradient, query.device.type, dynamic=False)(
             gradient, own.detach(), own_lse.detach(), output, lse
         )
@@ -105,39 +103,46 @@ def _run(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: floa
 
 
 @lru_cache(maxsize=8)
-def block_mask(layout: Layout, cut: Cut, device: torch.device, part: Part = "all") -> BlockMask:
-    """The block mask of rows of one document, built once."""
-
-    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        looking = place(layout, cut.queries_at(layout, query))
-        seen = place(layout, cut.keys_at(layout, key, packed=False))
-        if part != "near":
-            return visible(looking, seen)
-        return visible(looking, seen) & (seen.noisy | (seen.position > looking.position - layout.block_size))
-
-    queries = layout.size // cut.ranks if part == "all" else cut.tokens(layout)
-    return _build(mask_mod, None, queries, cut.key_count(layout, packed=False), device)
-
-
-# Keyed by the identity of the documents tensor: the layers of one forward share one mask, and two are alive at most.
-@lru_cache(maxsize=2)
-def document_block_mask(layout: Layout, cut: Cut, documents: Tensor) -> BlockMask:
-    """The block mask of a batch of packed rows; documents [B, L]."""
-    table = places(layout, documents)
-
-    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query, key = cut.queries_at(layout, query), cut.keys_at(layout, key, packed=True)
-        return visible(table.at(batch, query), table.at(batch, key))
-
-    queries, keys = layout.size // cut.ranks, cut.key_count(layout, packed=True)
-    return _build(mask_mod, documents.shape[0], queries, keys, documents.device)
-
-
-def _build(
-    mask_mod: Callable[..., Tensor], batch: int | None, queries: int, keys: int, device: torch.device
-) -> BlockMask:
+def block_mask(sight: Sight, device: torch.device, part: Part = "all") -> BlockMask:
+    """Built once for all layers that see alike: for good of rows of one document, for a forward of packed ones."""
     # Never of inference tensors, even if an evaluation comes first: training saves the mask for its backward.
     with torch.inference_mode(False):
+        batch, mask_mod = one_document(sight, part) if sight.documents is None else packed(sight, part, device)
+        queries = sight.layout.size // sight.cut.ranks if part == "all" else sight.own_noisy
+        keys = sight.cut.key_count(sight.layout, packed=sight.documents is not None)
         # Compiled, the S x S pairs are counted tile by tile and never laid out.
         mask: BlockMask = fused(create_block_mask, device.type)(mask_mod, batch, None, queries, keys, device)
     return mask
+
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def one_document(sight: Sight, part: Part) -> tuple[None, MaskMod]:
+    """Places are arithmetic on the index: no table is read."""
+    layout, cut = sight.layout, sight.cut
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        looking = place(layout, cut.queries_at(layout, query))
+        return seen_in(part, layout, looking, place(layout, cut.keys_at(layout, key, packed=False)))
+
+    return None, mask_mod
+
+
+def packed(sight: Sight, part: Part, device: torch.device) -> tuple[int, MaskMod]:
+    """Places are looked up row by row."""
+    layout, cut, documents = sight.layout, sight.cut, sent(sight.document_numbers(), device)
+    table = places(layout, documents)
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        looking = table.at(batch, cut.queries_at(layout, query))
+        return seen_in(part, layout, looking, table.at(batch, cut.keys_at(layout, key, packed=True)))
+
+    return len(documents), mask_mod
+
+
+def seen_in(part: Part, layout: Layout, looking: Places, seen: Places) -> Tensor:
+    """Visible, and of this part: bool."""
+    if part != "near":
+        return visible(looking, seen)
+    return visible(looking, seen) & (seen.noisy | (seen.position > looking.position - layout.block_size))

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.attention.engine import CAUSAL, Engine
+from nld_train.attention.engine import Engine
 from nld_train.attention.fused import fused
 from nld_train.attention.near import Near
-from nld_train.attention.pieces import Shifted, refuse_packed, shifted
+from nld_train.attention.pieces import Where, add, clean, put, shifted, taken
 from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.sight import Sight
 
 # The noisy half: query [T, N, D], key and value [K, M, D] of all of the rank's keys -> [T, N, D]; with autograd.
-NoisyHalf = Callable[[Tensor, Tensor, Tensor, Layout, Cut, float], Tensor]
+NoisyHalf = Callable[[Tensor, Tensor, Tensor, Sight, float], Tensor]
 
 
 def attend(
@@ -30,28 +31,29 @@ def attend(
     engine: Engine,
     noisy_half: NoisyHalf,
 ) -> Tensor:
-    """query [B, H, S/c, D]; key, value [B, G, K, D]; rows of one document. Returns: [B, H, S/c, D]."""
-    refuse_packed(documents is not None)
-    rows, own = query.shape[0], cut.tokens(layout) if layout.dual else 0
-    query, key, value = (tokens_first(x) for x in (query, key, value))
-    noisy, clean = query.split([own, len(query) - own])
-    outputs = [noisy_half(noisy, key, value, layout, cut, scale)] if layout.dual else []
-    outputs.append(attend_clean(clean, key, value, layout, scale, cut, engine))
-    return heads_first(torch.cat(outputs), rows)
+    """query [B, H, S/c, D]; key, value [B, G, K, D]; documents [B, L] int64 or None. Returns: [B, H, S/c, D].
+
+    Rows of one document are alike, so that their heads are as heads of one row; packed ones come one behind the other.
+    """
+    sight, rows, halves = Sight.of(layout, cut, documents), len(query), layout.size // layout.length
+    if documents is None:
+        query, key, value = (tokens_first(x) for x in (query, key, value))
+        return heads_first(attend_row(query, key, value, sight, scale, engine, noisy_half), rows)
+    query, key, value = (rows_in_line(x, halves) for x in (query, key, value))
+    return rows_apart(attend_row(query, key, value, sight.flat(), scale, engine, noisy_half), rows, halves)
 
 
-def attend_clean(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, cut: Cut, engine: Engine
+def attend_row(
+    query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float, engine: Engine, noisy_half: NoisyHalf
 ) -> Tensor:
-    """The clean half: query [L/c, N, D] over the clean ones among key, value [K, M, D]. Returns: [L/c, N, D]."""
-    noisy_keys = len(key) - layout.length
-    key, value = (x.split([noisy_keys, layout.length])[1] for x in (key, value))
-    outputs = []
-    for segment in cut.segments(layout):
-        stop = segment.row_start + segment.length
-        here = query[segment.start : segment.start + segment.length]
-        outputs.append(engine.causal(here, key[:stop], value[:stop], scale))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    """query [T, N, D] of both halves; key, value [K, M, D]. Returns: [T, N, D]."""
+    own = sight.own_noisy
+    noisy_queries, clean_queries = query.split([own, len(query) - own])
+    outputs = [noisy_half(noisy_queries, key, value, sight, scale)] if own else []
+    for piece in clean(sight):
+        here, keys, values = taken(clean_queries, piece.queries), taken(key, piece.keys), taken(value, piece.keys)
+        outputs.append(engine.causal(here, keys, values, piece.problems, scale))
+    return torch.cat(outputs)
 
 
 def tokens_first(x: Tensor) -> Tensor:
@@ -64,6 +66,16 @@ def heads_first(x: Tensor, rows: int) -> Tensor:
     return x.unflatten(1, (rows, -1)).permute(1, 2, 0, 3)
 
 
+def rows_in_line(x: Tensor, halves: int) -> Tensor:
+    """[B, H, S, D] -> [halves * B * L, H, D], contiguous: all rows of one half, then all of the other."""
+    return x.unflatten(2, (halves, -1)).permute(2, 0, 3, 1, 4).flatten(0, 2).contiguous()
+
+
+def rows_apart(x: Tensor, rows: int, halves: int) -> Tensor:
+    """The opposite of `rows_in_line`."""
+    return x.unflatten(0, (halves, rows, -1)).permute(1, 3, 0, 2, 4).flatten(2, 3)
+
+
 @dataclass(frozen=True)
 class Merged:
     """The noisy half of a row as its shifted triangles and what is near, merged. A `NoisyHalf`."""
@@ -71,59 +83,49 @@ class Merged:
     engine: Engine
     near: Near
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, cut: Cut, scale: float) -> Tensor:
-        output: Tensor = _Merged.apply(query, key, value, layout, cut, scale, self.engine, self.near)
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> Tensor:
+        output: Tensor = _Merged.apply(query, key, value, sight, scale, self.engine, self.near)
         return output
 
 
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: Layout,
-        cut: Cut,
-        scale: float,
-        engine: Engine,
-        near: Near,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float, engine: Engine, near: Near
     ) -> Tensor:
-        output, lse = near.forward(query, key, value, layout, cut, scale)
-        for piece in shifted(layout, cut):
-            here, keys, values = _of_triangle(piece, query, key, value, layout)
-            out, stats = engine.forward(here, keys, values, CAUSAL, scale)
-            merge = fused(merge_into, query.device.type, dynamic=False)
-            merge(output[piece.queries], lse[:, piece.queries], out[0], stats[0])
+        output, lse = near.forward(query, key, value, sight, scale)
+        for piece in shifted(sight, query.device):
+            here, keys, values = taken(query, piece.queries), taken(key, piece.keys), taken(value, piece.keys)
+            other = engine.forward(here, keys, values, piece.problems, piece.band, scale)
+            merge_at(piece.queries, output, lse, *other)
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.settings = (layout, cut, scale, engine, near)
+        ctx.settings = (sight, scale, engine, near)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
-        layout, cut, scale, engine, near = ctx.settings
+        sight, scale, engine, near = ctx.settings
         gradient = gradient.contiguous()
-        d_query, d_key, d_value = near.backward(gradient, query, key, value, output, lse, layout, cut, scale)
-        first_clean = len(key) - layout.length
-        for piece in shifted(layout, cut):
-            here, keys, values = _of_triangle(piece, query, key, value, layout)
-            d_output, out = (x[piece.queries][None] for x in (gradient, output))
-            stats = lse[:, piece.queries][None]
-            dq, dk, dv = engine.backward(d_output, here, keys, values, out, stats, CAUSAL, scale)
-            d_query[piece.queries] += dq[0]
-            d_key[first_clean : first_clean + piece.keys] += dk[0]
-            d_value[first_clean : first_clean + piece.keys] += dv[0]
-        return d_query, d_key, d_value, None, None, None, None, None
+        d_query, d_key, d_value = near.backward(gradient, query, key, value, output, lse, sight, scale)
+        for piece in shifted(sight, query.device):
+            d_output, here, out = (taken(x, piece.queries) for x in (gradient, query, output))
+            keys, values, stats = taken(key, piece.keys), taken(value, piece.keys), taken(lse, piece.queries, 1)
+            dq, dk, dv = engine.backward(d_output, here, keys, values, out, stats, piece.problems, piece.band, scale)
+            add(d_query, piece.queries, dq)
+            add(d_key, piece.keys, dk)
+            add(d_value, piece.keys, dv)
+        return d_query, d_key, d_value, None, None, None, None
 
 
-def _of_triangle(
-    piece: Shifted, query: Tensor, key: Tensor, value: Tensor, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The triangle's tensors as one problem; views."""
-    first_clean = len(key) - layout.length
-    keys = slice(first_clean, first_clean + piece.keys)
-    return query[piece.queries][None], key[keys][None], value[keys][None]
+def merge_at(where: Where, output: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+    """Take a second piece of the queries at `where` into `output` [T, N, D] and `lse` [N, T], in place."""
+    merge = fused(merge_into, output.device.type)  # packed rows have other triangles every time
+    here, here_lse = taken(output, where), taken(lse, where, 1)
+    merge(here, here_lse, other, other_lse)
+    if isinstance(where, Tensor):  # what was merged are copies
+        put(output, where, here)
+        put(lse, where, here_lse, 1)
 
 
 def merge_into(output: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:

@@ -33,4 +33,5 @@ def attend_layout(
 ) -> Tensor:
     """`attend` with the signature of the fast paths (attention/choose.py); `documents` [B, L] int64, or None."""
     queries, keys = cut.queries(layout, query.device), cut.keys(layout, documents is not None, query.device)
+    documents = None if documents is None else documents.to(query.device)
     return attend(query, key, value, visible_between(layout, queries, keys, documents), scale)

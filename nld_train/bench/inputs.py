@@ -74,6 +74,6 @@ def draw_inputs(
 
 
 def draw_documents(shape: Shape, device: torch.device, generator: torch.Generator) -> Tensor:
-    """[B, L] int64: a few packed documents in every row."""
+    """[B, L] int64, on the CPU: a few packed documents in every row."""
     numbers = torch.randint(0, 4, (shape.rows, shape.length), generator=generator, device=device)
-    return numbers.sort(1).values
+    return numbers.sort(1).values.cpu()

@@ -34,8 +34,9 @@ class DualStreamAttention(MegatronModule):
     """Attention over [noisy | clean] (or the clean half alone) for one tensor-parallel cut of the heads, and one
     context-parallel cut of the row.
 
-    Has Megatron's core-attention interface; `attention_mask` carries the document numbers [B, L], or None, because it
-    is the one tensor that Megatron passes down to here through activation recomputation.
+    Has Megatron's core-attention interface; `attention_mask` carries the document numbers [B, L] (on the host, where
+    nothing waits for them), or None, because it is the one tensor that Megatron passes down to here through activation
+    recomputation.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class DualStreamAttention(MegatronModule):
             query.shape[-1],
             self.training,
             packed=attention_mask is not None,
+            context_ranks=self.cut.ranks,
         )
         batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         context = attend(*batch_first, self.layout, self.scale, attention_mask, self.cut)
@@ -87,7 +89,7 @@ class DualStreamAttention(MegatronModule):
             self.layout,
             self.config.yarn_original_max_position_embeddings,
             self.config.query_scale_beta,
-            documents,
+            None if documents is None else documents.to(query.device, non_blocking=True),
             query.device,
         )
         factor = factor[..., self.cut.queries(self.layout, factor.device)]

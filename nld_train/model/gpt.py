@@ -26,10 +26,10 @@ class DualStreamGPTModel(GPTModel):
 
         Of a HeadRequest: this tensor rank's logits [R, V / ranks].
         """
-        documents = batch.documents
+        layout, documents, ids = self.config.layout, batch.documents, batch.input_ids
         return super().forward(
-            input_ids=batch.input_ids,
-            position_ids=None if documents is None else positions(self.config.layout, documents),
+            input_ids=ids,
+            position_ids=None if documents is None else positions(layout, documents.to(ids.device, non_blocking=True)),
             attention_mask=batch.documents,
             output_processor=self._position_logits if isinstance(batch, HeadRequest) else self._position_nll,
             output_processor_context=batch,

@@ -9,34 +9,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.attention.engine import CAUSAL, Band, PlainEngine
+from nld_train.attention.engine import Band, PlainEngine, Problems
 
 PLAIN = PlainEngine()
 BACKEND = 1
 
 
-def band(queries: int, keys: int, attn_mask_type: str, window_size: tuple[int, int]) -> Band:
-    """Who sees whom, from the words of Transformer Engine. Query i is level with key i + K - Q; -1: without end."""
+def band(attn_mask_type: str, window_size: tuple[int, int]) -> Band:
+    """Who sees whom, from the words of Transformer Engine. -1: without end."""
     left, right = (None if side == -1 else side for side in window_size)
-    if attn_mask_type == "no_mask":
+    if attn_mask_type in ("no_mask", "padding"):
         assert (left is None) == (right is None), "a window without a causal mask has both ends"
         return Band(left, right)
-    assert attn_mask_type == ("causal" if queries == keys else "causal_bottom_right"), "causal is level at the first"
     assert window_size[1] == 0
     return Band(left, 0)
 
 
-def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Tensor, Tensor], words: dict) -> Band:
-    """As a kernel reads them: bshd, contiguous, problems of equal length."""
-    problems, queries, heads, dim = query.shape
-    keys = key.shape[1]
-    assert key.shape == value.shape == (problems, keys, key.shape[2], dim) and heads % key.shape[2] == 0
+def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Tensor, Tensor], words: dict) -> Problems:
+    """As a kernel reads them, contiguous: bshd of problems of equal length, or thd of any."""
+    layout, mask = words["qkv_layout"], words["attn_mask_type"]
+    assert key.shape == value.shape and query.shape[-2] % key.shape[-2] == 0 and query.shape[-1] == key.shape[-1]
     assert all(x.is_contiguous() for x in (query, key, value)), "a kernel computes addresses from the shape"
-    ends = (torch.arange(problems + 1, dtype=torch.int32) * length for length in (queries, keys))
-    assert lengths[:2] == (queries, keys)
-    assert all(torch.equal(one, other) for one, other in zip(lengths[2:], ends, strict=True))
-    assert words["qkv_layout"] == "bshd_bshd_bshd" and words["o_format"] == "bshd"
-    return band(queries, keys, words["attn_mask_type"], words["window_size"])
+    queries, keys = (tuple(ends.diff().tolist()) for ends in lengths[2:])
+    assert lengths[:2] == (max(queries), max(keys)) and all(ends.dtype == torch.int32 for ends in lengths[2:])
+    assert min(queries) > 0, "a problem without queries"
+    if layout == "thd_thd_thd":
+        assert (lengths[2][-1], lengths[3][-1]) == (len(query), len(key)) and mask.startswith("padding")
+        assert all(
+            torch.equal(words[f"cu_seqlens_{x}_padded"], ends) for x, ends in zip(("q", "kv"), lengths[2:], strict=True)
+        )
+    else:
+        assert layout == "bshd_bshd_bshd" and "padding" not in mask
+        assert queries == (query.shape[1],) * len(query) and keys == (key.shape[1],) * len(key)
+    assert words["o_format"] == layout.split("_")[0]
+    if "causal" in mask:
+        assert mask.endswith("_bottom_right") or queries == keys, "causal is level at the first"
+    else:
+        assert words["bottom_right_diagonal"], "or a window is level at the first"
+    return Problems(queries, keys)
+
+
+def in_line(x: Tensor) -> Tensor:
+    """bshd as thd."""
+    return x.flatten(0, 1) if x.dim() == 4 else x
 
 
 def fused_attn_fwd(
@@ -54,9 +69,12 @@ def fused_attn_fwd(
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns: the output, and [softmax statistics [b, h, s, 1], generator state]."""
     assert is_training and fused_attention_backend == BACKEND and fake_dtype == q.dtype
-    seen = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
-    output, lse = PLAIN.forward(q, k, v, seen, words["attn_scale"])
-    return output, [lse[..., None], torch.zeros(2, dtype=torch.int64)]
+    problems = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
+    seen = band(words["attn_mask_type"], words["window_size"])
+    output, lse = PLAIN.forward(*map(in_line, (q, k, v)), problems, seen, words["attn_scale"])
+    if q.dim() == 4:
+        lse = lse.unflatten(1, (len(q), -1))
+    return output.view(q.shape), [lse.transpose(0, 1).contiguous()[..., None], torch.zeros(2, dtype=torch.int64)]
 
 
 def fused_attn_bwd(
@@ -76,20 +94,24 @@ def fused_attn_bwd(
 ) -> tuple[Tensor | None, ...]:
     """Returns: the gradients of q, k and v, of a bias and of softmax offsets."""
     assert fused_attention_backend == BACKEND and fake_dtype == q.dtype
-    assert words["do_format"] == "bshd" and words["dqkv_layout"] == "bshd_bshd_bshd"
+    assert words["do_format"] == words["o_format"] and words["dqkv_layout"] == words["qkv_layout"]
     stats, state = aux_ctx_tensors
-    assert stats.shape == (len(q), q.shape[2], q.shape[1], 1) and stats.is_contiguous() and state.shape == (2,)
+    shape = (len(q), q.shape[2], q.shape[1], 1) if q.dim() == 4 else (*q.shape[:2], 1)
+    assert stats.shape == shape and stats.is_contiguous() and state.shape == (2,)
     assert o.is_contiguous() and d_o.is_contiguous() and o.shape == d_o.shape == q.shape
-    seen = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
-    return *PLAIN.backward(d_o, q, k, v, o, stats[..., 0], seen, words["attn_scale"]), None, None
+    problems = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
+    seen = band(words["attn_mask_type"], words["window_size"])
+    lse = stats[..., 0].transpose(0, 1)
+    parts = PLAIN.backward(*map(in_line, (d_o, q, k, v, o)), lse.flatten(1), problems, seen, words["attn_scale"])
+    return *(part.view(x.shape) for part, x in zip(parts, (q, k, v), strict=True)), None, None
 
 
 class DotProductAttention:
-    """bshd in, [b, s, h * d] out, with autograd."""
+    """bshd or thd in, the same without heads out, with autograd."""
 
     def __init__(self, heads: int, dim: int, groups: int, **words: Any) -> None:
         self.shape, self.words = (heads, dim, groups), words
-        assert words["qkv_format"] == "bshd" and words["attention_dropout"] == 0
+        assert words["qkv_format"] in ("bshd", "thd") and words["attention_dropout"] == 0
 
     def __call__(
         self,
@@ -98,20 +120,28 @@ class DotProductAttention:
         value: Tensor,
         score_mod: Callable[..., Any] | None = None,
         score_mod_tensors: dict[str, Tensor] | None = None,
+        **lengths: Any,
     ) -> Tensor:
-        assert (query.shape[2], query.shape[3], key.shape[2]) == self.shape
-        repeats = query.shape[2] // key.shape[2]
+        assert (query.shape[-2], query.shape[-1], key.shape[-2]) == self.shape
+        mask, scale = self.words["attn_mask_type"], self.words["softmax_scale"]
+        if score_mod is None:
+            return self.causal(query, key, value, mask, scale, lengths)
+        assert mask == "no_mask" and self.words["qkv_format"] == "bshd"
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
-        scores = q @ k.mT * self.words["softmax_scale"]
-        if score_mod is not None:
-            assert self.words["attn_mask_type"] == "no_mask"
-            scores = score_mod(TorchGraph(), scores, score_mod_tensors).as_subclass(Tensor)
-        else:
-            queries, keys = scores.shape[-2:]
-            assert band(queries, keys, self.words["attn_mask_type"], (-1, 0)) == CAUSAL
-            scores = scores.masked_fill(~CAUSAL.table(queries, keys), -torch.inf)
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        scores = score_mod(TorchGraph(), q @ k.mT * scale, score_mod_tensors).as_subclass(Tensor)
         return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def causal(self, query: Tensor, key: Tensor, value: Tensor, mask: str, scale: float, lengths: dict) -> Tensor:
+        if self.words["qkv_format"] == "thd":
+            queries, keys = (tuple(lengths[f"cu_seqlens_{x}"].diff().tolist()) for x in ("q", "kv"))
+            assert (lengths["max_seqlen_q"], lengths["max_seqlen_kv"]) == (max(queries), max(keys))
+            assert lengths["pad_between_seqs"] is False and mask == "padding_causal" and queries == keys
+        else:
+            assert not lengths and mask == ("causal" if query.shape[1] == key.shape[1] else "causal_bottom_right")
+            queries, keys = ((x.shape[1],) * len(x) for x in (query, key))
+        problems = Problems(queries, keys)
+        return PLAIN.causal(*map(in_line, (query, key, value)), problems, scale).view(query.shape).flatten(-2)
 
 
 class Number(Tensor):

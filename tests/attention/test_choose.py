@@ -1,5 +1,6 @@
 import importlib.util
 import logging
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -58,8 +59,12 @@ def test_flex_on_the_cpu_only_forward():
         (("te", "cpu", torch.bfloat16, 128, True), "te' on the CPU.*sdpa, reference.*auto"),
         (("te", "cuda", torch.float32, 128, True), r"float32.*torch\.float16, torch\.bfloat16.*precision"),
         (("te", "cuda", torch.bfloat16, 100, True), "head_dim=100.*16 to 256, a multiple of 8"),
-        (("te", "cuda", torch.bfloat16, 128, True, True), "packed documents.*one document.*flex.*auto"),
-        (("te+flex", "cuda", torch.bfloat16, 128, True, True), "packed documents"),
+        (
+            ("te", "cuda", torch.bfloat16, 128, True, True, 2),
+            "te with packed documents.*parallel.context=2.*flex.*auto",
+        ),
+        (("te+flex", "cuda", torch.bfloat16, 128, True, True, 2), "packed documents"),
+        (("te+mod", "cuda", torch.bfloat16, 128, True, True), r"te\+mod with packed documents"),
         (("te+mod", "cpu", torch.bfloat16, 128, True), r"te\+mod' on the CPU"),
         (("te+near_flex", "cpu", torch.float32, 64, False), r"te\+near_flex' on the CPU"),
         (("auto", "mps", torch.float32, 64, True), "mps.*cuda, cpu"),
@@ -93,20 +98,22 @@ def test_auto_passes_over_what_refuses_and_says_so(caplog, monkeypatch) -> None:
     choose.cache_clear()
     with caplog.at_level(logging.INFO, logger="nld_train.attention.choose"):
         assert choose("auto", "cuda", torch.bfloat16, 128, True) is te.attend
-        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True) is flex.attend
+        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True) is te.attend
+        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True, context_ranks=2) is flex.attend
         with pytest.raises(UserError, match="flex' on a GPU with torch.float64"):
             choose("auto", "cuda", torch.float64, 128, True)
     choose.cache_clear()
     said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith("attention: te (auto: ") and said[2].startswith("attention: flex (auto: ")
-    assert "not te" in said[1] and "packed documents" in said[1]
+    assert all(line.startswith("attention: te (auto: ") for line in said[:2])
+    assert "not te" in said[2] and "packed documents" in said[2] and said[3].startswith("attention: flex (auto: ")
 
 
 def test_a_run_is_refused_at_the_door() -> None:
     plain, chat = (recipe.load(name, ["train.precision=bf16", "train.attention=te"]) for name in RECIPES)
     check_run(plain, "cuda")
+    check_run(chat, "cuda")
     with pytest.raises(UserError, match="packed documents"):
-        check_run(chat, "cuda")
+        check_run(replace(chat, parallel=replace(chat.parallel, context=2)), "cuda")
     with pytest.raises(UserError, match="te' on the CPU"):
         check_run(plain, "cpu")
     check_run(recipe.load(RECIPES[1]), "cpu")

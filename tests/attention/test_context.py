@@ -9,6 +9,7 @@ from nld_train.attention import flex, reference, sdpa
 from nld_train.attention.context import gather_keys
 from nld_train.dual_stream.context import Cut
 from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.sight import Sight
 from nld_train.dual_stream.visibility import visible_between
 from tests.attention.conftest import IN_PIECES, Case
 
@@ -60,7 +61,7 @@ def test_the_ranks_parts_make_the_whole(case, cpu_backward, backend, ranks, layo
 def test_flex_leaves_out_only_tiles_that_nobody_sees() -> None:
     """Over several of flex_attention's tiles of 128 x 128 pairs; the CPU never reads their lists."""
     layout, cut = Layout(512, 32, True), Cut(2, 1)
-    mask = flex.block_mask(layout, cut, torch.device("cpu"))
+    mask = flex.block_mask(Sight(layout, cut), torch.device("cpu"))
     seen = visible_between(layout, cut.queries(layout), cut.keys(layout, packed=False))
     tiles = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
     assert mask.shape[-2:] == seen.shape == (512, 768)

@@ -3,16 +3,20 @@
 import pytest
 import torch
 
-from nld_train.attention.engine import CAUSAL, Band, PlainEngine
+from nld_train.attention.engine import CAUSAL, Band, PlainEngine, Problems
 
 ENGINE, SCALE = PlainEngine(), 0.7
 BANDS = [Band(), CAUSAL, Band(left=2), Band(left=1, right=0)]
 
 
-def numbers(queries: int, keys: int, heads=(4, 2), problems: int = 3, dtype=torch.float64) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(queries * 100 + keys)
-    query = torch.randn(problems, queries, heads[0], 8, generator=generator, dtype=dtype)
-    key, value = torch.randn(2, problems, keys, heads[1], 8, generator=generator, dtype=dtype)
+EQUAL = Problems((4, 4, 4), (6, 6, 6))
+RAGGED = Problems((4, 4, 1, 5), (6, 6, 3, 5))
+
+
+def numbers(problems: Problems, heads=(4, 2), dtype=torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(problems.keys))
+    query = torch.randn(sum(problems.queries), heads[0], 8, generator=generator, dtype=dtype)
+    key, value = torch.randn(2, sum(problems.keys), heads[1], 8, generator=generator, dtype=dtype)
     return [query, key, value, torch.randn(query.shape, generator=generator, dtype=dtype)]
 
 
@@ -23,29 +27,51 @@ def test_bands_as_drawn_by_hand() -> None:
     assert Band(left=1, right=0).table(2, 4).tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
 
 
+def test_problems_in_groups_of_one_shape() -> None:
+    assert EQUAL.equal and not EQUAL.square and not RAGGED.equal and Problems((3, 1), (3, 1)).square
+    assert [*EQUAL.groups()] == [(slice(0, 12), slice(0, 18), 3)]
+    assert [*RAGGED.groups()] == [
+        (slice(0, 8), slice(0, 12), 2),
+        (slice(8, 9), slice(12, 15), 1),
+        (slice(9, 14), slice(15, 20), 1),
+    ]
+
+
 @pytest.mark.parametrize("band", BANDS, ids=str)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
-def test_its_backward_is_that_of_autograd(band: Band, heads: tuple[int, int]) -> None:
-    query, key, value, gradient = (x.requires_grad_() for x in numbers(4, 6, heads))
-    output, lse = ENGINE.forward(query, key, value, band, SCALE)
+@pytest.mark.parametrize("problems", [EQUAL, RAGGED], ids=["equal", "ragged"])
+def test_its_backward_is_that_of_autograd(band: Band, heads: tuple[int, int], problems: Problems) -> None:
+    query, key, value, gradient = (x.requires_grad_() for x in numbers(problems, heads))
+    output, lse = ENGINE.forward(query, key, value, problems, band, SCALE)
     with torch.no_grad():
-        parts = ENGINE.backward(gradient, query, key, value, output, lse, band, SCALE)
+        parts = ENGINE.backward(gradient, query, key, value, output, lse, problems, band, SCALE)
     for part, expected in zip(parts, torch.autograd.grad(output, (query, key, value), gradient), strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("queries", [5, 3])
-def test_causal_is_the_causal_piece(queries: int) -> None:
-    query, key, value, _ = numbers(queries, 5, problems=1)
-    output, _ = ENGINE.forward(query, key, value, CAUSAL, SCALE)
-    torch.testing.assert_close(ENGINE.causal(query[0], key[0], value[0], SCALE), output[0])
+def test_ragged_problems_are_each_as_it_is_alone() -> None:
+    query, key, value, _ = numbers(RAGGED)
+    output, lse = ENGINE.forward(query, key, value, RAGGED, CAUSAL, SCALE)
+    counts = RAGGED.queries, RAGGED.keys
+    parts = zip(*counts, query.split(counts[0]), key.split(counts[1]), value.split(counts[1]), strict=True)
+    alone = [ENGINE.forward(q, k, v, Problems((n,), (m,)), CAUSAL, SCALE) for n, m, q, k, v in parts]
+    torch.testing.assert_close(output, torch.cat([one for one, _ in alone]))
+    torch.testing.assert_close(lse, torch.cat([one for _, one in alone], 1))
+
+
+@pytest.mark.parametrize("problems", [EQUAL, RAGGED, Problems((5,), (5,)), Problems((3,), (5,))], ids=str)
+def test_causal_is_the_causal_piece(problems: Problems) -> None:
+    query, key, value, _ = numbers(problems)
+    output, _ = ENGINE.forward(query, key, value, problems, CAUSAL, SCALE)
+    torch.testing.assert_close(ENGINE.causal(query, key, value, problems, SCALE), output)
 
 
 def test_bf16_is_computed_in_float32_and_rounded_once() -> None:
-    *inputs, gradient = numbers(4, 6, dtype=torch.bfloat16)
-    output, lse = ENGINE.forward(*inputs, CAUSAL, SCALE)
-    wide, wide_lse = ENGINE.forward(*(x.double() for x in inputs), CAUSAL, SCALE)
+    *inputs, gradient = numbers(EQUAL, dtype=torch.bfloat16)
+    output, lse = ENGINE.forward(*inputs, EQUAL, CAUSAL, SCALE)
+    wide, wide_lse = ENGINE.forward(*(x.double() for x in inputs), EQUAL, CAUSAL, SCALE)
     assert output.dtype == torch.bfloat16 and lse.dtype == torch.float32
     torch.testing.assert_close(lse.double(), wide_lse, rtol=1e-6, atol=1e-6)
     assert (output.double() - wide).abs().max() <= wide.abs().max() * 2**-8
-    assert all(part.dtype == torch.bfloat16 for part in ENGINE.backward(gradient, *inputs, output, lse, CAUSAL, SCALE))
+    parts = ENGINE.backward(gradient, *inputs, output, lse, EQUAL, CAUSAL, SCALE)
+    assert all(part.dtype == torch.bfloat16 for part in parts)

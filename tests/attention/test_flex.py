@@ -7,6 +7,7 @@ from nld_train.attention import flex, merged, reference
 from nld_train.attention.engine import PlainEngine
 from nld_train.dual_stream.context import WHOLE, Cut
 from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.sight import Sight
 from nld_train.dual_stream.visibility import visible_table
 
 TILE = 128  # flex_attention's own blocks of pairs
@@ -35,9 +36,10 @@ PARTLY = {
     "layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(5, 8, True), Layout(9, 4, True, True)], ids=str
 )
 @pytest.mark.parametrize("part", PARTLY)
-def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, cpu_backward, layout, part):
+@pytest.mark.parametrize("packed", [False, True])
+def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, cpu_backward, layout, part, packed):
     """As "te+flex" and "te+near_flex" use it, with the plain engine for the rest."""
-    c = case(layout)
+    c = case(layout, packed=packed)
     fast, slow = c.output_and_gradients(PARTLY[part]), c.output_and_gradients(reference.attend_layout)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -56,7 +58,7 @@ def test_for_a_part_of_the_row_on_two_ranks(case, cpu_backward, part):
 
 def test_the_near_part_is_a_band_of_few_tiles():
     """At L 4096 a tile of queries meets its own noisy tile, and at most two of clean keys."""
-    mask = flex.block_mask(Layout(4096, 32, True), WHOLE, torch.device("cpu"), "near")
+    mask = flex.block_mask(Sight(Layout(4096, 32, True)), torch.device("cpu"), "near")
     tiles = mask.to_dense()[0, 0].sum(1)
     assert mask.shape[-2:] == (4096, 8192) and len(tiles) == 32 and tiles.max() <= 3
 
@@ -72,8 +74,7 @@ def test_tiles_are_skipped_exactly_where_nobody_sees_anybody(case, packed):
     """A tile left out hides its pairs; a tile wrongly called full shows them. The CPU never reads either list."""
     layout = Layout(320, 32, True)
     c = case(layout, packed=packed)
-    cpu = torch.device("cpu")
-    mask = flex.document_block_mask(layout, WHOLE, c.documents) if packed else flex.block_mask(layout, WHOLE, cpu)
+    mask = flex.block_mask(Sight.of(layout, WHOLE, c.documents), torch.device("cpu"))
     table = visible_table(layout, c.documents).expand(2 if packed else 1, 640, 640)
     tiles = table.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))  # [B, tile row, TILE, tile column, TILE]
     full = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
@@ -91,11 +92,11 @@ def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 def test_the_layers_of_a_forward_share_one_mask(case):
     layout, cpu = Layout(7, 3, True), torch.device("cpu")
-    assert flex.block_mask(layout, WHOLE, cpu) is flex.block_mask(Layout(7, 3, True), Cut(1, 0), cpu)
+    assert flex.block_mask(Sight(layout), cpu) is flex.block_mask(Sight(Layout(7, 3, True), Cut(1, 0)), cpu)
     documents = case(layout, packed=True).documents
-    mask = flex.document_block_mask(layout, WHOLE, documents)
-    assert flex.document_block_mask(layout, WHOLE, documents) is mask
-    assert flex.document_block_mask(layout, WHOLE, documents.clone()) is not mask
+    mask = flex.block_mask(Sight.of(layout, WHOLE, documents), cpu)
+    assert flex.block_mask(Sight.of(layout, WHOLE, documents.clone()), cpu) is mask
+    assert flex.block_mask(Sight.of(layout, WHOLE, documents.flip(0)), cpu) is not mask
 
 
 def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):

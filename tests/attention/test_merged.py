@@ -7,7 +7,6 @@ import torch
 
 from nld_train.attention import merged, reference
 from nld_train.dual_stream.layout import Layout
-from nld_train.errors import UserError
 from tests.attention.conftest import IN_PIECES
 
 EDGES = [
@@ -87,10 +86,14 @@ def test_a_piece_without_keys_weighs_nothing() -> None:
     assert torch.equal(kept, other) and torch.equal(nothing, lse)
 
 
-def test_packed_documents_are_refused(case) -> None:
-    given = case(Layout(12, 4, True), packed=True)
-    with pytest.raises(UserError, match="te with packed documents.*one document.*flex.*auto"):
-        IN_PIECES(given.query, given.key, given.value, given.layout, given.scale, given.documents)
+def test_packed_documents_equal_the_reference_for_any_length_block_and_heads(case) -> None:
+    """Two rows with documents of their own, of which some are shorter than a block."""
+    assert max(worst(case(layout, heads, packed=True)) for layout, heads in random_cases()) < 1e-12
+
+
+@pytest.mark.parametrize("layout", EDGES, ids=str)
+def test_packed_documents_at_the_edges(case, layout: Layout) -> None:
+    assert worst(case(layout, packed=True)) < 1e-13
 
 
 def test_training_works_after_an_evaluation_in_inference_mode(case) -> None:

@@ -12,9 +12,9 @@ import cudnn
 import pytest
 import torch
 
-from nld_train.attention import reference, te
+from nld_train.attention import reference, te, te_call
 from nld_train.attention.choose import choose
-from nld_train.attention.engine import CAUSAL, Band
+from nld_train.attention.engine import CAUSAL, Band, Problems
 from nld_train.dual_stream.context import Cut
 from nld_train.dual_stream.layout import Layout
 from nld_train.errors import UserError
@@ -36,12 +36,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch):
     """Transformer Engine's interfaces in plain torch."""
-    found = te.Library(stand_in.fused, stand_in.attention, SimpleNamespace, stand_in.Named())
-    monkeypatch.setattr(te, "library", lambda: found)
-    for cache in (te._ask, te._dot_product_attention):
+    found = te_call.Library(stand_in.fused, stand_in.attention, SimpleNamespace, stand_in.Named())
+    monkeypatch.setattr(te_call, "library", lambda: found)
+    for cache in (te_call._ask, te._dot_product_attention):
         cache.cache_clear()
     yield found
-    for cache in (te._ask, te._dot_product_attention):
+    for cache in (te_call._ask, te._dot_product_attention):
         cache.cache_clear()
 
 
@@ -66,17 +66,33 @@ def test_on_two_context_ranks(case, library, cpu_backward, way: str) -> None:
         torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_packed_documents_are_refused(case, way: str) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("way", ["te", "te+near_flex", "te+flex"])
+def test_packed_documents_are_problems_of_any_length(case, library, cpu_backward, way: str, layout: Layout) -> None:
+    c = case(layout, packed=True)
+    fast, slow = c.output_and_gradients(WAYS[way]), c.output_and_gradients(reference.attend_layout)
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_packed_documents_are_refused_where_there_is_no_way(case, library) -> None:
     c = case(Layout(12, 4, True), packed=True)
-    with pytest.raises(UserError, match="packed documents"):
-        WAYS[way](c.query, c.key, c.value, c.layout, c.scale, c.documents)
+    with pytest.raises(UserError, match=r"te\+mod with packed documents"):
+        te.attend_by_score_mod(c.query, c.key, c.value, c.layout, c.scale, c.documents)
+
+
+def test_statistics_of_an_old_cudnn_are_refused(case, library, monkeypatch) -> None:
+    """Padded to the longest problem, where newer ones write them query by query."""
+    c = case(Layout(12, 4, True), packed=True)
+    monkeypatch.setattr(stand_in.fused, "fused_attn_fwd", lambda *given, **_: (given[5], [torch.empty(3, 4, 12, 1)]))
+    with pytest.raises(UserError, match=r"cuDNN is too old.*\[3, 4, 12, 1\].*9\.6"):
+        te.attend(c.query, c.key, c.value, c.layout, c.scale, c.documents)
 
 
 def test_what_the_library_cannot_do_is_refused_with_its_reason(case, library) -> None:
     c = case(Layout(12, 4, True), dim=24)
     with pytest.raises(
-        UserError, match="no kernel for .* over 4 keys, 8 heads of 4.*: head_dim 24.*train.attention=flex"
+        UserError, match="no kernel for .* over 4 keys, 8 heads of 24.*: head_dim 24.*train.attention=flex"
     ):
         te.attend(c.query, c.key, c.value, c.layout, c.scale)
 
@@ -91,26 +107,33 @@ def test_plain_torch_inside_the_library_is_refused(case, library, monkeypatch) -
 @pytest.mark.parametrize(
     ("band", "queries", "keys", "words"),
     [
-        (CAUSAL, 8, 8, ("causal", (-1, 0))),
-        (CAUSAL, 8, 12, ("causal_bottom_right", (-1, 0))),
-        (Band(), 8, 8, ("no_mask", (-1, -1))),
-        (Band(3), 4, 8, ("no_mask", (3, 4))),
-        (Band(3, 0), 4, 8, ("causal_bottom_right", (3, 0))),
+        (CAUSAL, (8,), (8,), ("causal", (-1, 0))),
+        (CAUSAL, (8,), (12,), ("causal_bottom_right", (-1, 0))),
+        (CAUSAL, (8, 3), (8, 3), ("padding_causal", (-1, 0))),
+        (Band(), (8,), (8,), ("no_mask", (-1, -1))),
+        (Band(3), (4, 4), (8, 8), ("no_mask", (3, 4))),
+        (Band(3), (4, 2), (4, 6), ("padding", (3, 4))),
+        (Band(3, 0), (4,), (8,), ("causal_bottom_right", (3, 0))),
+        (Band(3, 0), (4, 2), (4, 6), ("padding_causal_bottom_right", (3, 0))),
     ],
     ids=str,
 )
-def test_bands_in_the_librarys_words(band: Band, queries: int, keys: int, words: tuple) -> None:
-    query, key = torch.empty(1, queries, 1, 1), torch.empty(1, keys, 1, 1)
-    mask = te._mask(band, query, key)
+def test_bands_in_the_librarys_words(band: Band, queries: tuple, keys: tuple, words: tuple) -> None:
+    call = te_call.Call(Problems(queries, keys), band, 1.0, (1, 1, 1), torch.bfloat16, torch.device("cpu"))
+    mask = call.mask()
     assert (mask["attn_mask_type"], mask["window_size"]) == words
-    assert torch.equal(stand_in.band(queries, keys, *words).table(queries, keys), band.table(queries, keys))
+    for n, m in zip(queries, keys, strict=True):
+        assert torch.equal(stand_in.band(*words).table(n, m), band.table(n, m))
 
 
 def test_sums_in_order_are_asked_for_as_the_library_asks(monkeypatch) -> None:
     monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)
-    assert not te.deterministic()
+    assert not te_call.deterministic()
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    assert te.deterministic()
+    assert te_call.deterministic()
+
+
+BOTTOM_RIGHT = cudnn.diagonal_alignment.BOTTOM_RIGHT
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -128,15 +151,25 @@ def test_sums_in_order_are_asked_for_as_the_library_asks(monkeypatch) -> None:
 )
 def test_cudnn_takes_the_pieces(problems: int, queries: int, keys: int, band: Band, backward: bool) -> None:
     """Such masks at such shapes, without a GPU; Transformer Engine makes graphs like this of its words."""
-    alignment = cudnn.diagonal_alignment.BOTTOM_RIGHT
-    words = (
-        {}
-        if band == Band()
-        else {"diagonal_alignment": alignment, "diagonal_band_right_bound": queries if band.right is None else 0}
-    )
+    Graph(problems, queries, keys).build(backward, **diagonals(band, queries))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("queries", "keys", "band"), [(4096, 4096, CAUSAL), (32, 64, Band(31)), (32, 64, Band(31, 0))], ids=str
+)
+def test_cudnn_takes_the_pieces_of_packed_documents(queries: int, keys: int, band: Band, backward: bool) -> None:
+    Graph(200, queries, keys, tokens=(16_384, 32_768)).build(backward, **diagonals(band, queries))
+
+
+def diagonals(band: Band, queries: int) -> dict:
+    """A band in cuDNN's words."""
+    if band == Band():
+        return {}
+    words = {"diagonal_alignment": BOTTOM_RIGHT, "diagonal_band_right_bound": queries if band.right is None else 0}
     if band.left is not None:
         words["diagonal_band_left_bound"] = band.left + 1  # cuDNN counts the level key too
-    Graph(problems, queries, keys).build(backward, **words)
+    return words
 
 
 def test_cudnn_refuses_a_window_it_cannot_do() -> None:
@@ -147,8 +180,8 @@ def test_cudnn_refuses_a_window_it_cannot_do() -> None:
 ASK = """
 import inspect, json
 import torch
-from nld_train.attention import te
-real = te.library()
+from nld_train.attention import te_call
+real = te_call.library()
 print(json.dumps({
     "fused_attn_fwd": list(inspect.signature(real.fused.fused_attn_fwd).parameters),
     "fused_attn_bwd": list(inspect.signature(real.fused.fused_attn_bwd).parameters),
@@ -183,13 +216,15 @@ def test_the_pinned_library_has_what_is_called(library) -> None:
     assert {"attention_dropout", "qkv_format", "attn_mask_type", "softmax_scale"} <= {*real["made"]}
     assert real["called"][1:4] == ["query_layer", "key_layer", "value_layer"]
     assert {"score_mod", "score_mod_tensors"} <= {*real["called"]}
-    assert {"causal", "causal_bottom_right", "no_mask"} <= {*real["masks"]}
-    assert te.LAYOUT in real["layouts"] and te.FORMAT in real["formats"] and "use_unfused_attention" in real["chosen"]
+    masks = {"causal", "causal_bottom_right", "no_mask"}
+    assert masks | {"padding", "padding_causal", "padding_causal_bottom_right"} <= {*real["masks"]}
+    assert {"bshd_bshd_bshd", "thd_thd_thd"} <= {*real["layouts"]} and {"bshd", "thd"} <= {*real["formats"]}
+    assert "use_unfused_attention" in real["chosen"]
     assert real["no backend"] == -1 and {"torch.bfloat16", "torch.float16"} <= {*real["dtypes"]}
-    asked = te.question(
-        (2, 8, 4, 64), (2, 8, 2, 64), torch.bfloat16, 0.1, False, {"attn_mask_type": "causal", "window_size": (-1, 0)}
-    )
-    assert asked.keys() <= {*real["asked"]}
+    ragged = te_call.Call(Problems((8, 3), (8, 3)), CAUSAL, 0.1, (4, 2, 64), torch.bfloat16, torch.device("cpu"))
+    assert ragged.question(in_order=False).keys() <= {*real["asked"]}
+    assert ragged.ragged_lengths().keys() <= {*real["called"]}
+    assert ragged.words().keys() <= {*real["fused_attn_fwd"]} & {*real["fused_attn_bwd"]}
 
 
 @needs_gpu
@@ -201,5 +236,6 @@ def test_on_a_gpu_every_draw_is_within_the_bounds_of_bf16(way: str) -> None:
 
     for shape in GPU_SHAPES:
         attend = choose(way, "cuda", torch.bfloat16, shape.head_dim, training=True)
-        found = check_attention(way, attend, shape, False, 20, torch.bfloat16, torch.device("cuda"), Clock(60.0))
-        assert found.verdict == "ok", found
+        for packed in (False, True) if way != "te+mod" else (False,):
+            found = check_attention(way, attend, shape, packed, 20, torch.bfloat16, torch.device("cuda"), Clock(60.0))
+            assert found.verdict == "ok", found

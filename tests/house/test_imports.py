@@ -22,7 +22,7 @@ HEART = {
 }
 MEGATRON = {"megatron", "transformer_engine"}
 # The heart's one door to Transformer Engine: its kernels, called by name, imported when they are first used.
-KERNELS = Path("nld_train/attention/te.py")
+KERNELS = Path("nld_train/attention/te_call.py")
 SIZES = "nld_train.model.sizes"  # numbers alone
 # A room imports itself and the rooms before it.
 ORDER = [
