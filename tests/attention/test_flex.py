@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from nld_train.attention import flex, merged, reference
 from nld_train.attention.engine import PlainEngine
@@ -97,6 +99,24 @@ def test_the_layers_of_a_forward_share_one_mask(case):
     mask = flex.block_mask(Sight.of(layout, WHOLE, documents), cpu)
     assert flex.block_mask(Sight.of(layout, WHOLE, documents.clone()), cpu) is mask
     assert flex.block_mask(Sight.of(layout, WHOLE, documents.flip(0)), cpu) is not mask
+
+
+@pytest.mark.slow
+def test_other_documents_are_no_reason_to_compile_again(case, monkeypatch) -> None:
+    """On a GPU a step would take a minute. Counted here with a compiler that does nothing but count."""
+    counter, compiled = CompileCounter(), dict[Callable, Callable]()
+
+    def counted(function: Callable, _: str, **settings: bool) -> Callable:
+        return compiled.setdefault(function, torch.compile(function, backend=counter, **settings))
+
+    monkeypatch.setattr(flex, "fused", counted)
+    monkeypatch.setattr(merged, "fused", counted)
+    c, seen = case(SEVERAL_TILES, packed=True), []
+    for documents in (c.documents, c.documents.flip(0), c.documents // 2, c.documents.clamp(1), c.documents.clamp(2)):
+        for attend in (flex.attend, *PARTLY.values()):
+            attend(c.query, c.key, c.value, c.layout, c.scale, documents)
+        seen.append(counter.frame_count)
+    assert seen[0] > 3 and seen[-1] <= seen[0] + 1  # of the merge: once it is known that its sizes differ
 
 
 def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):
