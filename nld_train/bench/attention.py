@@ -1,11 +1,12 @@
 """Attention alone, forward and backward: our backends against what else one would take, in the same run.
 
 The ceiling is plain causal attention of two passes of L, by the fastest kernel there is: the dual stream's mask allows
-as many pairs.
+as many pairs. Packed documents have fewer, in shorter stretches: there the ceiling is one of speed alone.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -28,7 +29,9 @@ from nld_train.bench.outcome import (
     teraflops,
 )
 from nld_train.bench.profile import profile_lines
+from nld_train.dual_stream.context import WHOLE
 from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.sight import Sight
 from nld_train.dual_stream.visibility import visible_pairs, visible_table
 from nld_train.errors import UserError
 
@@ -83,12 +86,12 @@ def outcome(subject: str, results: Sequence[Measured], device: torch.device) -> 
 
 def ours(shape: Shape, inputs: Inputs) -> list[Alternative]:
     """Every backend by name; one that refuses these settings says so."""
-    useful = flops(shape, visible_pairs(shape.layout))
+    useful = useful_flops(shape, inputs)
 
     def prepared(name: str) -> Step:
         query = inputs.query
-        attend = choose(name, query.device.type, query.dtype, query.shape[-1], training=True)
-        return lambda: inputs.gradients(attend(*inputs.leaves, shape.layout, inputs.scale))
+        attend = choose(name, query.device.type, query.dtype, query.shape[-1], training=True, packed=shape.packed)
+        return lambda: inputs.gradients(attend(*inputs.leaves, shape.layout, inputs.scale, inputs.documents))
 
     return [
         Alternative(f"{OURS}{name}", lambda name=name: prepared(name), useful)  # type: ignore[misc]
@@ -99,7 +102,7 @@ def ours(shape: Shape, inputs: Inputs) -> list[Alternative]:
 
 def others(shape: Shape, inputs: Inputs) -> list[Alternative]:
     """What one would write first, and what Megatron-Bridge installs."""
-    useful = flops(shape, visible_pairs(shape.layout))
+    useful = useful_flops(shape, inputs)
     return [
         Alternative("dense SDPA with mask", lambda: dense(shape, inputs), useful),
         Alternative("Megatron-Bridge's NemotronLabsDiffusion", lambda: bridge(shape, inputs), useful),
@@ -108,7 +111,8 @@ def others(shape: Shape, inputs: Inputs) -> list[Alternative]:
 
 def dense(shape: Shape, inputs: Inputs) -> Step:
     """Keys and values repeated for every query head, which the kernels that take a mask want."""
-    mask = visible_table(shape.layout, device=inputs.query.device)
+    table = visible_table(shape.layout, inputs.documents).to(inputs.query.device)
+    mask = table[:, None] if shape.packed else table
 
     def step() -> tuple[Tensor, ...]:
         key, value = (part.repeat_interleave(shape.heads // shape.kv_heads, 1) for part in inputs.leaves[1:])
@@ -120,6 +124,8 @@ def dense(shape: Shape, inputs: Inputs) -> Step:
 
 def bridge(shape: Shape, inputs: Inputs) -> Step:
     """The attention of Megatron-Bridge's own implementation of the model, without its rotary embedding."""
+    if shape.packed:
+        raise UserError("packed documents, which it does not keep apart", "rows of one", "leave out --documents")
     if find_spec("megatron") is None:
         raise UserError("no Megatron here", "an environment with megatron-bridge", "run it where training runs")
     if inputs.query.device.type != "cuda":
@@ -209,6 +215,14 @@ def transformer_engine(shape: Shape, rows: Inputs) -> Step:
     return step
 
 
-def flops(shape: Shape, pairs: int) -> float:
+def useful_flops(shape: Shape, inputs: Inputs) -> float:
+    """Of the pairs that see each other."""
+    layout = shape.layout
+    lengths = Sight.of(layout, WHOLE, inputs.documents).documents or ((shape.length,),) * shape.rows
+    pairs = sum(visible_pairs(replace(layout, length=length)) for row in lengths for length in row)
+    return flops(shape, pairs / shape.rows)
+
+
+def flops(shape: Shape, pairs: float) -> float:
     """Forward and backward, of pairs of one row and head."""
     return PASSES * 2 * 2 * float(pairs) * shape.head_dim * shape.heads * shape.rows

@@ -9,7 +9,7 @@ standard deviation 4, where single keys decide.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from nld_train.attention import reference
 from nld_train.attention.choose import BACKENDS, Attend, choose
 from nld_train.bench.attention import ORACLE
-from nld_train.bench.inputs import Inputs, Shape, draw_documents, draw_inputs
+from nld_train.bench.inputs import Inputs, Shape, draw_inputs
 from nld_train.bench.loss import HeadInputs, HeadShape, chunked, draw_head
 from nld_train.bench.measure import FAILURES, Clock, free, reason
 from nld_train.bench.outcome import NOTHING, Outcome, environment
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 HEAD = ["checked", "inputs", "draws", "worst whole", "worst row", "other bits", "result"]
 SHARPNESS = (1.0, 4.0)  # standard deviation of the scores, draw by draw
+PACKED = 4  # documents in a row
 MOST_PAIRS = 1 << 28  # of a dense table in float64: 2 GiB
 KERNELS = 256  # compiled for one function: a kernel of its own for every shape
 
@@ -121,9 +122,9 @@ def check_kernels(plan: Plan, dtype: torch.dtype, device: torch.device) -> Outco
             except UserError as error:
                 findings.append(Finding(f"attention: {name}", "packed" if packed else "any", 0, refused=str(error)))
                 break
-            todo = [(shape, plan.draws) for shape in plan.shapes]
-            todo += [] if packed else [(plan.full, plan.full_draws)]
-            checks += [partial(check_attention, name, attend, shape, packed, n, dtype, device) for shape, n in todo]
+            shapes = [replace(shape, documents=PACKED) for shape in plan.shapes] if packed else plan.shapes
+            todo = [(shape, plan.draws) for shape in shapes] + ([] if packed else [(plan.full, plan.full_draws)])
+            checks += [partial(check_attention, name, attend, shape, n, dtype, device) for shape, n in todo]
     checks += [partial(check_loss, shape, plan.draws, dtype, device) for shape in plan.heads]
     clock = Clock(plan.budget)
     try:
@@ -157,25 +158,23 @@ def check_attention(
     name: str,
     attend: Attend,
     shape: Shape,
-    packed: bool,
     draws: int,
     dtype: torch.dtype,
     device: torch.device,
     clock: Clock,
 ) -> Finding:
-    finding = Finding(f"attention: {name}", f"{shape}{', packed' if packed else ''}", draws)
+    finding = Finding(f"attention: {name}", str(shape), draws)
     generator = torch.Generator(device).manual_seed(shape.length)
 
     def draw(number: int) -> tuple[Callable[[], tuple[Tensor, ...]], tuple[Tensor, ...]]:
         sharpness = SHARPNESS[number % len(SHARPNESS)]
         given = draw_inputs(shape, dtype, device, generator, sharpness=sharpness)
-        documents = draw_documents(shape, device, generator) if packed else None
 
         def run() -> tuple[Tensor, ...]:
-            output = attend(*given.leaves, shape.layout, given.scale, documents)
+            output = attend(*given.leaves, shape.layout, given.scale, given.documents)
             return output.detach(), *given.gradients(output)
 
-        return run, expected_attention(given, shape, documents)
+        return run, expected_attention(given, shape)
 
     return compare(finding, draw, BOUNDS[dtype], device, clock)
 
@@ -228,7 +227,7 @@ def apart(got: Tensor, expected: Tensor) -> tuple[float, float]:
     return float(whole), float((error / (sizes + sizes.mean())).max())
 
 
-def expected_attention(given: Inputs, shape: Shape, documents: Tensor | None) -> tuple[Tensor, ...]:
+def expected_attention(given: Inputs, shape: Shape) -> tuple[Tensor, ...]:
     """Output and gradients by the dense reference in float64; one key head at a time where its tables are large."""
     pairs = shape.rows * shape.heads * shape.layout.size**2
     cuts = shape.kv_heads if pairs > MOST_PAIRS else 1
@@ -236,7 +235,7 @@ def expected_attention(given: Inputs, shape: Shape, documents: Tensor | None) ->
     parts = []
     for q, k, v, weight in zip(query, key, value, cotangent, strict=True):
         leaves = [part.requires_grad_() for part in (q, k, v)]
-        output = reference.attend_layout(q, k, v, shape.layout, given.scale, documents)
+        output = reference.attend_layout(q, k, v, shape.layout, given.scale, given.documents)
         parts.append((output.detach(), *torch.autograd.grad(output, leaves, weight)))
     return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 

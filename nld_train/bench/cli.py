@@ -28,7 +28,7 @@ BENCH_HELP = """\
 Measure attention, LM-head loss, or a whole training step, each against its alternatives in the same run.
 
   nld bench attention                      8B heads, rows of 4,096 on a GPU; a small shape on a CPU
-  nld bench attention --length 16384 --json attention.json
+  nld bench attention --length 16384 --documents 24 --json attention.json
   nld bench loss                           4,096 rows, vocabulary 131,072, on a GPU
   nld bench step                           the 8B shape with as many layers as fit; on a CPU the tiny one
   nld bench step --recipe nld_3b_stage2_joint train.micro_batch=2
@@ -46,6 +46,7 @@ SIZES = {
         "kv_heads": (8, 2),
         "head_dim": (128, 64),
         "block_size": (32, 32),
+        "documents": (1, 1),
     },
     "loss": {"rows": (4096, 512), "vocabulary": (131_072, 8192), "hidden": (4096, 64)},
 }
@@ -56,6 +57,7 @@ HELP = {
     "kv_heads": "key and value heads",
     "head_dim": "of every head",
     "block_size": "tokens denoised together",
+    "documents": "packed in a row, starting anywhere",
     "vocabulary": "tokens",
     "hidden": "hidden size",
 }

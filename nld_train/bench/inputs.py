@@ -18,6 +18,11 @@ class Shape:
     heads: int  # H
     kv_heads: int  # G
     head_dim: int  # D
+    documents: int = 1  # packed in a row
+
+    @property
+    def packed(self) -> bool:
+        return self.documents > 1
 
     @property
     def layout(self) -> Layout:
@@ -25,18 +30,21 @@ class Shape:
 
     def __str__(self) -> str:
         heads = f"{self.heads} heads, {self.kv_heads} key heads of {self.head_dim}"
-        return f"L {self.length}, block {self.block_size}, {self.rows} row(s), {heads}"
+        packed = f" of {self.documents} packed documents" if self.packed else ""
+        return f"L {self.length}, block {self.block_size}, {self.rows} row(s){packed}, {heads}"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """query, cotangent [B, H, S, D]; key, value [B, G, S, D]: as the model gives them, views of [S, B, H, D]."""
+    """query, cotangent [B, H, S, D]; key, value [B, G, S, D]: as the model gives them, views of [S, B, H, D]. documents
+    [B, L] on the CPU, or None."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     cotangent: Tensor
     scale: float
+    documents: Tensor | None = None
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,10 +78,12 @@ def draw_inputs(
     key, value = draw(shape.kv_heads), draw(shape.kv_heads)
     for leaf in (query, key, value):
         leaf.requires_grad_()
-    return Inputs(query, key, value, cotangent, sharpness / shape.head_dim**0.5)
+    documents = draw_documents(shape, device, generator) if shape.packed else None
+    return Inputs(query, key, value, cotangent, sharpness / shape.head_dim**0.5, documents)
 
 
 def draw_documents(shape: Shape, device: torch.device, generator: torch.Generator) -> Tensor:
-    """[B, L] int64, on the CPU: a few packed documents in every row."""
-    numbers = torch.randint(0, 4, (shape.rows, shape.length), generator=generator, device=device)
-    return numbers.sort(1).values.cpu()
+    """[B, L] int64, on the CPU: documents that start anywhere, so that some are long and some are short."""
+    drawn = torch.randint(1, shape.length, (shape.rows, shape.documents - 1), generator=generator, device=device)
+    starts = drawn.cpu().sort(1).values
+    return torch.searchsorted(starts, torch.arange(shape.length).repeat(shape.rows, 1), right=True)

@@ -1,5 +1,6 @@
 """Every alternative of the attention benchmark computes what it is said to."""
 
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -25,7 +26,7 @@ from nld_train.bench.inputs import Inputs, Shape, draw_inputs
 from nld_train.bench.measure import Effort
 from nld_train.bench.outcome import markdown
 from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.visibility import visible_pairs
+from nld_train.dual_stream.visibility import visible_pairs, visible_table
 from nld_train.errors import UserError
 
 CPU = torch.device("cpu")
@@ -47,6 +48,18 @@ def test_ours_and_dense_give_the_references_gradients() -> None:
     for step in (sdpa.prepare(), dense(SHAPE, given)):
         for got, expected in zip(step(), wanted, strict=True):
             torch.testing.assert_close(got, expected)
+
+
+def test_packed_documents_are_kept_apart_and_counted() -> None:
+    packed = replace(SHAPE, rows=2, documents=4)
+    given = draw_inputs(packed, torch.float64, CPU, torch.Generator().manual_seed(3))
+    wanted = given.gradients(reference.attend_layout(*given.leaves, packed.layout, given.scale, given.documents))
+    sdpa = next(one for one in ours(packed, given) if one.name == f"{OURS}sdpa")
+    for step in (sdpa.prepare(), dense(packed, given)):
+        for got, expected in zip(step(), wanted, strict=True):
+            torch.testing.assert_close(got, expected)
+    pairs = int(visible_table(packed.layout, given.documents).sum())
+    assert sdpa.useful == flops(packed, pairs / 2)
 
 
 def test_the_ceiling_is_two_causal_rows() -> None:

@@ -1,5 +1,7 @@
 """The check of kernels finds what is wrong, and only that."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,8 +29,8 @@ CPU = torch.device("cpu")
 SHAPE = Shape(96, 16, 1, 4, 2, 32)
 
 
-def checked(attend, shape: Shape = SHAPE, dtype: torch.dtype = torch.bfloat16, packed: bool = False, draws: int = 10):
-    return check_attention("ours", attend, shape, packed, draws, dtype, CPU, Clock(60))
+def checked(attend, shape: Shape = SHAPE, dtype: torch.dtype = torch.bfloat16, draws: int = 10):
+    return check_attention("ours", attend, shape, draws, dtype, CPU, Clock(60))
 
 
 def attend_with(change):
@@ -52,14 +54,18 @@ def test_the_kernels_of_this_machine_are_right(dtype: torch.dtype) -> None:
     assert verdicts.count("refused") == len(set(BACKENDS) - {ORACLE, "sdpa"})
 
 
+def test_documents_start_anywhere() -> None:
+    documents = draw_documents(replace(SHAPE, rows=3, documents=5), CPU, torch.Generator().manual_seed(1))
+    assert documents.shape == (3, 96) and (documents.diff() >= 0).all() and (documents[:, 0] == 0).all()
+    assert not torch.equal(documents[0], documents[1]) and (documents[:, -1] == 4).all()
+
+
 def test_the_expected_values_are_those_of_the_reference() -> None:
     generator = torch.Generator().manual_seed(1)
-    given = draw_inputs(SHAPE, torch.float64, CPU, generator, sharpness=4.0)
-    documents = draw_documents(SHAPE, CPU, generator)
-    output = reference.attend_layout(*given.leaves, SHAPE.layout, given.scale, documents)
-    for got, wanted in zip(
-        expected_attention(given, SHAPE, documents), (output, *given.gradients(output)), strict=True
-    ):
+    packed = replace(SHAPE, documents=3)
+    given = draw_inputs(packed, torch.float64, CPU, generator, sharpness=4.0)
+    output = reference.attend_layout(*given.leaves, SHAPE.layout, given.scale, given.documents)
+    for got, wanted in zip(expected_attention(given, packed), (output, *given.gradients(output)), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
@@ -117,7 +123,7 @@ def test_a_kernel_that_fails_is_wrong_and_one_that_ran_out_of_time_is_not_right(
         raise RuntimeError("no kernel image")
 
     assert checked(attend).verdict == "WRONG: RuntimeError: no kernel image"
-    late = check_attention("ours", reference.attend_layout, SHAPE, False, 9, torch.bfloat16, CPU, Clock(0))
+    late = check_attention("ours", reference.attend_layout, SHAPE, 9, torch.bfloat16, CPU, Clock(0))
     assert late.verdict == "cut at 0 of 9"
 
 
