@@ -72,7 +72,7 @@ demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
 
 # Two test files at a time, one thread each: more would keep each other from the cores.
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-pure: setup
 	.venv/bin/python -m pytest -m "not megatron and not slow and not long"

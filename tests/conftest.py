@@ -11,6 +11,12 @@ from data_prep.prepare import PrepareOptions, prepare
 from data_prep.tokenizer import train_tokenizer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first: two at a time, the quick ones then fill what is left of either half."""
+    heavy = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("megatron")}
+    items.sort(key=lambda item: item.path not in heavy)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """The processes of pytest-xdist ignore Ctrl-C, and so would every process that a test starts."""

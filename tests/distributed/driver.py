@@ -1,11 +1,18 @@
-"""One rank of a test: trains several runs one after another, because importing Megatron takes longer than they do.
+"""Trains the runs of tests on real gloo ranks: a process that has imported Megatron once, and forks ranks on request.
 
-Every run leaves some 60 threads of gloo behind in its process, which wake up now and then: those of 20 runs on 4 ranks
-took all of a 2-core machine. So ten runs at a time are trained by a fork, and their threads end with it.
+Importing Megatron takes longer than these runs do. Every run leaves some 60 threads of gloo behind in its process,
+which wake up now and then: those of 20 runs on 4 ranks took all of a 2-core machine. So ranks end after ten runs.
+
+A line of JSON in, {"ranks": 2, "runs": [paths], "log": path}: the runs are trained one after another, on ranks that
+write to the log. A line out: 0, or the status of a rank that failed.
 """
 
+import json
 import os
+import signal
+import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +29,15 @@ MOST_RUNS = 10
 
 
 def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     load_megatron()
-    runs = [Path(name) for name in sys.argv[1:]]
-    for first in range(0, len(runs), MOST_RUNS):
-        if fork_and_train(first, runs[first : first + MOST_RUNS]) != 0:
-            sys.exit(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        status = 0
+        for first in range(0, len(asked["runs"]), MOST_RUNS):
+            status = status or fork_ranks(asked["ranks"], asked["runs"][first : first + MOST_RUNS], asked["log"])
+        print(status, file=answers, flush=True)
 
 
 def load_megatron() -> None:
@@ -40,34 +51,62 @@ def load_megatron() -> None:
     import nld_train.train.progress  # noqa: F401
 
 
-def fork_and_train(number: int, runs: Sequence[Path]) -> int:
-    """The exit status of the process that trained the runs. number: no two groups of runs have the same."""
+def fork_ranks(ranks: int, runs: Sequence[str], log: str) -> int:
+    """0, or the status of the first rank that failed; the others are ended then."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        running = {fork_rank(rank, ranks, runs, Path(folder) / "store", port, log) for rank in range(ranks)}
+        failed = 0
+        while running:
+            ended, status = os.wait()
+            running.discard(ended)
+            if status and not failed:
+                failed = os.waitstatus_to_exitcode(status)
+                for rank in running:
+                    os.kill(rank, signal.SIGKILL)
+    return failed
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def fork_rank(rank: int, ranks: int, runs: Sequence[str], store: Path, port: int, log: str) -> int:
+    """The process number of a rank that trains the runs."""
     child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            train_all(number, runs)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            end_children()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
+    if child:
+        return child
+    status = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ |= {
+            **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks)),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        train_all(rank, ranks, runs, store)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        end_children()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def train_all(number: int, runs: Sequence[Path]) -> None:
-    """The runs, in one process group that they share with no others."""
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    met = torch.distributed.PrefixStore(f"runs {number}", store)
-    torch.distributed.init_process_group("gloo", store=met, rank=rank, world_size=ranks)
+def train_all(rank: int, ranks: int, runs: Sequence[str], store: Path) -> None:
+    """The runs, one after another in one process group."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     from megatron.bridge.training.initialize import destroy_global_state
 
     for frozen in runs:
-        run = from_json(frozen.read_text())
+        run = from_json(Path(frozen).read_text())
         if rank == 0:
             open_output(run)
         torch.distributed.barrier()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from nld_train.config import (
@@ -65,21 +66,30 @@ def on(ranks: int, **cut: int | bool) -> ParallelConfig:
 
 
 def train_together(runs: Sequence[RunConfig], scratch: Path) -> None:
-    """Train `runs`, all of one world size, one after another in one launch."""
+    """Train `runs`, all of one world size, one after another on the same ranks."""
     (ranks,) = {run.parallel.world_size for run in runs}
     frozen = [scratch / f"{run.name}.json" for run in runs]
     for path, run in zip(frozen, runs, strict=True):
         path.write_text(to_json(run))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(DRIVER)]
-    done = subprocess.run(
-        [*command, *map(str, frozen)],
+    log = scratch / f"{runs[0].name}.log"
+    driver = started_driver()
+    assert driver.stdin is not None and driver.stdout is not None
+    print(json.dumps({"ranks": ranks, "runs": [*map(str, frozen)], "log": str(log)}), file=driver.stdin, flush=True)
+    answer = driver.stdout.readline().strip()
+    assert answer == "0", f"status {answer or driver.poll()}\n{log.read_text()[-8000:] if log.is_file() else ''}"
+
+
+@cache
+def started_driver() -> subprocess.Popen[str]:
+    """The process that forks ranks, for as long as this one lives: it ends with its input."""
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-8000:]
 
 
 def logged(run: RunConfig, kind: str = "train") -> list[dict]:

@@ -94,8 +94,13 @@ def test_a_failing_run_is_queued_again_until_it_gets_nowhere(slurm: Cluster, lau
 
 def test_one_command_cancels_a_chain(slurm: Cluster, launch: Launch, tmp_path: Path) -> None:
     """A stage that runs on both nodes, and its export: the stage leaves with a word, and nothing is queued again."""
-    stage, export = launch("stage", "trap 'exit 75' TERM; sleep 60 & wait", 2, "--then-export", f"{tmp_path}/hf")
+    waits = f"trap 'exit 75' TERM; touch {tmp_path}/waits_$SLURM_PROCID; sleep {SOON} & wait"
+    stage, export = launch("stage", waits, 2, "--then-export", f"{tmp_path}/hf")
     slurm.wait(stage, ("RUNNING",), SOON)
+    end = time.monotonic() + SOON
+    while len([*tmp_path.glob("waits_*")]) < 2:
+        assert time.monotonic() < end, slurm.logs()
+        time.sleep(0.1)
     report = shown(slurm, tmp_path / "stage")
     assert report[0] == f"{tmp_path}/stage: not started" and f"job {stage}: RUNNING None" in report
     assert f"export to {tmp_path}/hf: PENDING Dependency" in report
