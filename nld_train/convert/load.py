@@ -129,7 +129,6 @@ def empty_states(layers: int) -> dict[str, object]:
     states: dict[str, object] = {
         f"{module}._extra_state/shard_{layer}_{layers}": None for module in modules for layer in range(layers)
     }
-    # Transformer Engine's norm has one, Megatron's local norm none.
     states[f"{FINAL_NORM.removesuffix('.weight')}._extra_state/shard_0_1"] = None
     return states
 

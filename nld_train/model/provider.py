@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from nld_train.config import RunConfig
 from nld_train.model.attention_slot import DualStreamAttention
 from nld_train.model.gpt import DualStreamGPTModel
-from nld_train.model.norm import LocalRMSNorm
+from nld_train.model.norm import FinalRMSNorm, LocalRMSNorm
 from nld_train.model.provider_config import DualStreamConfig
 
 
@@ -33,7 +33,7 @@ def block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> Transfo
             layer.submodules.input_layernorm = LocalRMSNorm
             layer.submodules.pre_mlp_layernorm = LocalRMSNorm
     if not on_gpu:
-        block.layer_norm = LocalRMSNorm
+        block.layer_norm = FinalRMSNorm
     return block
 
 
