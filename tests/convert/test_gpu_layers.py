@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nld_train.checkpoint_files import newest_step
+from nld_train.config import DrafterConfig, RunConfig
 from nld_train.convert.output import read_run
 from nld_train.run_folder import step_folder
 from tests.convert.test_parity import load
@@ -17,14 +18,17 @@ pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 FUSED = "TELayerNormColumnParallelLinear"
 
 
+def built_for_a_gpu(run: RunConfig) -> torch.nn.Module:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        return build(run)
+
+
 @pytest.fixture(scope="module")
 def both(random_run: Path):
     """A run's model on the layers of CPUs, and on those of GPUs."""
     run = read_run(random_run)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(torch.cuda, "is_available", lambda: True)
-        on_gpu = build(run)
-    return build(run), on_gpu
+    return build(run), built_for_a_gpu(run)
 
 
 def stored(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -65,3 +69,14 @@ def test_an_import_has_all_that_a_gpu_asks_for(both, random_run: Path) -> None:
     assert on_cpu.keys() == on_gpu.keys() and len(on_gpu) == 3 + 6 * len(both[1].decoder.layers)
     for name, weight in on_gpu.items():
         assert torch.equal(on_cpu[name], weight), name
+
+
+def test_the_drafters_adapter_wraps_a_gpus_output_maps(random_run: Path) -> None:
+    from nld_train.model.drafter import adapted, draft_lora
+
+    model = draft_lora(DrafterConfig(rank=8), seed=1)([built_for_a_gpu(read_run(random_run))])[0]
+    maps = adapted(model)
+    assert len(maps) == len(model.decoder.layers)
+    assert {type(each.to_wrap).__name__ for each in maps} == {"TERowParallelLinear"}
+    learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(learned) == 2 * len(maps) and all(".adapter." in name for name in learned)
