@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -60,7 +60,7 @@ BACKENDS: dict[AttentionBackend, Attend] = {
 
 @dataclass(frozen=True)
 class Use:
-    """What is asked of a backend."""
+    """What is asked of a backend, by its name or "auto"."""
 
     name: AttentionBackend
     device: str
@@ -85,7 +85,7 @@ def choose(
 
     Raises: UserError where the backend cannot run with these settings.
     """
-    use = pick(name, device_type, dtype, head_dim, training, packed, context_ranks)
+    use = pick(Use(name, device_type, dtype, head_dim, training, packed, context_ranks))
     reason = f"auto: {WHY[device_type]}" if name == "auto" else "asked for"
     logger.info("attention: %s (%s) on %s, %s, head_dim %d", use.name, reason, device_type, dtype, head_dim)
     return BACKENDS[use.name]
@@ -95,23 +95,15 @@ def check_run(run: RunConfig, device_type: str) -> None:
     """Refuse at the door what `choose` would refuse at the first step. Raises: UserError."""
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     packed, ranks = run.diffusion.document_mask, run.parallel.context
-    pick(run.train.attention, device_type, dtype, run.model.head_dim, True, packed, ranks)
+    pick(Use(run.train.attention, device_type, dtype, run.model.head_dim, True, packed, ranks))
 
 
-def pick(
-    name: AttentionBackend,
-    device_type: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    training: bool,
-    packed: bool,
-    context_ranks: int,
-) -> Use:
+def pick(asked: Use) -> Use:
     """`choose`, without a word where nothing is passed over."""
-    require_choice("train.attention", name, AttentionBackend)
-    require(device_type in AUTO, f"attention on device {device_type!r}", ", ".join(AUTO), "use one of them")
-    names = AUTO[device_type] if name == "auto" else (name,)
-    *others, last = (Use(one, device_type, dtype, head_dim, training, packed, context_ranks) for one in names)
+    require_choice("train.attention", asked.name, AttentionBackend)
+    require(asked.device in AUTO, f"attention on device {asked.device!r}", ", ".join(AUTO), "use one of them")
+    names = AUTO[asked.device] if asked.name == "auto" else (asked.name,)
+    *others, last = (replace(asked, name=one) for one in names)
     for use in others:
         try:
             check(use)

@@ -7,6 +7,7 @@ Letters beside those of types.py: N query heads and M key heads of a micro-batch
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -62,14 +63,11 @@ class Problems:
 
     def groups(self) -> Iterator[tuple[slice, slice, int]]:
         """(queries, keys, count): neighbouring problems of one shape, as few groups as there are."""
-        query = key = first = 0
-        for place in range(1, len(self) + 1):
-            shape = self.queries[first], self.keys[first]
-            if place < len(self) and (self.queries[place], self.keys[place]) == shape:
-                continue
-            count = place - first
-            yield slice(query, query + count * shape[0]), slice(key, key + count * shape[1]), count
-            query, key, first = query + count * shape[0], key + count * shape[1], place
+        query = key = 0
+        for (queries, keys), alike in groupby(zip(self.queries, self.keys, strict=True)):
+            count = len(list(alike))
+            yield slice(query, query + count * queries), slice(key, key + count * keys), count
+            query, key = query + count * queries, key + count * keys
 
 
 class Engine(Protocol):

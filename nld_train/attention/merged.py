@@ -51,8 +51,7 @@ def attend_row(
     noisy_queries, clean_queries = query.split([own, len(query) - own])
     outputs = [noisy_half(noisy_queries, key, value, sight, scale)] if own else []
     for piece in clean(sight):
-        here, keys, values = taken(clean_queries, piece.queries), taken(key, piece.keys), taken(value, piece.keys)
-        outputs.append(engine.causal(here, keys, values, piece.problems, scale))
+        outputs.append(engine.causal(*piece.inputs(clean_queries, key, value), piece.problems, scale))
     return torch.cat(outputs)
 
 
@@ -95,9 +94,7 @@ class _Merged(torch.autograd.Function):
     ) -> Tensor:
         output, lse = near.forward(query, key, value, sight, scale)
         for piece in shifted(sight, query.device):
-            here, keys, values = taken(query, piece.queries), taken(key, piece.keys), taken(value, piece.keys)
-            other = engine.forward(here, keys, values, piece.problems, piece.band, scale)
-            merge_at(piece.queries, output, lse, *other)
+            merge_at(piece.queries, output, lse, *piece.forward(engine, query, key, value, scale))
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.settings = (sight, scale, engine, near)
         return output
@@ -109,9 +106,7 @@ class _Merged(torch.autograd.Function):
         gradient = gradient.contiguous()
         d_query, d_key, d_value = near.backward(gradient, query, key, value, output, lse, sight, scale)
         for piece in shifted(sight, query.device):
-            d_output, here, out = (taken(x, piece.queries) for x in (gradient, query, output))
-            keys, values, stats = taken(key, piece.keys), taken(value, piece.keys), taken(lse, piece.queries, 1)
-            dq, dk, dv = engine.backward(d_output, here, keys, values, out, stats, piece.problems, piece.band, scale)
+            dq, dk, dv = piece.backward(engine, gradient, query, key, value, output, lse, scale)
             add(d_query, piece.queries, dq)
             add(d_key, piece.keys, dk)
             add(d_value, piece.keys, dv)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nld_train.attention.engine import Engine
-from nld_train.attention.pieces import put, taken, windows
+from nld_train.attention.pieces import put, windows
 from nld_train.dual_stream.sight import Sight
 
 
@@ -43,8 +43,7 @@ class Windows:
     def forward(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> tuple[Tensor, Tensor]:
         outputs, statistics = [], []
         for piece in windows(sight, query.device):
-            here, keys, values = taken(query, piece.queries), taken(key, piece.keys), taken(value, piece.keys)
-            output, lse = self.engine.forward(here, keys, values, piece.problems, piece.band, scale)
+            output, lse = piece.forward(self.engine, query, key, value, scale)
             outputs.append(output)
             statistics.append(lse)
         return torch.cat(outputs), torch.cat(statistics, 1)
@@ -62,11 +61,7 @@ class Windows:
     ) -> tuple[Tensor, Tensor, Tensor]:
         d_queries, d_key, d_value = [], torch.zeros_like(key), torch.zeros_like(value)
         for piece in windows(sight, query.device):
-            d_output, here, out = (taken(x, piece.queries) for x in (gradient, query, output))
-            keys, values, stats = taken(key, piece.keys), taken(value, piece.keys), taken(lse, piece.queries, 1)
-            dq, dk, dv = self.engine.backward(
-                d_output, here, keys, values, out, stats, piece.problems, piece.band, scale
-            )
+            dq, dk, dv = piece.backward(self.engine, gradient, query, key, value, output, lse, scale)
             d_queries.append(dq)
             # No two problems of no two pieces share a key, so nothing is added up.
             put(d_key, piece.keys, dk)

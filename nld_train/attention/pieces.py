@@ -32,7 +32,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from nld_train.attention.engine import CAUSAL, Band, Problems
+from nld_train.attention.engine import CAUSAL, Band, Engine, Problems
 from nld_train.config import require
 from nld_train.dual_stream.context import Segment
 from nld_train.dual_stream.sight import Sight, sent
@@ -42,12 +42,34 @@ Where = slice | Tensor  # places along the tokens; int64 where they are no slice
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Queries over keys, problem by problem."""
+    """Queries over keys, problem by problem. What it takes of tensors: query [T, N, D] of one half, key and value
+    [K, M, D], all of the rank's; see Engine for what comes back, of its own queries and keys."""
 
     queries: Where  # among the rank's tokens of one half
     keys: Where  # among the rank's keys
     problems: Problems
     band: Band
+
+    def inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return taken(query, self.queries), taken(key, self.keys), taken(value, self.keys)
+
+    def forward(self, engine: Engine, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return engine.forward(*self.inputs(query, key, value), self.problems, self.band, scale)
+
+    def backward(
+        self,
+        engine: Engine,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_output, out, stats = taken(gradient, self.queries), taken(output, self.queries), taken(lse, self.queries, 1)
+        inputs = self.inputs(query, key, value)
+        return engine.backward(d_output, *inputs, out, stats, self.problems, self.band, scale)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def others(shape: Shape, inputs: Inputs) -> list[Alternative]:
 
 def dense(shape: Shape, inputs: Inputs) -> Step:
     """Keys and values repeated for every query head, which the kernels that take a mask want."""
-    table = visible_table(shape.layout, inputs.documents).to(inputs.query.device)
+    device, documents = inputs.query.device, inputs.documents
+    table = visible_table(shape.layout, None if documents is None else documents.to(device), device)
     mask = table[:, None] if shape.packed else table
 
     def step() -> tuple[Tensor, ...]:

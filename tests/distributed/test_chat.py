@@ -23,7 +23,7 @@ LAYOUTS: dict[str, dict[str, int | bool]] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """All runs of this file, trained in two launches: one rank, then two."""
+    """All runs of this file, trained on one rank, then on two."""
     folder = tmp_path_factory.mktemp("chat")
 
     def run(name: str, ranks: int = 2, **cut: int | bool) -> RunConfig:

@@ -22,7 +22,7 @@ FIGURES = ("drafter loss", "hybrid loss", "argmax loss", "overlap", "accepted le
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """All runs of this file, trained in two launches: one rank, then two."""
+    """All runs of this file, trained on one rank, then on two."""
     folder = tmp_path_factory.mktemp("drafters")
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
 

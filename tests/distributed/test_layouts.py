@@ -27,7 +27,7 @@ CASES = [(stage, layout) for layout, (stages, _) in LAYOUTS.items() for stage in
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """All runs of this file, trained in two launches: one rank, then two."""
+    """All runs of this file, trained on one rank, then on two."""
     folder = tmp_path_factory.mktemp("layouts")
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
 

@@ -104,7 +104,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Everything trained: one launch for each number of ranks, and a last one of one rank that continues."""
+    """Everything trained: on every number of ranks in turn, and last on one rank that continues."""
     runs = Runs(tmp_path_factory.mktemp("matrix"))
     shutil.copytree(prepared, runs.folder, dirs_exist_ok=True)
     start = small_run("start", runs.folder, alpha=0.0, init=None, parallel=on(1))

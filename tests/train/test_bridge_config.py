@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from nld_train import recipe
+from tests.convert.conftest import random_output
+from tests.distributed.ranks import on, small_run
 
 pytestmark = pytest.mark.megatron
 ON_GPUS = sorted(path.stem for path in Path("recipes").glob("nld_*.py"))
@@ -17,11 +19,10 @@ def test_a_gpu_recipe_is_taken(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     from nld_train.train.bridge_config import bridge_config
 
-    (tmp_path / "before" / "checkpoints").mkdir(parents=True)
-    monkeypatch.setattr("nld_train.train.folder.init_checkpoint", lambda init: tmp_path / "before" / "checkpoints")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # by a test before, with one rank
-    run = recipe.load(name, [f"output={tmp_path}/out"])
+    before = random_output(small_run("before", tmp_path, alpha=0.3, init=None, parallel=on(1)), torch.float32)
+    run = recipe.load(name, [f"output={tmp_path}/out", f"init={before}"])
     monkeypatch.setenv("WORLD_SIZE", str(run.parallel.world_size))
     config = bridge_config(run)
     runtime_config_update(config)  # validates it
