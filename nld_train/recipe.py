@@ -57,6 +57,11 @@ def find(recipe: str) -> Path:
     raise UserError(f"recipe {recipe!r}", ", ".join(names()), f"did you mean {nearest(recipe, names())}?")
 
 
+def from_anywhere(recipe: str) -> str:
+    """A recipe's name as it is; its path as other folders know it."""
+    return str(Path(recipe).absolute()) if "/" in recipe else recipe
+
+
 def _run_function(path: Path) -> Callable[[], object]:
     spec = importlib.util.spec_from_file_location(f"nld_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None, f"no loader for {path}"

@@ -34,10 +34,10 @@ from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.sight import Sight
 from nld_train.dual_stream.visibility import visible_pairs, visible_table
 from nld_train.errors import UserError
+from nld_train.plan.flops import PASSES
 
 ORACLE = "reference"  # dense in high precision: what results are compared with, no alternative
 OURS, CAUSAL = "ours: ", "causal: "
-PASSES = 3  # forward once, backward twice, as plan/flops.py counts; what a kernel computes again is not useful
 HEAD = ["attention", "ms (fastest to slowest)", "TFLOP/s, useful", "share of ceiling", "time of flex / its", "peak MiB"]
 
 
@@ -225,5 +225,5 @@ def useful_flops(shape: Shape, inputs: Inputs) -> float:
 
 
 def flops(shape: Shape, pairs: float) -> float:
-    """Forward and backward, of pairs of one row and head."""
+    """Forward and backward, of pairs of one row and head. What a kernel computes again is not useful."""
     return PASSES * 2 * 2 * float(pairs) * shape.head_dim * shape.heads * shape.rows

@@ -19,8 +19,8 @@ from nld_train.bench.outcome import (
 )
 from nld_train.loss.cross_entropy import cross_entropy
 from nld_train.loss.lm_head import head_nll
+from nld_train.plan.flops import PASSES
 
-PASSES = 3  # logits, and the gradients of hidden states and weight
 HEAD = ["LM-head loss", "ms (fastest to slowest)", "TFLOP/s, useful", "time / plain", "peak MiB", "memory / plain"]
 
 
@@ -63,6 +63,7 @@ def draw_head(shape: HeadShape, dtype: torch.dtype, device: torch.device, genera
 def bench_loss(shape: HeadShape, dtype: torch.dtype, effort: Effort, device: torch.device) -> Outcome:
     """Measure both at one shape."""
     given = draw_head(shape, dtype, device, torch.Generator(device).manual_seed(1))
+    # Logits, and the gradients of hidden states and weight
     useful = PASSES * 2.0 * shape.rows * shape.vocabulary * shape.hidden
     todo = [
         Alternative("plain: all logits", lambda: lambda: given.gradients(plain(given)), useful),

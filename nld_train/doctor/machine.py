@@ -61,3 +61,8 @@ def wandb(logged_in: bool, run: RunConfig | None) -> Finding:
         do = "run `wandb login`, or upload later with `wandb sync`"
         return Finding("W&B", "no login: runs are recorded offline", "note", do)
     return Finding("W&B", f"{login}; log.wandb={mode}")
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    return next(above for above in (path, *path.absolute().parents) if above.exists())

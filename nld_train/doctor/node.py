@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nld_train.doctor.finding import gb, plural
-from nld_train.doctor.machine import SHARED
+from nld_train.doctor.machine import SHARED, existing
 
 TEMPORARY_BYTES = 5e8  # for compiled kernels and the like
 SHARED_BYTES = 3e7  # less is left where ended jobs forgot their segments
@@ -46,17 +46,12 @@ def facts_here(wanted: Wanted, refused: str = "") -> Facts:
 
 def lacks(wanted: Wanted) -> list[str]:
     """Folders that are full, or not to be written in."""
-    output = nearest(Path(wanted.output))
+    output = existing(Path(wanted.output).absolute())
     needs = [(output, wanted.output_bytes), (Path(tempfile.gettempdir()), wanted.temporary_bytes)]
     needs += [(SHARED, wanted.shared_bytes)] if SHARED.is_dir() else []
     free = [(folder, shutil.disk_usage(folder).free, need) for folder, need in needs]
     found = [f"{gb(there)} free in {folder}, expected {gb(need)}" for folder, there, need in free if there < need]
     return found if os.access(output, os.W_OK) else [f"{output} cannot be written", *found]
-
-
-def nearest(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    return next(above for above in (path.absolute(), *path.absolute().parents) if above.exists())
 
 
 def problems(facts: Facts, wanted: Wanted, gpus: int, skew: float) -> list[str]:

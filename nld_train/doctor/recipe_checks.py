@@ -12,7 +12,7 @@ from nld_train.data.manifest import check_prefix, parse_blend
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import Finding, Verdict, any_fails, gb, plural, refused
-from nld_train.doctor.machine import total_memory
+from nld_train.doctor.machine import existing, total_memory
 from nld_train.errors import UserError
 from nld_train.plan import memory
 from nld_train.plan.rows import tokens
@@ -117,11 +117,6 @@ def disk(run: RunConfig) -> Finding:
     if need <= free:
         return Finding("disk", said)
     return Finding("disk", said, "FAIL", "free some space, lower checkpoint.keep, or choose another output=")
-
-
-def existing(path: Path) -> Path:
-    """`path`, or the nearest above it that is there."""
-    return next(above for above in (path, *path.absolute().parents) if above.exists())
 
 
 def saved(run: RunConfig, verify: bool) -> list[Finding]:

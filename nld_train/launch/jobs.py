@@ -1,17 +1,16 @@
 """What `nld jobs` shows of runs: every start, how far each came and why it ended; and how to cancel what is queued."""
 
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
 from nld_train.job_record import UNWELL, Attempt, attempts, first_time, submissions
+from nld_train.launch.slurm_command import slurm_command
 from nld_train.recipe import from_json
 from nld_train.report.history import METRICS, Entry, of_kind, read_entries
 
-SECONDS = 60  # that Slurm's commands may take
 FROZEN = "run.json"
 # Exit statuses of `nld train`, in words.
 MEANING = {
@@ -143,8 +142,7 @@ def in_queue(outputs: Sequence[Path]) -> dict[str, str]:
     numbers = sorted(set().union(*map(jobs_of, outputs)), key=int)
     if not numbers or shutil.which("squeue") is None:
         return {}
-    command = ["squeue", "--noheader", "--me", "--format=%A %T %r"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = slurm_command("squeue", "--noheader", "--me", "--format=%A %T %r")
     require(done.returncode == 0, f"squeue fails: {done.stderr.strip()}", "a cluster that answers", "try again later")
     states = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     return {number: states[number] for number in numbers if number in states}
@@ -154,6 +152,6 @@ def cancel(outputs: Sequence[Path]) -> list[str]:
     """Cancel the runs' jobs that wait or run; returns their numbers. Raises: UserError where there is none."""
     numbers, named = list(in_queue(outputs)), ", ".join(map(str, outputs))
     require(bool(numbers), f"no job of {named} waits or runs", "a run in Slurm's queue", "see `squeue --me`")
-    done = subprocess.run(["scancel", *numbers], capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = slurm_command("scancel", *numbers)
     require(done.returncode == 0, f"scancel fails: {done.stderr.strip()}", "jobs of your own", "ask their owner")
     return numbers

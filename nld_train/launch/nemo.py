@@ -17,6 +17,7 @@ from nld_train.config import RunConfig, require
 from nld_train.job_record import JOBS
 from nld_train.launch.placement import place
 from nld_train.launch.site import NONE, Site
+from nld_train.recipe import from_anywhere
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nld_train", "recipes", "data_prep")  # of the working tree: what a rank imports
@@ -44,7 +45,7 @@ ON_NODE = """cd {folder} && {path}trap "" USR1 TERM && exec "$@\""""
 
 def task(recipe: str, overrides: Sequence[str] = ()) -> nemo_run.Script:
     """`nld train RECIPE key=value ...`, for an executor of this file. Raises: UserError for words it cannot pass on."""
-    named = str(Path(recipe).absolute()) if "/" in recipe else recipe
+    named = from_anywhere(recipe)
     for word in (named, *overrides):
         check_plain(word, "put it into a recipe file of your own, or use --executor slurm")
     return nemo_run.Script(path="nld_train.cli", args=["train", named, *overrides], entrypoint="python", m=True)

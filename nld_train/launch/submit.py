@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from nld_train.job_record import attempts, record_submission, submissions
 from nld_train.launch.placement import Placement, place
 from nld_train.launch.script import Submission, export_script
 from nld_train.launch.site import Site
+from nld_train.launch.slurm_command import slurm_command
+from nld_train.recipe import from_anywhere
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 60  # that Slurm's commands may take
 FOLDER = "slurm"  # in the output folder: scripts and the jobs' output
 
 
@@ -37,8 +37,7 @@ def prepare(
     """The run on its nodes. Raises: UserError where it does not fit them."""
     placement = place(run, nodes, site.gpus_per_node)
     log = site.folder / run.output / FOLDER / "%j.log"
-    named = str(Path(recipe).absolute()) if "/" in recipe else recipe
-    return Submission(run.name, named, tuple(overrides), log, placement, after)
+    return Submission(run.name, from_anywhere(recipe), tuple(overrides), log, placement, after)
 
 
 def export_of(job: Submission, target: str, site: Site) -> Submission:
@@ -85,9 +84,7 @@ def submit(script: str, job: Submission, site: Site, hand_in: Callable[[], str] 
 
 def _sbatch(words: list[str], script: str, site: Site) -> str:
     """stdout of sbatch, which reads the script from its input."""
-    done = subprocess.run(
-        ["sbatch", *words], input=script, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    done = slurm_command("sbatch", *words, given=script)
     reason = " ".join(done.stderr.split()).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
     require(done.returncode == 0, f"Slurm refuses the job: {reason}", "what the cluster offers", f"correct {site.path}")
     return done.stdout
