@@ -19,7 +19,7 @@ from pathlib import Path
 from nld_train.bench.outcome import Outcome, as_json, from_json, markdown
 from nld_train.bench.summary import summary
 
-BARE, WITH_MEGATRON = "nld_train.bench.cli", "nld_train.cli"
+BARE, WITH_MEGATRON = "nld_train.commands.bench", "nld_train.cli"
 START, GRACE = 20, 15  # seconds that a process may take before and after its measurements
 RESULTS = Path(__file__).parent / "results"
 

@@ -12,8 +12,8 @@ from nld_train.data import supervision
 from nld_train.data.chat import ChatEncoder
 from nld_train.data.chat_template import ChatProblem, load_template
 from nld_train.data.indexed import TokenFileWriter, token_dtype
-from nld_train.data.staging import staged
 from nld_train.data.supervision import SupervisionWriter
+from nld_train.files import staged
 
 REPORTS = ".reports.json"  # its presence says that the part is finished
 PART_SUFFIXES = (".bin", ".idx", supervision.SUFFIX, REPORTS)

@@ -15,9 +15,9 @@ from data_prep.progress import Tally, shown
 from data_prep.sources import SUFFIXES, TEXT_KEY, cut, find_files
 from nld_train.data.indexed import FileSummary, TokenFileWriter, bin_path, idx_path, token_dtype
 from nld_train.data.manifest import FORMAT_VERSION, SUFFIX, Chat, Manifest, write_manifest
-from nld_train.data.staging import staged
 from nld_train.data.tokenizer import TextTokenizer, end_of_document_id, load_tokenizer
 from nld_train.errors import UserError
+from nld_train.files import staged
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per task

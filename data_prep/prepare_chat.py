@@ -29,10 +29,10 @@ from nld_train.data import supervision
 from nld_train.data.chat import ChatEncoder, load_chat
 from nld_train.data.indexed import FileSummary, TokenFileWriter, token_dtype
 from nld_train.data.manifest import FORMAT_VERSION, Chat, Manifest, write_manifest
-from nld_train.data.staging import refuse_existing, staged
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
+from nld_train.files import refuse_existing, staged
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part

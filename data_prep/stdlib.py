@@ -6,8 +6,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from nld_train.data.staging import staged_folder
 from nld_train.errors import UserError
+from nld_train.files import staged_folder
 
 LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
 LEAST_BYTES = 5_000_000

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.stdlib import stdlib_sources
-from nld_train.data.staging import refuse_existing, staged
 from nld_train.errors import UserError
+from nld_train.files import refuse_existing, staged
 
 QUESTION_CHARACTERS = 160  # at most
 ANSWER_CHARACTERS = 320  # at most

@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from data_prep.sources import SUFFIXES, TEXT_KEY, find_files, pieces, read_piece
 from nld_train.data.chat_template import DEFAULT_TEMPLATE, TEMPLATE
-from nld_train.data.staging import staged_folder
 from nld_train.data.tokenizer import CONFIG, CONTROL_IDS, FILE, control_token
 from nld_train.errors import UserError
+from nld_train.files import staged_folder
 
 VOCAB_SIZE = 2048
 SMALLEST_VOCAB = CONTROL_IDS + 256  # the control tokens and one token per byte value

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from nld_train import layouts
+from nld_train import parallel_layout
 from nld_train.errors import UserError
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
@@ -306,7 +306,7 @@ class RunConfig:
 def check_layout(run: RunConfig) -> None:
     """Refuse a parallel layout that cannot hold this model and batch; name the nearest one that can."""
     model, cut = run.model, run.parallel
-    needs = layouts.Needs(
+    needs = parallel_layout.Needs(
         world_size=cut.world_size,
         global_batch=run.train.global_batch,
         layers=model.layers,
@@ -320,7 +320,7 @@ def check_layout(run: RunConfig) -> None:
         packed=run.diffusion.document_mask,
         whole_network=run.drafter is not None,
     )
-    asked = layouts.Choice(
+    asked = parallel_layout.Choice(
         tensor=cut.tensor,
         pipeline=cut.pipeline,
         virtual_pipeline=cut.virtual_pipeline,
@@ -328,9 +328,9 @@ def check_layout(run: RunConfig) -> None:
         sequence=cut.sequence,
         micro_batch=run.train.micro_batch,
     )
-    problem = layouts.problem(needs, asked)
+    problem = parallel_layout.problem(needs, asked)
     if problem is not None:
-        raise UserError(*problem, layouts.advice(needs, asked))
+        raise UserError(*problem, parallel_layout.advice(needs, asked))
 
 
 def check_training(run: RunConfig) -> None:

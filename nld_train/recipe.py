@@ -7,17 +7,7 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.fields import (
-    allowed,
-    from_tree,
-    leaf_kinds,
-    leaf_values,
-    nearest,
-    parse,
-    replace_leaves,
-    show,
-    to_tree,
-)
+from nld_train.fields import allowed, from_tree, leaf_kinds, leaf_values, nearest, parse, replace_leaves, show, to_tree
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

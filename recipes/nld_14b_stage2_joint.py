@@ -16,7 +16,7 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.model.sizes import NLD_14B
+from nld_train.model_sizes import NLD_14B
 
 
 def run() -> RunConfig:

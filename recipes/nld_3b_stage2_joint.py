@@ -15,7 +15,7 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.model.sizes import NLD_3B
+from nld_train.model_sizes import NLD_3B
 
 
 def run() -> RunConfig:

@@ -17,7 +17,7 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.model.sizes import NLD_8B
+from nld_train.model_sizes import NLD_8B
 
 
 def run() -> RunConfig:

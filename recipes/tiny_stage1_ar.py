@@ -10,7 +10,7 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.model.sizes import TINY
+from nld_train.model_sizes import TINY
 
 
 def run() -> RunConfig:

@@ -41,9 +41,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cpu_runtime() -> None:
     """Megatron binds CUDA kernels by name when it is first imported, so this comes before any import of it."""
-    from nld_train.train import host, patches
+    from nld_train.train import cpu_runtime, patches
 
-    host.install()
+    cpu_runtime.install()
     patches.install()
 
 

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from nld_train.checkpoint_files import MANIFEST, file_names, measure, write_manifest
-from nld_train.run_folder import TRACKER, checkpoints, step_folder
+from nld_train.run_folder.checkpoints import MANIFEST, file_names, measure, write_manifest
+from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
 
 SHARD = "__0_0.distcp"
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.checkpoint_files import check_contents, newest_step, saved_steps
 from nld_train.config import DrafterConfig, ModelConfig, require
-from nld_train.convert.json_file import read_object, write_object
-from nld_train.convert.output import read_model, read_run
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.table import Unit, adapter_units, check_balance
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.errors import UserError
-from nld_train.model.adapter_files import CONFIG, FOLDER, WEIGHTS
-from nld_train.run_folder import checkpoints, step_folder
+from nld_train.json_file import read_object, write_object
+from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
+from nld_train.run_folder.checkpoints import check_contents, newest_step, saved_steps
+from nld_train.run_folder.frozen import read_model, read_run
+from nld_train.run_folder.paths import checkpoints, step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from nld_train.config import ModelConfig
-from nld_train.convert.json_file import read_object
 from nld_train.convert.table import MINISTRAL, NLD, Naming
 from nld_train.errors import UserError
 from nld_train.fields import from_tree, kinds
+from nld_train.json_file import read_object
 
 ARCHITECTURE = "NemotronLabsDiffusionModel"
 MODEL_TYPE = "nemotron_labs_diffusion"

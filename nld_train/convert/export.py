@@ -11,12 +11,12 @@ from torch import Tensor
 
 from nld_train.convert.config_json import Traits, to_config
 from nld_train.convert.hugging_face import INDEX, WEIGHTS, copy_tokenizer, model_files
-from nld_train.convert.json_file import write_object
 from nld_train.convert.output import Source
 from nld_train.convert.readme import readme
 from nld_train.convert.safetensors_file import size_of, write_safetensors
 from nld_train.convert.table import NLD, Unit, split, units
 from nld_train.convert.torch_dist import StoredWeights
+from nld_train.json_file import write_object
 
 logger = logging.getLogger(__name__)
 GB, MB = 1e9, 1e6  # bytes

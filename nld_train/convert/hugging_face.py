@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from nld_train.convert.config_json import Described, read_config
-from nld_train.convert.json_file import read_object
 from nld_train.convert.safetensors_file import SafetensorsFile
 from nld_train.convert.table import Shape, check_hugging_face
 from nld_train.errors import UserError
+from nld_train.json_file import read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

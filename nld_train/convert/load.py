@@ -10,28 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nld_train.checkpoint_files import file_names, measure, write_manifest
 from nld_train.config import DiffusionConfig, ModelConfig
 from nld_train.convert.config_json import Described, Traits, read_traits
 from nld_train.convert.hugging_face import Weights, copy_tokenizer, open_folder
-from nld_train.convert.json_file import write_object
-from nld_train.convert.output import IMPORT, MODEL, TOKENIZER, check_vocabulary
+from nld_train.convert.output import check_vocabulary
 from nld_train.convert.safetensors_file import size_of
-from nld_train.convert.table import (
-    ATTENTION_OUT,
-    FINAL_NORM,
-    MLP_IN,
-    MLP_OUT,
-    QKV,
-    Unit,
-    join,
-    parameter_count,
-    units,
-)
+from nld_train.convert.table import ATTENTION_OUT, FINAL_NORM, MLP_IN, MLP_OUT, QKV, Unit, join, parameter_count, units
 from nld_train.convert.torch_dist import Piece, write_weights
 from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, named_token, token_id
 from nld_train.errors import UserError
-from nld_train.run_folder import TRACKER, checkpoints, model_record, step_folder
+from nld_train.json_file import write_object
+from nld_train.run_folder.checkpoints import file_names, measure, write_manifest
+from nld_train.run_folder.frozen import model_record
+from nld_train.run_folder.paths import IMPORT, MODEL, TOKENIZER, TRACKER, checkpoints, step_folder
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 28  # of a vocabulary tensor, per stored piece

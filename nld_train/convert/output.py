@@ -7,10 +7,8 @@ ids in import.json and a copy of the tokenizer beside it.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nld_train.checkpoint_files import check_contents, newest_step, saved_steps
-from nld_train.config import ModelConfig, RunConfig, require
+from nld_train.config import ModelConfig, require
 from nld_train.convert.config_json import Traits
-from nld_train.convert.json_file import read_object
 from nld_train.convert.table import check_megatron
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.data.tokenizer import (
@@ -23,12 +21,12 @@ from nld_train.data.tokenizer import (
 )
 from nld_train.errors import UserError
 from nld_train.fields import from_tree
-from nld_train.recipe import from_json
-from nld_train.run_folder import checkpoints, step_folder
+from nld_train.json_file import read_object
+from nld_train.run_folder.checkpoints import check_contents, newest_step, saved_steps
+from nld_train.run_folder.frozen import read_model, read_run
+from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, checkpoints, step_folder
 
-RUN, MODEL, IMPORT, TOKENIZER = "run.json", "model.json", "import.json", "tokenizer"
 END_OF_TURN = control_token(11)
-TRAINED_OR_IMPORTED = "the output folder of `nld train` or of `nld convert import`"
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ def open_source(output: Path, step: int | None = None) -> Source:
     return Source(output, chosen, model, weights)
 
 
-def read_model(output: Path) -> ModelConfig:
-    """The network's shape. Raises: UserError."""
-    return from_tree(ModelConfig, read_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
-
-
 def open_tokenizer(output: Path, given: Path | None, vocab_size: int) -> TextTokenizer:
     """The tokenizer of the model: `given`, or the import's copy, or the one that the run names.
 
@@ -87,13 +80,6 @@ def check_vocabulary(tokenizer: TextTokenizer, vocab_size: int) -> None:
         f"the model's {vocab_size:,}",
         "give the tokenizer that the model was trained with",
     )
-
-
-def read_run(output: Path) -> RunConfig:
-    """The frozen configuration of a run. Raises: UserError."""
-    path = output / RUN
-    require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
-    return from_json(path.read_text(encoding="utf-8"))
 
 
 def trained_on_chat(output: Path) -> bool:

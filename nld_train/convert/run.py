@@ -10,12 +10,13 @@ from nld_train.config import require
 from nld_train.convert.adapter import AdapterSource, open_adapter, trains_drafter, write_adapter
 from nld_train.convert.export import GB, ExportOptions, write_folder
 from nld_train.convert.load import write_output
-from nld_train.convert.output import IMPORT, open_source, open_tokenizer, read_traits, trained_on_chat
+from nld_train.convert.output import open_source, open_tokenizer, read_traits, trained_on_chat
 from nld_train.convert.verify import Finding, bits_of, verify, verify_import
 from nld_train.convert.verify_adapter import verify_drafts, verify_stored
 from nld_train.data.chat_template import TEMPLATE, load_template
-from nld_train.data.staging import staged_folder
-from nld_train.model.adapter_files import FOLDER
+from nld_train.files import staged_folder
+from nld_train.peft_names import FOLDER
+from nld_train.run_folder.paths import IMPORT
 
 logger = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nld_train.config import ModelConfig
 from nld_train.errors import UserError
-from nld_train.model.adapter_files import lora_names
+from nld_train.peft_names import lora_names
 
 Shape = tuple[int, ...]
 NAMED = 3  # tensors named in an error

@@ -17,8 +17,8 @@ from nld_train.config import DataConfig, LongConversations, RunConfig, require
 from nld_train.data.indexed import read_index
 from nld_train.data.manifest import parse_blend, read_manifest
 from nld_train.data.packing import Packed, fill_rate, pack, ragged_share
-from nld_train.data.staging import staged_folder
 from nld_train.data.supervision import Supervision
+from nld_train.files import staged_folder
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # of the plans: raise it where the same settings would give other rows

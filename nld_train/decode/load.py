@@ -7,13 +7,13 @@ import torch
 from nld_train.convert.adapter import StoredAdapter, attach
 from nld_train.convert.config_json import read_config
 from nld_train.convert.hugging_face import Weights
-from nld_train.convert.json_file import read_object
 from nld_train.convert.table import Shape, check_balance
 from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
 from nld_train.decode.run import user_errors
 from nld_train.errors import UserError
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.json_file import read_object
 
 ARCHITECTURE = NemotronLabsDiffusionModel.__name__
 

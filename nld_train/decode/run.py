@@ -12,13 +12,7 @@ from nld_train.decode.result import Decoded, decoded
 from nld_train.errors import UserError
 from nld_train.hf.configuration_nemotron_labs_diffusion import InputError
 from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation
-from nld_train.hf.rows_nemotron_labs_diffusion import (
-    Limits,
-    Rows,
-    Streamer,
-    check_request,
-    thinking_budget,
-)
+from nld_train.hf.rows_nemotron_labs_diffusion import Limits, Rows, Streamer, check_request, thinking_budget
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
 from nld_train.noise.seeding import uniforms
 

@@ -63,6 +63,12 @@ def wandb(logged_in: bool, run: RunConfig | None) -> Finding:
     return Finding("W&B", f"{login}; log.wandb={mode}")
 
 
+def wandb_login() -> bool:
+    """Whether wandb would find a login."""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
+
+
 def existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there."""
     return next(above for above in (path, *path.absolute().parents) if above.exists())

@@ -3,10 +3,9 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nld_train.checkpoint_files import MANIFEST, problem, saved_steps
 from nld_train.config import RunConfig
 from nld_train.data.manifest import check_prefix, parse_blend
 from nld_train.data.tokenizer import load_tokenizer
@@ -16,23 +15,19 @@ from nld_train.doctor.machine import existing, total_memory
 from nld_train.errors import UserError
 from nld_train.plan import memory
 from nld_train.plan.rows import tokens
-from nld_train.run_folder import checkpoints, step_folder
-
-Doors = Mapping[str, Callable[[RunConfig], None]]  # by name: what `nld train` refuses with a UserError
+from nld_train.run_folder.checkpoints import MANIFEST, problem, saved_steps
+from nld_train.run_folder.paths import checkpoints, step_folder
 
 MANY_TIMES = 4  # a run that reads its tokens oftener learns them by heart
 
 
-def at_the_door(run: RunConfig, doors: Doors) -> list[Finding]:
-    """Each check at the door of `nld train`, where that would stop at the first refusal."""
-    findings = []
-    for name, check in doors.items():
-        try:
-            check(run)
-            findings.append(Finding(name, "accepted"))
-        except UserError as error:
-            findings.append(refused(name, error))
-    return findings
+def asked(name: str, check: Callable[[RunConfig], None], run: RunConfig) -> Finding:
+    """What a check at the start of `nld train` says."""
+    try:
+        check(run)
+    except UserError as error:
+        return refused(name, error)
+    return Finding(name, "accepted")
 
 
 def data(run: RunConfig, verify: bool) -> list[Finding]:

@@ -14,14 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, check_mask
 from .decoding_nemotron_labs_diffusion import Denoising, decode_ar, decode_diffusion, decode_linear, evaluation
 from .modeling_ministral import KVCache, MinistralEncoder
-from .rows_nemotron_labs_diffusion import (
-    Limits,
-    Rows,
-    Streamer,
-    check_blocks,
-    check_request,
-    thinking_budget,
-)
+from .rows_nemotron_labs_diffusion import Limits, Rows, Streamer, check_blocks, check_request, thinking_budget
 from .sampling_nemotron_labs_diffusion import Sampler
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import ModuleType
 
 from nld_train.errors import UserError
+from nld_train.run_folder.paths import NEMO
 
 HOME = "NEMORUN_HOME"  # nemo-run's variable
-FOLDER = "nemo"  # in the output folder: nemo-run's experiments, scripts and logs
 
 
 def with_nemo(output: Path) -> ModuleType:
@@ -15,7 +15,7 @@ def with_nemo(output: Path) -> ModuleType:
 
     Raises: UserError where nemo-run cannot be imported.
     """
-    os.environ.setdefault(HOME, str((output / FOLDER).absolute()))
+    os.environ.setdefault(HOME, str((output / NEMO).absolute()))
     try:
         from nld_train.launch import with_nemo
     except ImportError as error:

@@ -6,20 +6,13 @@ from datetime import datetime
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
-from nld_train.job_record import UNWELL, Attempt, attempts, first_time, submissions
+from nld_train.exit_status import MEANING
 from nld_train.launch.slurm_command import slurm_command
-from nld_train.recipe import from_json
-from nld_train.report.history import METRICS, Entry, of_kind, read_entries
+from nld_train.run_folder.attempts import Attempt, attempts, first_time, submissions
+from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.metrics import Entry, of_kind, read_entries
+from nld_train.run_folder.paths import METRICS, RUN
 
-FROZEN = "run.json"
-# Exit statuses of `nld train`, in words.
-MEANING = {
-    0: "finished",
-    2: "refused at the door",
-    UNWELL: "a node failed its check",
-    75: "asked to stop, saved",
-    130: "left at once, not saved",
-}
 KILLED = "ended without a word: killed, or its node lost"
 # What the job's script adds.
 HOW = {
@@ -36,8 +29,8 @@ def chain_report(outputs: Sequence[Path]) -> str:
 
     Raises: UserError where there is no run.
     """
-    runs = [output for output in outputs if (output / FROZEN).is_file() or first_time(output) is not None]
-    require(bool(runs), f"no file {outputs[0] / FROZEN}", "the output folder of a run", "name the folder of a run")
+    runs = [output for output in outputs if (output / RUN).is_file() or first_time(output) is not None]
+    require(bool(runs), f"no file {outputs[0] / RUN}", "the output folder of a run", "name the folder of a run")
     queue = in_queue(runs)
     ordered = sorted(runs, key=lambda output: first_time(output) or datetime.max)
     return "\n\n".join(run_report(output, queue) for output in ordered)
@@ -45,10 +38,9 @@ def chain_report(outputs: Sequence[Path]) -> str:
 
 def run_report(output: Path, states: Mapping[str, str]) -> str:
     """The starts of a run as aligned lines, its export, and below them what Slurm says of its jobs (`in_queue`)."""
-    frozen = output / FROZEN
     found, of_this_run = attempts(output), jobs_of(output)
     queue = {number: state for number, state in states.items() if number in of_this_run}
-    run = from_json(frozen.read_text(encoding="utf-8")) if frozen.is_file() else None
+    run = read_run(output) if (output / RUN).is_file() else None
     title = f"{output}: {'no step yet' if found else 'not started'}"
     if run is not None:
         title = f"{run.name}: step {reached(found):,} of {run.train.iterations:,}"
@@ -73,7 +65,7 @@ def started(output: Path, run: RunConfig | None, found: Sequence[Attempt]) -> li
 
 def of_nodes(attempt: Attempt) -> list[str]:
     """Nodes that failed or were left out, and what stopped the chain."""
-    lines = [f"node {name}: {why}" for name, why in attempt.unwell.items()]
+    lines = [f"node {name}: {why}" for name, why in attempt.unhealthy.items()]
     if attempt.excluded:
         lines.append(f"left out from then on: {', '.join(attempt.excluded)}")
     if attempt.kept:

@@ -14,10 +14,11 @@ import nemo_run  # type: ignore[import-untyped]
 from nemo_run.config import get_nemorun_home  # type: ignore[import-untyped]
 
 from nld_train.config import RunConfig, require
-from nld_train.job_record import JOBS
+from nld_train.exit_status import CANCELLED_JOB, STOPPED
 from nld_train.launch.placement import place
 from nld_train.launch.site import NONE, Site
 from nld_train.recipe import from_anywhere
+from nld_train.run_folder.paths import JOBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nld_train", "recipes", "data_prep")  # of the working tree: what a rank imports
@@ -33,11 +34,11 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_ON_NODE" SLURM_CPU_BIND=none
 NLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ' ')
 export NLD_NODES
 # Cancelled: not queued again.
-trap 'trap - EXIT; exit 143' TERM
+trap 'trap - EXIT; exit {cancelled}' TERM
 # Saved before its end, because the time was up, as the run's record says since this start: the same job goes on.
 record() {{ cat {jobs} 2>/dev/null; }}
 before=$(record | wc -l)
-again() {{ record | tail -n "+$((before + 1))" | grep -q '"status": 75'; }}
+again() {{ record | tail -n "+$((before + 1))" | grep -q '"status": {stopped}'; }}
 trap 'if again; then scontrol requeue "$SLURM_JOB_ID"; fi' EXIT"""
 # Between srun and torchrun, which would end its ranks on the signals that ask them to save.
 ON_NODE = """cd {folder} && {path}trap "" USR1 TERM && exec "$@\""""
@@ -89,7 +90,10 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
         container_env=sorted(variables) if in_pyxis else None,
         env_vars=variables,
         setup_lines=SETUP.format(
-            setup=values["NLD_SETUP"], jobs=shlex.quote(str(site.folder / run.output / JOBS))
+            setup=values["NLD_SETUP"],
+            jobs=shlex.quote(str(site.folder / run.output / JOBS)),
+            stopped=STOPPED,
+            cancelled=CANCELLED_JOB,
         ).lstrip(),
         srun_args=before_torchrun(site),
         packager=nemo_run.PatternPackager(

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nld_train.checkpoint_files import saved_step
 from nld_train.config import require
-from nld_train.job_record import (
+from nld_train.run_folder.attempts import (
     Attempt,
     attempts,
     record_end,
@@ -18,7 +17,8 @@ from nld_train.job_record import (
     this_job,
     without_progress,
 )
-from nld_train.launch.progress import allowed_starts, fruitless
+from nld_train.run_folder.checkpoints import saved_step
+from nld_train.run_folder.restart_limit import allowed_starts, fruitless
 
 HOW = ("left", "preempted", "timeout", "cancelled", "requeued")
 SILENT = "it does not answer, or nld does not start there"
@@ -46,7 +46,7 @@ class Next:
     stopped: str  # why it does not; "" where it does
     excluded: tuple[str, ...]  # nodes to leave out, beside those that are
     kept: tuple[str, ...]  # nodes that failed, and without which the job could not run
-    unwell: Mapping[str, str]  # node -> why, of all that failed
+    unhealthy: Mapping[str, str]  # node -> why, of all that failed
 
 
 def read_partition(text: str) -> dict[str, str]:
@@ -71,23 +71,23 @@ def close(output: Path, ending: Ending, environment: Mapping[str, str]) -> Next:
         record_end(output, step, ending.status)
         found = attempts(output)
     decided = decide(output, found, ending, step, allowed_starts(environment))
-    record_next(output, ending.how, decided.unwell, decided.excluded, decided.kept, decided.stopped)
+    record_next(output, ending.how, decided.unhealthy, decided.excluded, decided.kept, decided.stopped)
     return decided
 
 
 def decide(output: Path, found: Sequence[Attempt], ending: Ending, step: int, starts: int) -> Next:
     """The newest of `found` is the start that has ended. step: the newest saved; starts: see check_progress."""
     job = found[-1].job
-    unwell = {**found[-1].unwell, **dict.fromkeys(gone(ending), SILENT)}
-    excluded = leave_out(list(unwell), ending)
-    kept = tuple(name for name in unwell if name not in excluded)
+    unhealthy = {**found[-1].unhealthy, **dict.fromkeys(gone(ending), SILENT)}
+    excluded = leave_out(list(unhealthy), ending)
+    kept = tuple(name for name in unhealthy if name not in excluded)
     count = without_progress(found, job, step)
     if ending.how == "cancelled":
-        return Next("cancelled", (), (), unwell)
+        return Next("cancelled", (), (), unhealthy)
     if count >= starts:
         got, _, do = fruitless(output, job, count, step)
-        return Next(f"{got}; {do}", (), (), unwell)
-    return Next("", excluded, kept, unwell)
+        return Next(f"{got}; {do}", (), (), unhealthy)
+    return Next("", excluded, kept, unhealthy)
 
 
 def gone(ending: Ending) -> list[str]:
@@ -118,7 +118,7 @@ def is_there(state: str) -> bool:
 
 def said(decided: Next) -> str:
     """For the job's log."""
-    lines = [f"node {name} failed: {why}" for name, why in decided.unwell.items()]
+    lines = [f"node {name} failed: {why}" for name, why in decided.unhealthy.items()]
     if decided.kept:
         lines.append(f"kept all the same, or the job would not have the nodes to run: {', '.join(decided.kept)}")
     if decided.excluded:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nld_train.job_record import STARTS
+from nld_train.exit_status import FINISHED, REFUSED, STOPPED
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import NONE, Site
+from nld_train.run_folder.attempts import STARTS
 
 # In the site's folder: how things are started on nodes, and on this one, the job's first.
 IN_PLACE = """\
@@ -48,7 +49,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0 --wait=60 "${on_node[@]}" \\
   "${in_container[@]}" "$NLD_COMMAND" train "$@" --meet "$(hostname):$((20000 + SLURM_JOB_ID % 10000 * 2))" || status=$?
 # Finished, or refused at the door: nothing to go on with.
-case "$status" in 0 | 2) exit "$status" ;; esac
+case "$status" in @FINISHED@ | @REFUSED@) exit "$status" ;; esac
 trap '' TERM
 
 # Nodes on which nothing starts any more
@@ -65,7 +66,7 @@ if [ "$(job Restarts)" -gt "${SLURM_RESTART_COUNT:-0}" ]; then how=requeued
 elif [ "$(job Reason)" = TimeLimit ]; then how=timeout
 elif [ "$asked" -eq 1 ]; then how=cancelled
 elif [[ "$(job PreemptTime)" == *:* ]]; then how=preempted
-elif [ "$status" -ne 75 ]; then silent=$(unanswered)
+elif [ "$status" -ne @STOPPED@ ]; then silent=$(unanswered)
 fi
 left_out=$(job ExcNodeList)
 case "$left_out" in "(null)") left_out="" ;; esac
@@ -79,6 +80,8 @@ if [ -n "$more" ]; then scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${lef
 exit "$status"
 """
 )
+for word, status in {"@FINISHED@": FINISHED, "@REFUSED@": REFUSED, "@STOPPED@": STOPPED}.items():
+    BODY = BODY.replace(word, str(status))
 # What an export job ends with, on one node.
 EXPORT_BODY = (
     IN_PLACE

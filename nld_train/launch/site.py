@@ -8,7 +8,7 @@ from pathlib import Path
 from nld_train.config import require
 from nld_train.errors import UserError
 from nld_train.fields import nearest
-from nld_train.job_record import STARTS, STARTS_DEFAULT
+from nld_train.run_folder.attempts import STARTS, STARTS_DEFAULT
 
 NONE = "none"
 CONTAINERS = (NONE, "pyxis", "apptainer")

@@ -9,18 +9,17 @@ from pathlib import Path
 
 from nld_train.config import RunConfig, require
 from nld_train.convert.output import check_vocabulary
-from nld_train.data.staging import refuse_existing, write_text
 from nld_train.data.tokenizer import load_tokenizer
-from nld_train.job_record import attempts, record_submission, submissions
+from nld_train.files import refuse_existing, write_text
 from nld_train.launch.placement import Placement, place
 from nld_train.launch.script import Submission, export_script
 from nld_train.launch.site import Site
 from nld_train.launch.slurm_command import slurm_command
 from nld_train.recipe import from_anywhere
+from nld_train.run_folder.attempts import attempts, record_submission, submissions
+from nld_train.run_folder.paths import SLURM
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "slurm"  # in the output folder: scripts and the jobs' output
 
 
 def newest_job(output: Path) -> str:
@@ -36,7 +35,7 @@ def prepare(
 ) -> Submission:
     """The run on its nodes. Raises: UserError where it does not fit them."""
     placement = place(run, nodes, site.gpus_per_node)
-    log = site.folder / run.output / FOLDER / "%j.log"
+    log = site.folder / run.output / SLURM / "%j.log"
     return Submission(run.name, from_anywhere(recipe), tuple(overrides), log, placement, after)
 
 

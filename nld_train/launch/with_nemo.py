@@ -22,15 +22,15 @@ from torchx.specs import AppState, parse_app_handle  # type: ignore[import-untyp
 
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.job_record import Attempt, attempts
+from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE
 from nld_train.launch.nemo import local_executor, slurm_executor, task
 from nld_train.launch.script import Submission
 from nld_train.launch.site import Site
+from nld_train.run_folder.attempts import Attempt, attempts
+from nld_train.run_folder.paths import stop_file
+from nld_train.signals import SIGNALS
 
 logger = logging.getLogger(__name__)
-# Signals and exit statuses of `nld train`
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-FAILED, LEFT_AT_ONCE = 1, 130
 
 
 class OnSlurm:
@@ -94,17 +94,17 @@ def command_here(run: RunConfig, recipe: str, overrides: list[str]) -> str:
     return " ".join([*variables, f"{role.env['PATH']}/{role.entrypoint}", *role.args]) + "\n"
 
 
-def run_here(run: RunConfig, recipe: str, overrides: list[str], stop: Path) -> int:
+def run_here(run: RunConfig, recipe: str, overrides: list[str]) -> int:
     """Train with nemo-run's local executor; the exit status that `nld train` would have."""
     opened = experiment(run.name, new_number(run))
-    requests = Requests(Path(run.output), stop, leave=lambda: opened.cancel(run.name))
+    requests = Requests(Path(run.output), stop_file(run.output), leave=lambda: opened.cancel(run.name))
     with requests.heard(), opened:
         opened.add(task(recipe, overrides), local_executor(run), name=run.name)
         opened.run(tail_logs=True)
     if requests.left:
         return LEFT_AT_ONCE
     if not requests.starts():
-        return 0 if opened.jobs[0].state == AppState.SUCCEEDED else FAILED
+        return FINISHED if opened.jobs[0].state == AppState.SUCCEEDED else FAILED
     status = requests.starts()[-1].status
     return FAILED if status is None else status
 

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nld_train.config import DrafterConfig
-from nld_train.model.adapter_files import WEIGHTS, lora_names
 from nld_train.model.attention_slot import DualStreamAttention
 from nld_train.noise.seeding import uniforms
+from nld_train.peft_names import WEIGHTS, lora_names
 
 TARGET = "linear_proj"  # Megatron's o_proj
 LAYER = re.compile(r"\blayers\.(\d+)\.")

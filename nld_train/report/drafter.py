@@ -9,7 +9,8 @@ from html import escape
 
 from nld_train.loss.objective import KEPT
 from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
-from nld_train.report.history import Entry, Stage
+from nld_train.report.history import Stage
+from nld_train.run_folder.metrics import Entry
 
 LENGTH = "accepted length"
 FORWARDS = 2  # of a round: one drafts, one verifies

@@ -1,20 +1,14 @@
 """What a run's output folder says of the run, read back: metrics.jsonl and the frozen configuration."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from nld_train.config import RunConfig, require
-from nld_train.errors import UserError
-from nld_train.recipe import from_json
-
-METRICS = "metrics.jsonl"
-KINDS = ("train", "validation")
-SPIKE = "spike"  # a step whose gradient norm stood out
-
-Entry = Mapping[str, float]  # "step", and the values by their names in metrics.jsonl
+from nld_train.config import RunConfig
+from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.metrics import KINDS, Entry, of_kind, read_entries
+from nld_train.run_folder.paths import METRICS
 
 
 @dataclass(frozen=True)
@@ -90,40 +84,7 @@ def read_stage(output: Path) -> Stage:
 
     Raises: UserError when run.json or metrics.jsonl is missing, empty, or not what `nld train` writes.
     """
-    frozen = output / "run.json"
-    require(frozen.is_file(), f"no file {frozen}", "the output folder of `nld train`", "name the folder of a run")
+    run = read_run(output)
     entries = read_entries(output / METRICS)
     train, validation = (of_kind(entries, kind) for kind in KINDS)
-    return Stage(output, from_json(frozen.read_text(encoding="utf-8")), train, validation)
-
-
-def read_entries(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl as written. Raises UserError where it is missing, empty or broken, naming the line."""
-    require(path.is_file(), f"no file {path}", "a run that has trained", "train it with `nld train` first")
-    entries = [
-        parse_entry(line, f"{path} line {number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if line.strip()
-    ]
-    require(len(entries) > 0, f"{path} is empty", "at least one logged step", "let the run reach its first logged step")
-    return entries
-
-
-def parse_entry(line: str, where: str) -> dict:
-    """One line as a dict with "kind", "step" and numbers. Raises UserError."""
-    allowed, do = '{"step": ..., "kind": "train" or "validation", name: number}', "take the line away"
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg}", allowed, do) from None
-    require(isinstance(entry, dict) and entry.get("kind") in (*KINDS, SPIKE), f"{where}: {line[:60]}", allowed, do)
-    numbers = [value for name, value in entry.items() if name != "kind"]
-    numeric = all(isinstance(value, int | float) for value in numbers)
-    require(numeric and "step" in entry, f"{where}: {line[:60]}", allowed, do)
-    return entry
-
-
-def of_kind(entries: Sequence[dict], kind: str) -> list[Entry]:
-    """The entries of a kind, ascending in step; a step that was written twice counts as it was written last."""
-    last = {entry["step"]: entry for entry in entries if entry["kind"] == kind}
-    return [{name: value for name, value in last[step].items() if name != "kind"} for step in sorted(last)]
+    return Stage(output, run, train, validation)

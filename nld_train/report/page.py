@@ -11,13 +11,14 @@ from pathlib import Path
 from nld_train import recipe
 from nld_train.config import require
 from nld_train.data.manifest import parse_blend
-from nld_train.data.staging import write_text
 from nld_train.dual_stream.layout import Layout
 from nld_train.dual_stream.picture import picture_svg
+from nld_train.files import write_text
 from nld_train.report import chart, decoded, drafter
 from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
-from nld_train.report.history import Entry, Stage, losses, read_stages
+from nld_train.report.history import Stage, losses, read_stages
 from nld_train.report.table import NATS, html_table
+from nld_train.run_folder.metrics import Entry
 
 TERMS = (("AR loss", "ar"), ("diffusion loss", "diffusion"))
 # Name in metrics.jsonl, title, unit.

@@ -18,13 +18,13 @@ from megatron.bridge.training.config import (
     ValidationConfig,
 )
 
-from nld_train.checkpoint_files import newest_step
 from nld_train.config import RunConfig
 from nld_train.model.drafter import draft_lora
 from nld_train.model.provider import provider
 from nld_train.recipe import to_json
-from nld_train.train import folder
-from nld_train.train.rows import RowsProvider
+from nld_train.run_folder.checkpoints import init_checkpoint, newest_step
+from nld_train.run_folder.paths import TENSORBOARD, checkpoints, data_index
+from nld_train.train.dataset import RowsProvider
 
 NEVER = 1 << 60  # steps
 
@@ -106,7 +106,7 @@ def _rows(run: RunConfig, output: Path) -> RowsProvider:
     return RowsProvider(
         run_json=to_json(run),
         seq_length=run.data.sequence_length,
-        index_folder=str(folder.data_index(run.output)),
+        index_folder=str(data_index(run.output)),
         random_seed=run.data.shuffle_seed,
         dataloader_type="single",
         num_workers=run.data.workers,
@@ -119,7 +119,7 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
     return LoggerConfig(
         # train/progress.py reports instead of Megatron-Bridge's own line.
         log_interval=NEVER,
-        tensorboard_dir=str(output / "tensorboard"),
+        tensorboard_dir=str(output / TENSORBOARD),
         tensorboard_log_interval=run.log.interval,
         wandb_project=None if run.log.wandb == "disabled" else run.log.wandb_project,
         wandb_exp_name=run.name,
@@ -129,7 +129,7 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
-    saved = str(folder.checkpoints(output))
+    saved = str(checkpoints(output))
     # An adapter's own checkpoint lacks the weights that it changes.
     from_init = run.init is not None and (run.drafter is not None or newest_step(output) is None)
     return CheckpointConfig(
@@ -138,7 +138,7 @@ def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # Read only where `load` holds nothing yet: weights alone, at step 0.
-        pretrained_checkpoint=str(folder.init_checkpoint(run.init)) if from_init else None,
+        pretrained_checkpoint=str(init_checkpoint(run.init)) if from_init else None,
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
         # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any

@@ -9,9 +9,8 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from nld_train.checkpoint_files import complete_steps
-from nld_train.run_folder import checkpoints
-from nld_train.train.folder import logs
+from nld_train.run_folder.checkpoints import complete_steps
+from nld_train.run_folder.paths import checkpoints, logs
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves

@@ -8,11 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nld_train.checkpoint_files import file_names, measure, write_manifest
 from nld_train.cli import main
 from nld_train.config import DecodeConfig, DrafterConfig
 from nld_train.convert.adapter import open_adapter, write_adapter
-from nld_train.convert.output import read_run
 from nld_train.convert.run import Export, compare, export, export_adapter
 from nld_train.convert.table import adapter_units
 from nld_train.convert.torch_dist import Piece, write_weights
@@ -20,9 +18,11 @@ from nld_train.decode import ar, diffusion, self_speculation
 from nld_train.decode.load import load_adapter, load_model
 from nld_train.errors import UserError
 from nld_train.hf import decoding_nemotron_labs_diffusion as decoding
-from nld_train.model.adapter_files import CONFIG, FOLDER, WEIGHTS
+from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
 from nld_train.recipe import to_json
-from nld_train.run_folder import TRACKER, checkpoints, step_folder
+from nld_train.run_folder.checkpoints import file_names, measure, write_manifest
+from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
 
 DRAFTER = DrafterConfig(rank=8, alpha=32)
 CPU = torch.device("cpu")

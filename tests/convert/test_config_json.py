@@ -8,7 +8,7 @@ import torch
 from nld_train.convert.config_json import Traits, read_config, to_config
 from nld_train.convert.table import MINISTRAL, NLD
 from nld_train.errors import UserError
-from nld_train.model.sizes import NLD_3B, NLD_8B, NLD_14B, TINY
+from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B, TINY
 
 TRAITS = Traits(bos_token_id=1, eos_token_id=2, mask_token_id=100, block_size=32)
 PUBLISHED_ROPE = {

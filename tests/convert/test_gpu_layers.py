@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.checkpoint_files import newest_step
 from nld_train.config import DrafterConfig, RunConfig
-from nld_train.convert.output import read_run
-from nld_train.run_folder import step_folder
+from nld_train.run_folder.checkpoints import newest_step
+from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.paths import step_folder
 from tests.convert.test_parity import load
 from tests.model.build import build
 

@@ -9,7 +9,7 @@ import pytest
 
 from nld_train.config import ModelConfig
 from nld_train.convert.table import EMBEDDING, NLD, parameter_count, units
-from nld_train.model.sizes import NLD_8B
+from nld_train.model_sizes import NLD_8B
 
 pytestmark = pytest.mark.slow
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.checkpoint_files import newest_step
 from nld_train.config import RunConfig
 from nld_train.convert.hugging_face import open_folder
 from nld_train.convert.network import Network, Probe
-from nld_train.convert.output import open_source, read_run
+from nld_train.convert.output import open_source
 from nld_train.convert.travelling import Runnable
-from nld_train.run_folder import step_folder
+from nld_train.run_folder.checkpoints import newest_step
+from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.paths import step_folder
 from tests.model.test_gpt import batch_at, build
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]

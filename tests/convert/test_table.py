@@ -20,7 +20,7 @@ from nld_train.convert.table import (
     units,
 )
 from nld_train.errors import UserError
-from nld_train.model.sizes import NLD_3B, NLD_8B, NLD_14B
+from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B
 from nld_train.plan import parameters
 
 SMALL = ModelConfig(layers=2, hidden=6, ffn=5, heads=4, kv_heads=2, head_dim=1, vocab_size=7)

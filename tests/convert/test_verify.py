@@ -10,7 +10,7 @@ from nld_train.convert.network import Network, frequencies, probe
 from nld_train.convert.output import open_source
 from nld_train.convert.verify import starts, verify
 from nld_train.errors import UserError
-from nld_train.model.sizes import NLD_8B, TINY
+from nld_train.model_sizes import NLD_8B, TINY
 
 
 def test_an_export_verifies(random_run, exported) -> None:

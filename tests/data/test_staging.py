@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.data.staging import staged, staged_folder
 from nld_train.errors import UserError
+from nld_train.files import staged, staged_folder
 
 SUFFIXES = (".bin", ".idx")
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from nld_train.recipe import from_json
-from nld_train.train import host, patches
-from nld_train.train.folder import open_output
-from nld_train.train.run import train
-from nld_train.train.signals import end_children
+from nld_train.signals import end_children
+from nld_train.start.output_folder import open_output
+from nld_train.train import cpu_runtime, patches
+from nld_train.train.rank import train
 
 MOST_RUNS = 10
 
@@ -42,13 +42,12 @@ def main() -> None:
 
 def load_megatron() -> None:
     """Everything that a run imports, and none of it started: threads would not survive the fork."""
-    host.install()
+    cpu_runtime.install()
     patches.install()
     import megatron.bridge.training.pretrain  # noqa: F401
 
     import nld_train.train.bridge_config
-    import nld_train.train.draft_step
-    import nld_train.train.progress  # noqa: F401
+    import nld_train.train.callbacks.progress  # noqa: F401
 
 
 def fork_ranks(ranks: int, runs: Sequence[str], log: str) -> int:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.checkpoint_files import newest_step
 from nld_train.config import RunConfig
 from nld_train.convert.table import Unit
 from nld_train.convert.torch_dist import StoredWeights
-from nld_train.run_folder import step_folder
+from nld_train.run_folder.checkpoints import newest_step
+from nld_train.run_folder.paths import step_folder
 from tests.distributed.ranks import figures, on, small_run, train_together, with_train
 
 pytestmark = [pytest.mark.megatron, pytest.mark.long]

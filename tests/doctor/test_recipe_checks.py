@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nld_train import recipe
-from nld_train.checkpoint_files import MANIFEST, file_names, measure, write_manifest
 from nld_train.config import RunConfig
 from nld_train.data.indexed import bin_path
 from nld_train.doctor.accelerator import Gpus
@@ -18,7 +17,8 @@ from nld_train.doctor.recipe_checks import at_the_door, data, disk, existing, pa
 from nld_train.errors import UserError
 from nld_train.plan.memory import checkpoint_size, worst_stage
 from nld_train.plan.rows import tokens
-from nld_train.run_folder import step_folder
+from nld_train.run_folder.checkpoints import MANIFEST, file_names, measure, write_manifest
+from nld_train.run_folder.paths import step_folder
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
 

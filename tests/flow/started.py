@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nld_train.report.history import METRICS, read_entries
+from nld_train.run_folder.metrics import read_entries
+from nld_train.run_folder.paths import METRICS
 
 SMALL = ["model.layers=2", "model.hidden=64", "model.ffn=128", "data.sequence_length=64", "diffusion.block_size=8"]
 SHORT = ["optimizer.warmup_iterations=1", "optimizer.decay_iterations=0", "log.interval=1"]
@@ -109,4 +110,4 @@ def rank_of(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     named = [variable.removeprefix("RANK=") for variable in variables if variable.startswith("RANK=")]
-    return int(named[0]) if named and "nld_train.train.run" in command else None
+    return int(named[0]) if named and "nld_train.train.rank" in command else None

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from nld_train.checkpoint_files import MANIFEST, complete_steps, newest_step, problem
-from nld_train.report.history import METRICS, read_entries
-from nld_train.run_folder import step_folder
-from nld_train.train.signals import STOPPED
+from nld_train.run_folder.checkpoints import MANIFEST, complete_steps, newest_step, problem
+from nld_train.run_folder.metrics import read_entries
+from nld_train.run_folder.paths import METRICS, step_folder
+from nld_train.signals import STOPPED
 from tests.flow.started import Started, alive
 from tests.saved import flip
 

@@ -22,7 +22,7 @@ from nld_train.dual_stream.layout import Layout, positions
 from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_ministral import inverse_frequencies
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.model.sizes import NLD_3B, NLD_8B, NLD_14B
+from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B
 
 TRAVELLING = sorted(Path(hf.__path__[0]).glob("[a-z]*.py"))  # all but __init__.py
 BLOCK, LENGTH = 8, 40  # the query scale is at work from position 16 on

@@ -7,16 +7,10 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.job_record import (
-    JOBS,
-    UNWELL,
-    attempts,
-    record_end,
-    record_next,
-    record_start,
-    record_submission,
-)
+from nld_train.exit_status import UNHEALTHY_NODE
 from nld_train.launch.jobs import cancel, chain_report, run_report
+from nld_train.run_folder.attempts import attempts, record_end, record_next, record_start, record_submission
+from nld_train.run_folder.paths import JOBS
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def test_a_run_without_jobs_has_nothing_to_cancel(output: Path) -> None:
 
 def test_nodes_and_the_end_of_a_chain_are_shown(output: Path) -> None:
     record_start(output, 100, ("n1", "n2"), {"SLURM_JOB_ID": "8"})
-    record_end(output, 100, UNWELL, {"n1": "7 GPUs, expected 8"})
+    record_end(output, 100, UNHEALTHY_NODE, {"n1": "7 GPUs, expected 8"})
     record_next(output, "left", {"n1": "7 GPUs, expected 8", "n2": "it does not answer"}, ["n1"], ["n2"], "")
     record_start(output, 100, ("n2", "n3"), {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"})
     record_end(output, 100, 1)

@@ -13,11 +13,11 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.job_record import JOBS
 from nld_train.launch.import_nemo import with_nemo
 from nld_train.launch.script import Submission
 from nld_train.launch.site import DEFAULTS, Site
 from nld_train.launch.submit import prepare
+from nld_train.run_folder.paths import JOBS
 
 pytestmark = pytest.mark.slow  # nemo-run takes 5 s to import
 

@@ -8,9 +8,10 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.job_record import UNWELL, attempts, record_end, record_start, without_progress
-from nld_train.launch.progress import check_progress
+from nld_train.exit_status import UNHEALTHY_NODE
 from nld_train.launch.requeue import SILENT, Ending, close, leave_out, read_partition
+from nld_train.run_folder.attempts import attempts, record_end, record_start, without_progress
+from nld_train.run_folder.restart_limit import check_progress
 
 NLD = Path(sys.executable).with_name("nld")
 FOUR = "n1 allocated\nn2 allocated\nn3 idle\nn4 mixed\n"
@@ -65,10 +66,10 @@ def test_a_cancelled_job_does_not_go_on(tmp_path: Path) -> None:
 
 def test_failed_nodes_are_left_out(tmp_path: Path) -> None:
     start(tmp_path, 0)
-    record_end(tmp_path, 0, UNWELL, {"n1": "7 GPUs, expected 8"})
-    decided = close(tmp_path, ending(status=UNWELL, silent="n2"), job(0))
+    record_end(tmp_path, 0, UNHEALTHY_NODE, {"n1": "7 GPUs, expected 8"})
+    decided = close(tmp_path, ending(status=UNHEALTHY_NODE, silent="n2"), job(0))
     assert decided.excluded == ("n1", "n2") and not decided.kept
-    assert decided.unwell == {"n1": "7 GPUs, expected 8", "n2": SILENT}
+    assert decided.unhealthy == {"n1": "7 GPUs, expected 8", "n2": SILENT}
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.job_record import record_start, record_submission
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import read_site
 from nld_train.launch.submit import check_export, checked, export_of, newest_job, prepare, submit
+from nld_train.run_folder.attempts import record_start, record_submission
 
 
 def test_outputs_lie_in_the_sites_folder(site_file: Callable[..., Path]) -> None:

@@ -111,8 +111,8 @@ def test_a_head_request_gives_the_logits_that_the_loss_sees(base: torch.nn.Modul
 
 def test_a_stored_adapter_is_started_from(tmp_path: Path) -> None:
     """A run that starts from the PEFT folder of a trained adapter drafts as that one does, bit for bit."""
-    from nld_train.model.adapter_files import WEIGHTS, lora_names
     from nld_train.model.drafter import adapted, draft_lora
+    from nld_train.peft_names import WEIGHTS, lora_names
 
     model = trained(adapted_model())
     stored = {}

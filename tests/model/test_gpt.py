@@ -95,7 +95,7 @@ def test_long_rows_keep_the_published_frequencies() -> None:
     """YaRN from the configuration: Megatron's own table equals the formula for the published 3B shape."""
     from megatron.core.models.common.embeddings import YarnRotaryEmbedding
 
-    from nld_train.model.sizes import NLD_3B
+    from nld_train.model_sizes import NLD_3B
 
     rope = NLD_3B.rope
     table = YarnRotaryEmbedding(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nld_train.recipe import load, names
-from nld_train.train.launch import ONE_QUEUE, environment
+from nld_train.start.start_run import ONE_QUEUE
+from nld_train.start.torchrun import rank_environment
 
 LARGE = [name for name in names() if name.startswith("nld_")]
 pytestmark = pytest.mark.megatron
@@ -54,6 +55,6 @@ def test_norms_are_fused_into_the_maps_behind_them(one_rank: None, seems_a_gpu: 
 def test_transfers_start_before_the_products_that_hide_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ONE_QUEUE, raising=False)
     run = load(name)
-    assert environment(run).get(ONE_QUEUE) == ("1" if run.parallel.tensor > 1 else None)
+    assert rank_environment(run).get(ONE_QUEUE) == ("1" if run.parallel.tensor > 1 else None)
     monkeypatch.setenv(ONE_QUEUE, "8")
-    assert environment(run).get(ONE_QUEUE, "8") == "8", "the site file's own choice stands"
+    assert rank_environment(run).get(ONE_QUEUE, "8") == "8", "the site file's own choice stands"

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 
 from nld_train.config import ParallelConfig
-from nld_train.model.sizes import NLD_3B, NLD_8B, NLD_14B
+from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B
 from nld_train.plan.parameters import matrix_parameters, norm_parameters, on_rank, padded_vocab, whole
 
 CUTS = [ParallelConfig(tensor=t, pipeline=p, world_size=t * p) for t, p in product((1, 2, 4), (1, 2))]

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.report.history import METRICS, Losses, losses, read_entries, read_stage
+from nld_train.report.history import Losses, losses, read_stage
+from nld_train.run_folder.metrics import read_entries
+from nld_train.run_folder.paths import METRICS
 
 
 def validation(step: int, **values: float) -> dict:

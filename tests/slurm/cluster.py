@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nld_train.train.signals import die_with_parent
+from nld_train.signals import die_with_parent
 
 PACKAGES = ("slurm-wlm", "munge")  # Debian's
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")

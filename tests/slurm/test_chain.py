@@ -72,13 +72,13 @@ def test_a_failing_run_is_queued_again_until_it_gets_nowhere(slurm: Cluster, lau
     broken = (
         f'if [ $SLURMD_NODENAME = $(cat {tmp_path}/bad/node) ]; then GLOO_SOCKET_IFNAME=nowhere exec {NLD} "$@"; fi'
     )
-    (unwell,) = launch("unwell", f"{is_first}\n{broken}", nodes=1)
+    (unhealthy,) = launch("unwell", f"{is_first}\n{broken}", nodes=1)
 
-    assert slurm.wait(unwell, ENDED, SOON) == "COMPLETED", slurm.logs()
+    assert slurm.wait(unhealthy, ENDED, SOON) == "COMPLETED", slurm.logs()
     bad = (tmp_path / "bad" / "node").read_text().strip()
-    assert slurm.job(unwell)["ExcNodeList"] == bad
+    assert slurm.job(unhealthy)["ExcNodeList"] == bad
     _, _, start, why, left_out = shown(slurm, tmp_path / "unwell")
-    assert start.startswith(f"{unwell} ") and start.endswith("a node failed its check")
+    assert start.startswith(f"{unhealthy} ") and start.endswith("a node failed its check")
     assert why.startswith(f"node {bad}: all-reduce of its ranks: rank 0: ") and "nowhere" in why
     assert left_out == f"left out from then on: {bad}"
 

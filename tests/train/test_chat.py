@@ -39,7 +39,7 @@ def rows(run: RunConfig, one_rank: None) -> list[NoisyRow]:
     """The first training rows of the run, as the loader gets them."""
     from megatron.bridge.data.base import DatasetBuildContext
 
-    from nld_train.train.rows import RowsProvider
+    from nld_train.train.dataset import RowsProvider
 
     provider = RowsProvider(
         run_json=to_json(run), seq_length=LENGTH, index_folder=f"{run.output}/index", random_seed=run.data.shuffle_seed

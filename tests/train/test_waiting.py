@@ -49,7 +49,7 @@ def test_the_watch_sees_what_it_is_meant_to_see(act: Callable[[Tensor], Any]) ->
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_a_step_never_waits(alpha: float, packed: bool) -> None:
-    from nld_train.train.step import loss_function
+    from nld_train.train.joint_step import loss_function
 
     run = run_at(alpha, packed)
     model, batch = build(run), batch_at(run)

@@ -1,0 +1,70 @@
+"""`nld doctor`: would a run start here?"""
+
+import argparse
+import os
+
+from nld_train import recipe
+from nld_train.config import RunConfig
+from nld_train.errors import UserError
+
+DOCTOR_HELP = """\
+Check this machine and, with a recipe, everything its run needs, without starting or changing anything.
+
+  nld doctor                                      packages, GPU, Transformer Engine, Slurm, W&B
+  nld doctor tiny_stage2_joint                    also: data, tokenizer, init, memory, disk, checkpoints
+  nld doctor tiny_stage2_joint --verify           also reads data and checkpoints whole, against their checksums
+  nld doctor nld_8b_stage2_joint parallel.world_size=8 --json doctor.json
+  srun --ntasks-per-node=1 nld doctor nld_8b_stage1_ar --meet $(hostname):29500
+                                                  the nodes of an allocation: GPUs, all-reduce, disks, clocks
+
+ok: as it should be.  note: a run starts, but read this.  FAIL: a run would stop there; then the exit status is 1.
+"""
+
+
+def add_doctor_parser(commands: argparse._SubParsersAction) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine, and what a recipe needs of it",
+        description=DOCTOR_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("recipe", nargs="?", help="recipe name or file (default: the machine alone)")
+    doctor.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
+    doctor.add_argument("--verify", action="store_true", help="read data and checkpoints whole, against checksums")
+    doctor.add_argument("--json", metavar="FILE", help="write the findings there too")
+    doctor.add_argument(
+        "--meet", metavar="HOST:PORT", help="check the nodes of a run instead, as `nld train --meet` does"
+    )
+    doctor.add_argument("--nodes", type=int, metavar="N", help="with --meet: how many (default: Slurm's count)")
+    doctor.add_argument("--node", type=int, metavar="I", help="with --meet: which this is, from 0 (default: Slurm's)")
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nld_train.doctor.examine import machine, needs
+    from nld_train.doctor.finding import any_fails, summary, table, to_json
+    from nld_train.files import write_text
+
+    run = None if args.recipe is None else recipe.load(args.recipe, args.override)
+    if args.meet is not None:
+        return _run_on_nodes(args, run)
+    findings = machine(run)
+    if run is not None:
+        findings += needs(run, args.verify)
+    print(f"{table(findings)}\n\n{summary(findings)}")
+    if args.json is not None:
+        write_text(Path(args.json), to_json(findings))
+    return 1 if any_fails(findings) else 0
+
+
+def _run_on_nodes(args: argparse.Namespace, run: RunConfig | None) -> int:
+    from nld_train.node_check.before_start import check_nodes_only
+    from nld_train.node_check.nodes import nodes_of
+
+    if run is None:
+        raise UserError("--meet without a recipe", "the recipe whose nodes are checked", "name it")
+    said, status = check_nodes_only(run, nodes_of(args.meet, args.nodes, args.node, os.environ))
+    print(said, end="")
+    return status

@@ -1,0 +1,231 @@
+"""The `nld generate` command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from nld_train.config import DecodeConfig, require
+from nld_train.data.tokenizer import UNFINISHED, TextTokenizer
+from nld_train.errors import UserError
+from nld_train.fields import kinds, parse, show
+from nld_train.files import write_text
+
+if TYPE_CHECKING:  # it imports torch
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nld_train.decode.result import Decoded
+
+MODES = ("ar", "diffusion", "self-spec", "quadratic")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16")
+FORWARDS = {  # what the three counts of NFE are called
+    "ar": ("prefill", None, "decode"),
+    "diffusion": ("prefill", "denoise", "refresh"),
+    "self-spec": ("prefill", "draft", "verify"),
+    "quadratic": ("prefill", "first draft", "verify and draft"),
+}
+HELP = {
+    "max_new_tokens": "tokens to generate; whole blocks in diffusion mode",
+    "block_length": "tokens denoised or drafted together",
+    "temperature": "0 takes the most probable token",
+    "top_p": "share of the probability that is drawn from",
+    "seed": "of the random numbers at a temperature",
+    "threshold": "diffusion: commit every token with this probability; none: an even share per step",
+    "steps_per_block": "diffusion with --threshold none: steps for one block; none: a token per step",
+    "draft_threshold": "self-spec: a draft stops where no token has this probability",
+    "ensemble_weight": "quadratic: weight of diffusion in the verifier; 0: AR alone",
+    "eos_token_id": "token that ends the text; none: the model's",
+    "max_thinking_tokens": "tokens after which thinking is ended by force; none: never",
+    "end_think_token_id": "token that ends thinking",
+}
+EXAMPLES = """\
+Generate text from a checkpoint folder in any of its modes.
+
+  nld generate --model out/demo/hf --mode ar --prompt "def main"
+  nld generate --model out/demo/hf --mode diffusion --prompt "def main" --threshold 0.9
+  nld generate --model out/demo/hf --mode self-spec --prompt-file prompts.txt      one prompt per line
+  nld generate --model out/demo/hf --mode all --prompt "def main" --json answers.json
+  nld generate --model out/demo/hf --adapter out/demo/hf --mode self-spec --prompt "def main"    a trained drafter
+  echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
+  nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
+"""
+
+
+def add_generate_parser(commands: argparse._SubParsersAction) -> None:
+    """Add `generate` to the commands of `nld`."""
+    generate = commands.add_parser(
+        "generate", help="generate text", description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    generate.add_argument("--model", required=True, metavar="DIR", help="folder of `nld convert export`")
+    generate.add_argument(
+        "--adapter", metavar="DIR", help="self-spec drafts with it: linear_spec_lora/, or the folder that holds it"
+    )
+    generate.add_argument("--mode", required=True, choices=(*MODES, "all"), help="all: one after the other")
+    prompt = generate.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="one prompt per line (default: standard input, one prompt)"
+    )
+    generate.add_argument(
+        "--chat",
+        action="store_true",
+        help="prompts are turns of a user, in the folder's chat template; ends with the turn",
+    )
+    generate.add_argument("--thinking", action="store_true", help="with --chat: the answer starts with thinking")
+    generate.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: that of config.json")
+    generate.add_argument("--device", choices=DEVICES, default="auto", help="auto: cuda where there is a GPU")
+    generate.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the answers too: `nld report --answers FILE`"
+    )
+    for setting in fields(DecodeConfig):
+        flag = "--" + setting.name.replace("_", "-")
+        generate.add_argument(flag, metavar="X", help=f"{HELP[setting.name]} (default: {show(setting.default)})")
+    generate.set_defaults(run=run_generate)
+
+
+def settings_of(args: argparse.Namespace) -> DecodeConfig:
+    """The settings of a command line. Raises: UserError."""
+    given = {name: text for name, text in vars(args).items() if name in HELP and text is not None}
+    return DecodeConfig(**{name: parse(name, kinds(DecodeConfig)[name], text) for name, text in given.items()})  # type: ignore[arg-type]
+
+
+def prompts_of(args: argparse.Namespace, stdin: TextIO) -> list[str]:
+    """The prompts of a command line. Raises: UserError where there is none."""
+    if args.prompt is not None:
+        return args.prompt
+    if args.prompt_file is None:
+        return [stdin.read().removesuffix("\n")]
+    path = Path(args.prompt_file)
+    if not path.is_file():
+        raise UserError(f"no file {path}", "a text file with one prompt per line", "check --prompt-file")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}", "UTF-8 text", "convert the file") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt", "one prompt per line", "write one into it")
+    return prompts
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Decode every prompt, one after the other, and print its text as it comes, then the figures."""
+    settings, prompts = settings_of(args), prompts_of(args, sys.stdin)
+    require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
+    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
+    # Below the checks of the command line: importing torch and transformers takes seconds.
+    import numpy as np
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from nld_train.decode import ar, diffusion, quadratic, self_speculation
+    from nld_train.decode.load import load_adapter, load_model, load_text_tokenizer
+
+    disable_progress_bar()
+    decoders = dict(zip(MODES, (ar.decode, diffusion.decode, self_speculation.decode, quadratic.decode), strict=True))
+    modes = MODES if args.mode == "all" else (args.mode,)
+    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    model = load_model(Path(args.model), dtype, torch.device(device_of(args.device, torch.cuda.is_available())))
+    if args.adapter is not None:
+        load_adapter(model, Path(args.model), Path(args.adapter))
+    tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
+    encode: Callable[[str], NDArray[np.integer]] = tokenizer.encode
+    if args.chat:
+        encode, end_of_turn = chat_prompts(tokenizer, args.thinking)
+        settings = ending(settings, end_of_turn)
+    eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+
+    def to_text(ids: list[int]) -> str:
+        return tokenizer.decode(np.array(ids, dtype=np.int64))
+
+    requests = [(prompt, mode) for prompt in prompts for mode in modes]
+    answers = []
+    for number, (prompt, mode) in enumerate(requests):
+        if len(requests) > 1:
+            print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
+        stream = TextStream(to_text, eos, sys.stdout)
+        result = decoders[mode](model, [encode(prompt).tolist()], settings, stream)[0]
+        stream.close()
+        print(summary(mode, result), flush=True)
+        answers.append(answer(mode, result, to_text))
+    if args.json is not None:
+        write_text(args.json, json.dumps({"prompt": prompts[0], "answers": answers}, indent=1) + "\n")
+    return 0
+
+
+def chat_prompts(tokenizer: TextTokenizer, thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":
+    """What makes a prompt of a user's turn, and the token that ends the answer. Raises: UserError."""
+    from nld_train.data.chat import load_chat
+    from nld_train.data.chat_template import Message
+
+    encoder = load_chat(tokenizer, thinking)
+    return lambda text: encoder.prompt([Message("user", text)]), encoder.end_mark()
+
+
+def ending(settings: DecodeConfig, end_of_turn: int) -> DecodeConfig:
+    """The settings, with the end of a turn as the end of the text unless another is set."""
+    return settings if settings.eos_token_id is not None else replace(settings, eos_token_id=end_of_turn)
+
+
+def device_of(name: str, has_gpu: bool) -> str:
+    """The device of a command line. Raises: UserError for a GPU that is not there."""
+    if name == "cuda" and not has_gpu:
+        raise UserError("--device cuda without a GPU", "cpu on this machine", "use --device cpu")
+    return ("cuda" if has_gpu else "cpu") if name == "auto" else name
+
+
+class TextStream:
+    """Prints the text of a row's tokens as they come; the bytes of a character wait until it is complete."""
+
+    def __init__(self, to_text: Callable[[list[int]], str], eos_token_id: int | None, out: TextIO) -> None:
+        self.to_text, self.eos_token_id, self.out = to_text, eos_token_id, out
+        self.ids: list[int] = []
+        self.shown = 0
+
+    def __call__(self, row: int, tokens: list[int]) -> None:
+        self.ids += [token for token in tokens if token != self.eos_token_id]
+        self._show(self.to_text(self.ids).rstrip(UNFINISHED))
+
+    def close(self) -> None:
+        """Print what waits, and end the line."""
+        self._show(self.to_text(self.ids))
+        self.out.write("\n")
+
+    def _show(self, text: str) -> None:
+        self.out.write(text[self.shown :])
+        self.out.flush()
+        self.shown = max(self.shown, len(text))
+
+
+def forwards(mode: str, result: "Decoded") -> str:
+    """ "prefill 1, draft 9, verify 9"."""
+    nfe = result.nfe
+    counts = (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh)
+    return ", ".join(f"{word} {count}" for word, count in zip(FORWARDS[mode], counts, strict=True) if word)
+
+
+def answer(mode: str, result: "Decoded", to_text: Callable[[list[int]], str]) -> dict[str, object]:
+    """One prompt's answer for the report: text, order of commitment and figures."""
+    return {
+        "mode": mode,
+        "pieces": [to_text([token]) for token in result.ids],
+        "order": result.order,
+        "forwards": result.nfe.total,
+        "detail": forwards(mode, result),
+        "tokens_per_forward": result.tokens_per_forward,
+        "tokens_per_second": result.tokens_per_second,
+        "accepted_lengths": result.accepted_lengths,
+    }
+
+
+def summary(mode: str, result: "Decoded") -> str:
+    """The figures of one prompt, in one line."""
+    return (
+        f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({forwards(mode, result)}), "
+        f"{result.tokens_per_forward:.2f} tokens per forward, {result.tokens_per_second:.1f} tokens/s"
+    )

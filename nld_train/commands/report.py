@@ -1,0 +1,40 @@
+"""`nld report`: the losses of runs as a table and a page."""
+
+import argparse
+
+
+def add_report_parser(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser(
+        "report",
+        help="draw and tabulate the losses of runs",
+        description="Print the table of one or more runs, and write a page with their curves.  Example: nld report "
+        "out/demo/stage1_ar out/demo/stage2_joint --data out/demo/data/stdlib --html out/demo/report.html",
+    )
+    report.add_argument("output", nargs="+", help="output folders of `nld train`, in the order they were run")
+    report.add_argument("--html", metavar="FILE", help="write the page there")
+    report.add_argument("--data", nargs="+", metavar="PREFIX", help="token files to compare with: the unigram entropy")
+    report.add_argument("--answers", metavar="FILE", help="show answers that `nld generate --json FILE` wrote")
+    report.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
+    report.set_defaults(run=run_report)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nld_train.data.manifest import unigram_entropy
+    from nld_train.report import drafter
+    from nld_train.report.history import read_stages
+    from nld_train.report.page import write_report
+    from nld_train.report.table import text_table
+
+    outputs = [Path(output) for output in args.output]
+    stages = read_stages(outputs)
+    entropy = unigram_entropy(*args.data) if args.data else None
+    print(text_table(stages, entropy))
+    print(drafter.text(stages), end="")
+    if args.html is not None:
+        write_report(
+            outputs, Path(args.html), entropy, args.title, None if args.answers is None else Path(args.answers)
+        )
+        print(f"wrote {args.html}")
+    return 0

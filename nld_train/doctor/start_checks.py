@@ -1,0 +1,138 @@
+"""Would this run start here? What `nld train` asks before it starts; `nld doctor` and `nld launch` ask the same.
+
+Each check reads and writes nothing, and refuses with a UserError.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from nld_train.config import DrafterConfig, RunConfig, require
+from nld_train.convert.config_json import read_config
+from nld_train.data.manifest import Manifest, check_prefix, parse_blend
+from nld_train.peft_names import CONFIG, WEIGHTS
+from nld_train.run_folder.checkpoints import check_contents, complete_steps, init_checkpoint, saved_steps
+from nld_train.run_folder.frozen import check_same_model, differences, model_record, read_run, trained_drafter
+from nld_train.run_folder.paths import MODEL, RUN, checkpoints, is_hugging_face
+
+# What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "drafter")
+
+
+def check_ranks(run: RunConfig, nodes: int = 1) -> None:
+    """Refuse more ranks than this machine, one of `nodes`, has GPUs or, without any, twice its cores."""
+    ranks = run.parallel.world_size // nodes
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    room = gpus or 2 * len(os.sched_getaffinity(0))
+    require(
+        ranks <= room,
+        f"{run.name} on {ranks} ranks",
+        f"at most {room} on this machine ({gpus} GPUs)" if gpus else f"at most {room} on this machine (no GPU)",
+        "give --nproc N, or train it on a cluster with `nld launch`",
+    )
+
+
+def check_data(run: RunConfig) -> None:
+    """Refuse missing or damaged token files, of another kind, tokenizer or vocabulary."""
+    for _, prefix in parse_blend(run.data.blend):
+        manifest = check_prefix(prefix, run.data.tokenizer)
+        check_kind(prefix, manifest, run)
+        vocabulary = manifest.vocab_size
+        require(
+            vocabulary <= run.model.vocab_size,
+            f"{prefix} has ids of a vocabulary of {vocabulary:,}, the model has {run.model.vocab_size:,}",
+            "at most the model's vocabulary",
+            "set model.vocab_size, or prepare the data with the model's tokenizer",
+        )
+
+
+def check_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
+    """Refuse plain text where the run wants conversations, and the other way round."""
+    holds, wanted = ("conversations" if chat else "plain text" for chat in (manifest.chat is not None, run.data.chat))
+    require(
+        holds == wanted,
+        f"{prefix} holds {holds}, {run.name} has data.chat={run.data.chat}",
+        f"files of {wanted} alone, made by `nld data {'prepare-chat' if run.data.chat else 'prepare'}`",
+        "set data.chat and diffusion.document_mask, or name other files",
+    )
+
+
+def check_start(run: RunConfig) -> None:
+    """Refuse an output folder of another run, and weights to start from that are missing or of another shape."""
+    output = Path(run.output)
+    if run.init is not None and is_hugging_face(Path(run.init)):
+        if not saved_steps(output):
+            check_shape(run)
+        return
+    if saved_steps(output):
+        check_same_run(run, output)
+    if run.init is not None and (run.drafter is not None or not complete_steps(output)):
+        check_init(run)
+
+
+def check_same_run(run: RunConfig, output: Path) -> None:
+    """Refuse to resume from a checkpoint of a run with other weights, rows or objective."""
+    frozen = output / RUN
+    require(
+        frozen.is_file(),
+        f"{checkpoints(output)} holds a checkpoint, but {frozen} is missing",
+        "a folder that `nld train` wrote",
+        "choose another output=, or start from it with init=",
+    )
+    before = read_run(output)
+    for name in FIXED_ON_RESUME:
+        changed = differences(getattr(before, name), getattr(run, name), name)
+        require(
+            not changed,
+            f"{output} holds a checkpoint of another run: {'; '.join(changed)}",
+            "resuming with the same " + ", ".join(FIXED_ON_RESUME),
+            "choose another output=, or undo the change",
+        )
+    require(
+        before.train.global_batch == run.train.global_batch,
+        f"train.global_batch={run.train.global_batch}, the checkpoint in {output} has {before.train.global_batch}",
+        "the same global batch: rows are numbered by it",
+        "undo the change, or choose another output=",
+    )
+
+
+def check_init(run: RunConfig) -> None:
+    """Refuse weights that are missing, damaged, or of another shape."""
+    assert run.init is not None
+    folder = Path(run.init)
+    newest = init_checkpoint(run.init)
+    require(
+        not trained_drafter(folder),
+        f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",
+        "the folder of a model",
+        "give the init of that run",
+    )
+    shape = folder / MODEL
+    require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
+    check_same_model(run.init, json.loads(shape.read_text()), run.model)
+    check_contents(newest)
+    if run.drafter is not None and run.drafter.adapter is not None:
+        check_adapter(run.drafter, Path(run.drafter.adapter))
+
+
+def check_shape(run: RunConfig) -> None:
+    """Refuse a Hugging Face folder of another shape before it is read whole."""
+    assert run.init is not None
+    check_same_model(run.init, model_record(read_config(Path(run.init)).model), run.model)
+
+
+def check_adapter(drafter: DrafterConfig, folder: Path) -> None:
+    """Refuse an adapter to start from that is missing, or of another rank or scale."""
+    said, weights = folder / CONFIG, folder / WEIGHTS
+    there = said.is_file() and weights.is_file()
+    require(there, f"drafter.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path")
+    content = json.loads(said.read_text())
+    found, wanted = (content.get("r"), content.get("lora_alpha")), (drafter.rank, drafter.alpha)
+    require(
+        found == wanted,
+        f"{said} with r={found[0]} and lora_alpha={found[1]}",
+        f"drafter.rank={wanted[0]} and drafter.alpha={wanted[1]:g}",
+        "set drafter.rank and drafter.alpha to its numbers",
+    )

@@ -1,0 +1,146 @@
+"""When a checkpoint counts: the last act of a save puts a manifest of its files into it, by rename.
+
+A folder without a manifest is a save that was cut off. Sizes show a truncated or missing file in a moment; checksums
+show a changed bit and cost one reading of the files, several at a time.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nld_train.config import require
+from nld_train.errors import UserError
+from nld_train.run_folder.paths import checkpoints, step_folder
+
+MANIFEST = "manifest.json"
+STEP_PREFIX = "iter_"
+READ_BYTES = 1 << 24  # read and summed at a time, per thread
+# zlib's CRC-32: every change of up to 32 neighbouring bits shows, and one core sums more than most disks read.
+CHECKSUM = "crc32"
+
+Files = Mapping[str, Mapping[str, int | str]]  # path inside the folder -> {"bytes": ..., "crc32": ...}
+
+
+def saved_steps(output: Path) -> list[int]:
+    """Steps that have a checkpoint folder, complete or not, ascending."""
+    names = [path.name.removeprefix(STEP_PREFIX) for path in checkpoints(output).glob(f"{STEP_PREFIX}*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def complete_steps(output: Path) -> list[int]:
+    """Steps whose checkpoint is complete by its manifest and the sizes of its files, ascending."""
+    return [step for step in saved_steps(output) if problem(step_folder(output, step), contents=False) is None]
+
+
+def saved_step(output: Path) -> int:
+    """How far a run has come: the newest complete step, 0 where there is none."""
+    return max(complete_steps(output), default=0)
+
+
+def newest_step(output: Path) -> int | None:
+    """Step of the newest complete checkpoint in an output folder; None where there is no checkpoint at all.
+
+    Raises: UserError where there are checkpoints and none is complete.
+    """
+    complete, saved = complete_steps(output), saved_steps(output)
+    if saved and not complete:
+        wrong = problem(step_folder(output, saved[-1]), contents=False)
+        raise UserError(
+            f"no complete checkpoint in {checkpoints(output)}: {wrong}",
+            "a folder with one checkpoint that was saved to its end",
+            "choose another folder, or make this one again",
+        )
+    return complete[-1] if complete else None
+
+
+def init_checkpoint(init: str) -> Path:
+    """Newest complete checkpoint of `init`: a run's output folder, or one that an import wrote. Raises: UserError."""
+    folder = Path(init)
+    step = newest_step(folder)
+    if step is None:
+        raise UserError(
+            f"init={init!r}: no checkpoint in {checkpoints(folder)}",
+            "the output folder of a finished run or of an import, or a Hugging Face folder",
+            "run the stage before first, or correct init=",
+        )
+    return step_folder(folder, step)
+
+
+def check_contents(folder: Path) -> None:
+    """Read a checkpoint whole and refuse it where it is not what was saved. Raises: UserError."""
+    wrong = problem(folder, contents=True)
+    require(
+        wrong is None,
+        f"{folder} is damaged: {wrong}",
+        "a checkpoint as it was saved",
+        "copy it again, or use another step",
+    )
+
+
+def problem(folder: Path, contents: bool) -> str | None:
+    """What is wrong with a checkpoint: one line that names the file, or None for a complete one.
+
+    contents: read the files and compare checksums too, not sizes alone.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"{folder.name} has no {MANIFEST}: its save was cut off"
+    files = read_manifest(manifest)
+    if files is None:
+        return f"{folder.name}/{MANIFEST} is damaged"
+    for name, recorded in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{folder.name}/{name} is missing"
+        size = path.stat().st_size
+        if size != recorded["bytes"]:
+            return f"{folder.name}/{name} has {size:,} of {recorded['bytes']:,} bytes"
+    if contents:
+        for name, found in measure(folder, files).items():
+            if found != files[name]:
+                return f"{folder.name}/{name} is not what was saved: its {CHECKSUM} is {found[CHECKSUM]}"
+    return None
+
+
+def read_manifest(manifest: Path) -> Files | None:
+    """The files that a finished save has listed; None where the list is not what a save writes."""
+    try:
+        files = json.loads(manifest.read_bytes())["files"]
+        kinds = {(type(entry["bytes"]), type(entry[CHECKSUM])) for entry in files.values()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another shape
+        return None
+    return files if kinds == {(int, str)} else None
+
+
+def measure(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """Size and checksum of files of a folder, several read at a time."""
+    listed = list(names)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        return dict(zip(listed, pool.map(lambda name: _measured(folder / name), listed), strict=True))
+
+
+def _measured(path: Path) -> dict[str, int | str]:
+    size, checksum, buffer = 0, 0, memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            size, checksum = size + count, zlib.crc32(buffer[:count], checksum)
+    return {"bytes": size, CHECKSUM: f"{checksum:08x}"}
+
+
+def file_names(folder: Path) -> list[str]:
+    """Every file of a checkpoint but its manifest, as paths inside it."""
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in inside if path.name.removeprefix(".").removesuffix(".partial") != MANIFEST)
+
+
+def write_manifest(folder: Path, files: Files) -> None:
+    """Declare a checkpoint complete: `files` is all of it. On disk, and then renamed."""
+    partial = folder / f".{MANIFEST}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump({"files": dict(sorted(files.items()))}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)

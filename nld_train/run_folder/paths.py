@@ -1,0 +1,59 @@
+"""Every name in a run's output folder, spelled once.
+
+OUTPUT/run.json          the frozen configuration
+OUTPUT/model.json        the model's shape: what another run compares before it starts from these weights
+OUTPUT/import.json       in the place of run.json: the folder is an import, and these are the ids of its source
+OUTPUT/tokenizer/        an import's copy of its source's tokenizer
+OUTPUT/checkpoints/      Megatron's torch_dist checkpoints, iter_*, and a tracker file naming the newest; damaged_iter_*
+OUTPUT/data_index/       which tokens make which row: remade where it is missing
+OUTPUT/init/             the import of an init= that is a Hugging Face folder
+OUTPUT/metrics.jsonl     one line per logged step and evaluation
+OUTPUT/jobs.jsonl        every submission, start and end
+OUTPUT/stop              while it is there, the run stops after its step
+OUTPUT/logs/  OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/slurm/  OUTPUT/nemo/
+"""
+
+from pathlib import Path
+
+RUN, MODEL, METRICS, JOBS = "run.json", "model.json", "metrics.jsonl", "jobs.jsonl"
+IMPORT, TOKENIZER = "import.json", "tokenizer"
+IMPORTED = "init"
+TENSORBOARD, SLURM, NEMO = "tensorboard", "slurm", "nemo"
+TRACKER = "latest_checkpointed_iteration.txt"
+TRAINED_OR_IMPORTED = "the output folder of `nld train` or of `nld convert import`"
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder is a Hugging Face checkpoint; output folders have no config.json."""
+    return (folder / "config.json").is_file()
+
+
+def checkpoints(output: Path) -> Path:
+    return output / "checkpoints"
+
+
+def step_folder(output: Path, step: int) -> Path:
+    """The checkpoint of one step."""
+    return checkpoints(output) / f"iter_{step:07d}"
+
+
+def logs(output: str) -> Path:
+    """The folder of log files, made where it is missing."""
+    folder = Path(output) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def launcher_log(output: str, node: int) -> Path:
+    """What torchrun of a node writes to its stderr."""
+    return logs(output) / (f"launcher_node{node}.log" if node else "launcher.log")
+
+
+def stop_file(output: str) -> Path:
+    """While a run sees this file, it stops: `nld train` makes it on a signal, and anybody else may."""
+    return Path(output) / "stop"
+
+
+def data_index(output: str) -> Path:
+    """The folder of what is kept of reading the data."""
+    return Path(output) / "data_index"

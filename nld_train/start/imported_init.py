@@ -1,0 +1,30 @@
+"""A run that starts from a Hugging Face folder: imported into its own output folder first."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from nld_train.config import RunConfig
+from nld_train.convert.run import load
+from nld_train.doctor.start_checks import check_shape
+from nld_train.run_folder.checkpoints import saved_steps
+from nld_train.run_folder.paths import IMPORTED, is_hugging_face
+
+logger = logging.getLogger(__name__)
+
+
+def with_imported_init(run: RunConfig) -> RunConfig:
+    """The run with OUTPUT/init for an init that is a Hugging Face folder; any other run as it is.
+
+    A fresh run imports the folder, whatever an earlier try left there; a resumed one has its weights already.
+    Raises: UserError.
+    """
+    if run.init is None or not is_hugging_face(Path(run.init)):
+        return run
+    output = Path(run.output)
+    target = output / IMPORTED
+    if not saved_steps(output):
+        check_shape(run)
+        logger.info("importing %s into %s", run.init, target)
+        load(Path(run.init), target, None, verified=True, overwrite=True)
+    return replace(run, init=str(target))

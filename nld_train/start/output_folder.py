@@ -1,0 +1,31 @@
+"""What a start makes of the output folder: the step to go on from, and a folder ready for the ranks."""
+
+from pathlib import Path
+
+from nld_train.config import RunConfig
+from nld_train.doctor.start_checks import check_init, check_same_run
+from nld_train.run_folder.checkpoints import saved_steps
+from nld_train.run_folder.frozen import freeze_run
+from nld_train.run_folder.metrics import keep_metrics
+from nld_train.run_folder.paths import METRICS, stop_file
+from nld_train.start.resume import resume_step
+
+
+def open_output(run: RunConfig) -> int | None:
+    """Prepare the output folder and return the step to resume at, or None for a fresh start.
+
+    Raises: UserError when the folder holds another run's checkpoint, when none of its own is whole, or when the
+    weights to start from are not there.
+    """
+    output = Path(run.output)
+    if saved_steps(output):
+        check_same_run(run, output)
+    step = resume_step(output)
+    # A drafter's checkpoints hold the adapter alone: every start reads the model itself from `init`.
+    if run.init is not None and (step is None or run.drafter is not None):
+        check_init(run)
+    output.mkdir(parents=True, exist_ok=True)
+    stop_file(run.output).unlink(missing_ok=True)
+    keep_metrics(output / METRICS, step)
+    freeze_run(run)
+    return step

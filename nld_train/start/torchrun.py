@@ -1,0 +1,48 @@
+"""What starts the ranks of a run on a node: torchrun's command line, and the variables that the ranks inherit."""
+
+import os
+import sys
+from pathlib import Path
+
+from nld_train.config import RunConfig
+from nld_train.doctor.machine import wandb_login
+from nld_train.node_check.nodes import Nodes
+from nld_train.run_folder.paths import RUN
+
+ONE_QUEUE = "CUDA_DEVICE_MAX_CONNECTIONS"
+RANK_MODULE = "nld_train.train.rank"
+TORCHRUN_MODULE = "nld_train.start.torchrun_main"
+
+
+def torchrun_command(run: RunConfig, nodes: Nodes) -> list[str]:
+    """torchrun of this node's ranks, on the frozen configuration."""
+    elastic = [*nodes.torchrun_options, f"--nproc-per-node={nodes.ranks(run)}"]
+    return [sys.executable, "-m", TORCHRUN_MODULE, *elastic, "-m", RANK_MODULE, frozen_path(run)]
+
+
+def rank_command(run: RunConfig) -> list[str]:
+    """One rank by itself, as torchrun starts it."""
+    return [sys.executable, "-m", RANK_MODULE, frozen_path(run)]
+
+
+def frozen_path(run: RunConfig) -> str:
+    return str(Path(run.output) / RUN)
+
+
+def rank_environment(run: RunConfig) -> dict[str, str]:
+    """Variables of the ranks: W&B's mode, quiet libraries, and GPUs that start work in the order it is given."""
+    variables = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if run.parallel.tensor > 1:
+        # Megatron and Transformer Engine start a transfer before the product that hides it; with more queues than one
+        # the product could fill the GPU first.
+        variables[ONE_QUEUE] = os.environ.get(ONE_QUEUE, "1")
+    if run.log.wandb != "disabled":
+        variables["WANDB_MODE"] = wandb_mode(run)
+    return variables
+
+
+def wandb_mode(run: RunConfig) -> str:
+    """ "auto" is online where wandb would find a login, offline elsewhere (`wandb sync` uploads later)."""
+    if run.log.wandb != "auto":
+        return run.log.wandb
+    return "online" if wandb_login() else "offline"

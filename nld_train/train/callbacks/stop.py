@@ -1,0 +1,46 @@
+"""Stopping on request: all ranks end after the same step, with a checkpoint."""
+
+from datetime import timedelta
+
+import torch
+from megatron.bridge.training.callbacks import Callback, CallbackContext
+from torch.distributed import ProcessGroup
+
+from nld_train.config import RunConfig
+from nld_train.run_folder.paths import stop_file
+from nld_train.signals import StopRequest
+
+
+class StopOnRequest(Callback):
+    """Ends the run after the step in which any rank was asked to stop, or the first one saw the stop file.
+
+    Megatron-Bridge's own way knows one signal, asks through the device, and leaves by an error. Here the loop is given
+    fewer steps, so that it saves and ends as it does after its last one.
+    """
+
+    def __init__(self, run: RunConfig, request: StopRequest) -> None:
+        self.run, self.request = run, request
+        self.group: ProcessGroup | None = None  # None: the default group, which is gloo on the CPU
+        self.stopping = False
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        if torch.cuda.is_available():  # hosts ask hosts: no device is waited for
+            timeout = timedelta(minutes=self.run.parallel.timeout_minutes)
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        step = context.state.train_state.step + 1
+        if self._anybody_asked() and step < self.run.train.iterations:
+            self.stopping = True
+            context.state.cfg.train.train_iters = step
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        if self.stopping:
+            # The evaluation after the last step is that of a finished run.
+            context.state.train_state.do_valid = False
+
+    def _anybody_asked(self) -> bool:
+        here = self.request.asked() or (torch.distributed.get_rank() == 0 and stop_file(self.run.output).exists())
+        asked = torch.tensor([here], dtype=torch.int32)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.group)
+        return bool(asked.item())

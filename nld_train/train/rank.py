@@ -1,0 +1,78 @@
+"""One rank of a run: `nld train` starts this under torchrun with the run's frozen configuration."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from nld_train.config import RunConfig
+from nld_train.recipe import from_json
+from nld_train.signals import StopRequest, die_with_parent, end_children
+from nld_train.train import cpu_runtime, patches, terminal
+
+
+def main() -> int:
+    """Train the run whose run.json is the only argument."""
+    run = from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    request = StopRequest()
+    request.listen()
+    screen = terminal.take(run.output, rank)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        train(run, screen, request)
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        terminal.tell_failure(screen, run.output, rank, error)
+        return 1
+    finally:
+        end_children()
+    return 0
+
+
+def train(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
+    """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
+    use_own_cores()
+    cpu_runtime.install()
+    patches.install()
+    # Megatron binds names when it is imported: only now may it be.
+    from megatron.bridge.training.callbacks import CallbackManager
+    from megatron.bridge.training.pretrain import pretrain
+
+    from nld_train.train.bridge_config import bridge_config
+    from nld_train.train.callbacks.completion import Completion
+    from nld_train.train.callbacks.first_evaluation import FirstEvaluation
+    from nld_train.train.callbacks.health import Health, Watched
+    from nld_train.train.callbacks.progress import Report
+    from nld_train.train.callbacks.stop import StopOnRequest
+    from nld_train.train.drafter_step import DraftStep
+    from nld_train.train.joint_step import ForwardStep
+
+    config = bridge_config(run)
+    forward_step = ForwardStep(run.diffusion.alpha) if run.drafter is None else DraftStep(run)
+    watched = Watched(forward_step)
+    callbacks = CallbackManager()
+    is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    callbacks.add([Report(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
+    callbacks.add([Health(watched), Completion(run), StopOnRequest(run, request or StopRequest())])
+    pretrain(config, watched, callbacks)
+
+
+def use_own_cores() -> None:
+    """Share the machine's cores among its ranks: torch would otherwise start all of them in each."""
+    if not torch.cuda.is_available():
+        ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+if __name__ == "__mp_main__":  # the process that a rank spawns to write checkpoints
+    die_with_parent()
+    cpu_runtime.install_in_writer()
+if __name__ == "__main__":
+    die_with_parent()
+    os.register_at_fork(after_in_child=die_with_parent)  # loader workers, and what hands on a writer's results
+    sys.exit(main())

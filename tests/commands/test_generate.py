@@ -1,0 +1,139 @@
+"""`nld generate`: what it prints, and one line for every bad input."""
+
+import io
+import sys
+from dataclasses import fields
+
+import pytest
+
+from nld_train import cli
+from nld_train.commands.generate import HELP, MODES, TextStream, chat_prompts, device_of, ending, settings_of
+from nld_train.config import DecodeConfig
+from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
+from nld_train.errors import UserError
+from nld_train.report.decoded import read_answers
+
+
+def nld(monkeypatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["nld", *map(str, words)])
+    return cli.main()
+
+
+def test_every_setting_has_a_flag_with_a_help_text():
+    assert list(HELP) == [field.name for field in fields(DecodeConfig)]
+
+
+def test_flags_become_settings_and_the_rest_keeps_its_default():
+    words = ["--model", "X", "--mode", "ar", "--max-new-tokens", "64", "--threshold", "none", "--temperature", "0.5"]
+    made = settings_of(cli.parse(["generate", *words]))
+    assert made == DecodeConfig(max_new_tokens=64, threshold=None, temperature=0.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_prints_the_text_and_then_its_figures(folder, monkeypatch, capsys, mode):
+    arguments = ["generate", "--model", folder, "--mode", mode, "--max-new-tokens", 16, "--block-length", 8]
+    assert nld(monkeypatch, *arguments, "--prompt", "import os", "--eos-token-id", 399) == 0
+    *text, figures = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert any(text) and figures.startswith(f"[{mode}] ")
+    assert "NFE " in figures and "tokens per forward" in figures and "tokens/s" in figures
+
+
+def test_self_speculation_prints_what_ar_prints(folder, monkeypatch, capsys):
+    texts = []
+    for mode in ("ar", "self-spec", "quadratic"):
+        words = ["--max-new-tokens", 16, "--block-length", 4, "--prompt", "def main"]
+        assert nld(monkeypatch, "generate", "--model", folder, "--mode", mode, *words) == 0
+        texts.append(capsys.readouterr().out.rsplit(f"[{mode}]", 1)[0])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_prompts_come_from_a_file_or_from_standard_input(folder, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("import os\n\ndef main\n")
+    words = ["generate", "--model", folder, "--mode", "ar", "--max-new-tokens", 4]
+    assert nld(monkeypatch, *words, "--prompt-file", file) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2, ar: import os" in out and "2 of 2, ar: def main" in out and out.count("NFE 4") == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("import os\nimport re\n"))
+    assert nld(monkeypatch, *words) == 0
+    assert capsys.readouterr().out.count("NFE 4") == 1
+
+
+def test_all_modes_are_written_for_the_report(folder, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "answers.json"
+    words = ["--mode", "all", "--prompt", "import os", "--json", file, "--eos-token-id", 399]
+    limits = ["--max-new-tokens", 16, "--block-length", 8]
+    assert nld(monkeypatch, "generate", "--model", folder, *words, *limits) == 0
+    prompt, answers = read_answers(file)
+    assert (prompt, [answer.mode for answer in answers]) == ("import os", list(MODES))
+    ar, *_ = answers
+    assert ar.order == list(range(1, 17)) and ar.forwards == 16 and "prefill 1, decode 15" in ar.detail
+    assert all(len(answer.pieces) == len(answer.order) == 16 for answer in answers)
+
+
+@pytest.mark.parametrize(("thinking", "tail"), [(False, "<think></think>"), (True, "<think>\n")])
+def test_a_chat_prompt_is_a_users_turn_in_the_folders_template(folder, thinking, tail):
+    tokenizer = load_tokenizer(folder)
+    encode, end = chat_prompts(tokenizer, thinking)
+    prompt = encode("import <|im_end|>")
+    told = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nimport <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(prompt) == told + tail
+    assert [token for token in prompt if token < CONTROL_IDS] == [10, 11, 10, 11, 10] and end == 11
+
+
+def test_a_chat_ends_with_the_turn_unless_told_otherwise():
+    assert ending(DecodeConfig(), 11) == DecodeConfig(eos_token_id=11)
+    assert ending(DecodeConfig(eos_token_id=7), 11) == DecodeConfig(eos_token_id=7)
+
+
+def test_chat_shows_the_answer_alone(folder, monkeypatch, capsys):
+    words = ["generate", "--model", folder, "--mode", "ar", "--max-new-tokens", 8, "--prompt", "import os"]
+    assert nld(monkeypatch, *words, "--chat") == 0
+    chat = capsys.readouterr().out
+    assert nld(monkeypatch, *words) == 0
+    assert "[ar] 8 tokens" in chat and "im_start" not in chat and "import os" not in chat
+    assert chat.split("[ar]")[0] != capsys.readouterr().out.split("[ar]")[0]
+
+
+BAD = {
+    "thinking": (["--prompt", "a", "--thinking"], "--thinking without --chat"),
+    "no folder": (["--model", "nowhere", "--prompt", "a"], "no config.json in nowhere"),
+    "empty prompt": (["--prompt", ""], "prompt 0 is empty"),
+    "no file": (["--prompt-file", "nowhere.txt"], "no file nowhere.txt"),
+    "blocks": (["--prompt", "a", "--max-new-tokens", "33"], "max_new_tokens=33 with block_length=32"),
+    "context": (["--prompt", "a " * 200, "--max-new-tokens", "32"], "128 positions together"),
+    "json": (["--prompt", "a", "--prompt", "b", "--json", "x.json"], "--json with 2 prompts"),
+    "number": (["--prompt", "a", "--temperature", "warm"], "temperature='warm'; allowed: numbers"),
+    "range": (["--prompt", "a", "--top-p", "2"], "top_p=2.0; allowed: above 0, at most 1"),
+}
+
+
+@pytest.mark.parametrize(("words", "named"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_on_stderr_and_status_2(folder, monkeypatch, capsys, words, named):
+    assert nld(monkeypatch, "generate", "--mode", "diffusion", "--model", folder, *words) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.startswith("nld: ") and error.count("\n") == 1
+
+
+def test_an_empty_prompt_file_is_refused(folder, monkeypatch, capsys, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    words = ["--model", folder, "--mode", "ar", "--prompt-file", tmp_path / "empty.txt"]
+    assert nld(monkeypatch, "generate", *words) == 2
+    assert "holds no prompt" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    assert (device_of("auto", True), device_of("auto", False), device_of("cpu", True)) == ("cuda", "cpu", "cpu")
+    with pytest.raises(UserError, match="cuda without a GPU"):
+        device_of("cuda", False)
+
+
+def test_the_stream_waits_for_whole_characters_and_hides_the_end_of_sequence():
+    out = io.StringIO()
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), 0, out)
+    shown = []
+    for tokens in ([104], [0xC3], [0xBC, 33], [0xE2, 0], []):
+        stream(0, tokens)
+        shown.append(out.getvalue())
+    stream.close()
+    assert shown == ["h", "h", "hü!", "hü!", "hü!"] and out.getvalue() == "hü!\ufffd\n"

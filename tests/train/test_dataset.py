@@ -1,0 +1,65 @@
+"""Rows by global sample index, from real token files through Megatron's blended datasets."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nld_train.data.indexed import TokenFile
+from nld_train.recipe import to_json
+from nld_train.types import NoisyRow
+from tests.distributed.ranks import on, small_run
+
+pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
+EOS = 2
+
+
+def build(prepared: Path, index_folder: Path, train_rows: int):
+    from megatron.bridge.data.base import DatasetBuildContext
+    from megatron.bridge.training.config import TokenizerConfig
+    from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+
+    from nld_train.train.dataset import RowsProvider
+
+    run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
+    provider = RowsProvider(
+        run_json=to_json(run), seq_length=64, index_folder=str(index_folder), random_seed=run.data.shuffle_seed
+    )
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1))
+    return provider.build_datasets(DatasetBuildContext(train_rows, 0, 0, tokenizer))
+
+
+def equal(one: NoisyRow, other: NoisyRow) -> bool:
+    return torch.equal(one.row.tokens, other.row.tokens) and torch.equal(one.noisy, other.noisy)
+
+
+@pytest.fixture
+def datasets(prepared: Path, tmp_path: Path):
+    return build(prepared, tmp_path, 40)
+
+
+def test_a_row_is_decided_by_its_number(datasets, prepared: Path, tmp_path: Path) -> None:
+    again, _, _ = build(prepared, tmp_path / "again", 40)
+    train, _, _ = datasets
+    assert all(equal(train[number], again[number]) for number in (7, 0, 39, 7))
+    assert not equal(train[7], train[8])
+
+
+def test_rows_are_cut_from_the_files_and_keep_their_documents(datasets, prepared: Path) -> None:
+    train, _, _ = datasets
+    texts = [" ".join(map(str, TokenFile(prepared / "data" / name).flat)) for name in ("a", "b")]
+    for number in range(12):
+        row = train[number].row
+        assert row.tokens.shape == (65,)
+        assert row.supervised.all()
+        starts = (row.documents.diff() > 0).nonzero().flatten()
+        ends = (row.tokens[:-1] == EOS).nonzero().flatten()
+        assert torch.equal(starts, ends[ends < 63]), "a new document starts behind every end-of-document token"
+        first = row.tokens[:64][row.documents == 0]
+        assert any(" ".join(map(str, first.tolist())) in text for text in texts)
+
+
+def test_validation_rows_repeat_and_have_a_noise_of_their_own(datasets) -> None:
+    train, valid, _ = datasets
+    assert equal(valid[1], valid[9]), "8 rows are evaluated: row 9 is row 1 again"
+    assert not torch.equal(train[1].masked, valid[1].masked)
