@@ -25,7 +25,7 @@ def test_every_setting_has_a_flag_with_a_help_text():
 
 def test_flags_become_settings_and_the_rest_keeps_its_default():
     words = ["--model", "X", "--mode", "ar", "--max-new-tokens", "64", "--threshold", "none", "--temperature", "0.5"]
-    made = settings_of(cli.parse(["generate", *words]))
+    made = settings_of(cli.parse_words(["generate", *words]))
     assert made == DecodeConfig(max_new_tokens=64, threshold=None, temperature=0.5)
 
 

@@ -1,11 +1,11 @@
-"""The doors of a run, asked without opening any: nothing is made, nothing renamed."""
+"""Would a run start? Asked without starting it: nothing is made, nothing renamed."""
 
 from pathlib import Path
 
 import pytest
 
 from nld_train import recipe
-from nld_train.doctor.start_checks import DOORS, check_start
+from nld_train.doctor.start_checks import check_start
 from nld_train.errors import UserError
 from nld_train.run_folder.checkpoints import file_names, measure, write_manifest
 from nld_train.run_folder.paths import step_folder
@@ -22,12 +22,6 @@ def test_missing_weights_to_start_from_are_refused(tmp_path: Path) -> None:
         check_start(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/run", f"init={tmp_path}/none"]))
 
 
-def test_a_hugging_face_folder_is_imported_at_the_start_only(tmp_path: Path) -> None:
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
-    check_start(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/run", f"init={tmp_path}/hf"]))
-
-
 def test_another_runs_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     run = recipe.load("tiny_stage1_ar", [f"output={tmp_path}/run"])
     open_output(run)
@@ -40,7 +34,3 @@ def test_another_runs_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="alpha was 0.0, is 0.3"):
         check_start(recipe.load("tiny_stage1_ar", [f"output={tmp_path}/run", "diffusion.alpha=0.3"]))
     assert (folder / "common.pt").read_bytes() == b"damaged"
-
-
-def test_every_door_has_a_name() -> None:
-    assert set(DOORS) == {"ranks", "start", "data"}

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from nld_train.run_folder.checkpoints import MANIFEST, complete_steps, newest_step, problem
 from nld_train.run_folder.metrics import read_entries
 from nld_train.run_folder.paths import METRICS, step_folder
-from nld_train.signals import STOPPED
+from nld_train.exit_status import STOPPED
 from tests.flow.started import Started, alive
 from tests.saved import flip
 

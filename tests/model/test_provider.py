@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from nld_train.recipe import load, names
-from nld_train.start.start_run import ONE_QUEUE
-from nld_train.start.torchrun import rank_environment
+from nld_train.start.torchrun import ONE_QUEUE, rank_environment
 
 LARGE = [name for name in names() if name.startswith("nld_")]
 pytestmark = pytest.mark.megatron

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.signals import LEFT_AT_ONCE, PARENT, SIGNALS
+from nld_train.exit_status import LEFT_AT_ONCE
+from nld_train.signals import PARENT, SIGNALS
 from nld_train.start.supervisor import first_death
 
 LAUNCHER = """
