@@ -188,7 +188,7 @@ def test_too_many_ranks_are_noted_where_slurm_has_more_machines(
         run,
         init=f"{tmp_path}/none",
         parallel=replace(run.parallel, world_size=1024),
-        train=replace(run.train, global_batch=1024),
+        train=replace(run.train, global_batch=4096),
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert verdicts(needs(large, verify=False)).count("FAIL") == 2
