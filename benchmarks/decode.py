@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from nld_train.config import DecodeConfig
-from nld_train.data.indexed import TokenFile
+from nld_train.data.token_file import TokenFile
 from nld_train.decode import ar, diffusion, quadratic, self_speculation
-from nld_train.decode.load import load_adapter, load_model
+from nld_train.decode.load import load_drafter_adapter, load_model
 from nld_train.decode.result import Decoded
 
 Decode = Callable[[list[list[int]]], list[Decoded]]
@@ -37,7 +37,7 @@ def main() -> None:
     decoders = modes(model, args.new_tokens)
     if args.adapter is not None:
         drafting = load_model(Path(args.model), torch.float32, torch.device("cpu"))
-        load_adapter(drafting, Path(args.model), Path(args.adapter))
+        load_drafter_adapter(drafting, Path(args.model), Path(args.adapter))
         decoders["self-speculation, adapter"] = modes(drafting, args.new_tokens)["self-speculation, linear"]
     results: dict[str, list[Decoded]] = {name: [] for name in decoders}
     for prompt in prompts:
@@ -63,12 +63,14 @@ def modes(model: torch.nn.Module, new_tokens: int) -> dict[str, Decode]:
         return lambda prompts: decode(model, prompts, settings)
 
     return {
-        "AR": at(ar.decode),
-        "diffusion, threshold 0.9": at(diffusion.decode, threshold=0.9),
-        "diffusion, threshold 0.5": at(diffusion.decode, threshold=0.5),
-        f"diffusion, {block // 4} steps a block": at(diffusion.decode, threshold=None, steps_per_block=block // 4),
-        "self-speculation, linear": at(self_speculation.decode),
-        "self-speculation, quadratic": at(quadratic.decode, block_length=4),
+        "AR": at(ar.generate_ar),
+        "diffusion, threshold 0.9": at(diffusion.generate_diffusion, threshold=0.9),
+        "diffusion, threshold 0.5": at(diffusion.generate_diffusion, threshold=0.5),
+        f"diffusion, {block // 4} steps a block": at(
+            diffusion.generate_diffusion, threshold=None, steps_per_block=block // 4
+        ),
+        "self-speculation, linear": at(self_speculation.generate_self_speculation),
+        "self-speculation, quadratic": at(quadratic.generate_quadratic, block_length=4),
     }
 
 

@@ -20,12 +20,12 @@ import torch
 
 from nld_train import recipe
 from nld_train.config import DecodeConfig, RunConfig
-from nld_train.convert.run import Export, export
-from nld_train.data.indexed import TokenFile
+from nld_train.convert.actions import ExportRequest, export_checkpoint
+from nld_train.data.token_file import TokenFile
 from nld_train.decode import ar, self_speculation
-from nld_train.decode.load import load_adapter, load_model
+from nld_train.decode.load import load_drafter_adapter, load_model
 from nld_train.decode.result import Decoded
-from nld_train.report.drafter import ends
+from nld_train.report.drafter_figures import first_and_last_drafts
 from nld_train.report.history import read_stage
 
 RECIPE = "tiny_drafter"
@@ -45,8 +45,8 @@ def main() -> None:
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "nld_train.cli", "train", RECIPE, *overrides], check=True)
         seconds = time.monotonic() - began
-        run = recipe.load(RECIPE, overrides)
-        before, after = ends(read_stage(Path(run.output))) or (None, None)
+        run = recipe.load_recipe(RECIPE, overrides)
+        before, after = first_and_last_drafts(read_stage(Path(run.output))) or (None, None)
         assert before is not None and after is not None, f"seed {seed}: no evaluation"
         decoded = decode_both(run, args.prompts, args.new_tokens)
         print(
@@ -69,8 +69,8 @@ def seeded(overrides: Sequence[str], seed: int, output: str) -> list[str]:
 def decode_both(run: RunConfig, count: int, new_tokens: int) -> tuple[float, float, int]:
     """Mean accepted length without and with the adapter over held-out prompts, and how many texts are greedy AR's."""
     folder = Path(run.output) / "hf"
-    export(
-        Export(
+    export_checkpoint(
+        ExportRequest(
             output=Path(run.output),
             target=folder,
             step=None,
@@ -83,12 +83,14 @@ def decode_both(run: RunConfig, count: int, new_tokens: int) -> tuple[float, flo
         )
     )
     base, drafting = (load_model(folder, torch.float32, torch.device("cpu")) for _ in range(2))
-    load_adapter(drafting, folder, folder)
+    load_drafter_adapter(drafting, folder, folder)
     prompts = held_out(run, count)
     # No end of text, so that every prompt counts alike.
     settings = DecodeConfig(max_new_tokens=new_tokens, block_length=run.diffusion.block_size, eos_token_id=-1)
-    greedy = ar.decode(base, prompts, settings)
-    plain, drafted = (self_speculation.decode(model, prompts, settings) for model in (base, drafting))
+    greedy = ar.generate_ar(base, prompts, settings)
+    plain, drafted = (
+        self_speculation.generate_self_speculation(model, prompts, settings) for model in (base, drafting)
+    )
     same = sum(one.ids == two.ids == three.ids for one, two, three in zip(greedy, plain, drafted, strict=True))
     return accepted(plain), accepted(drafted), same
 

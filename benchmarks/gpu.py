@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from nld_train.bench.outcome import Outcome, as_json, from_json, markdown
-from nld_train.bench.summary import summary
+from nld_train.bench.outcome import BenchOutcome, outcome_markdown, outcomes_from_json, outcomes_to_json
+from nld_train.bench.summary import summary_table
 
 BARE, WITH_MEGATRON = "nld_train.commands.bench", "nld_train.cli"
 START, GRACE = 20, 15  # seconds that a process may take before and after its measurements
@@ -62,17 +62,17 @@ def main() -> int:
     parts = [part for part in PARTS if args.only is None or part.name in args.only]
     with tempfile.TemporaryDirectory() as folder:
         outcomes, troubles = run_parts(parts, args, Path(folder))
-    text = "\n".join([summary(outcomes), "", *troubles])
+    text = "\n".join([summary_table(outcomes), "", *troubles])
     if not args.dry_run and outcomes:
         print(f"\nwrote {keep(outcomes, text, args.output)}")
     print(f"\n{text}")
     return 1 if troubles or any(outcome.wrong for outcome in outcomes) else 0
 
 
-def run_parts(parts: Sequence[Part], args: argparse.Namespace, folder: Path) -> tuple[list[Outcome], list[str]]:
+def run_parts(parts: Sequence[Part], args: argparse.Namespace, folder: Path) -> tuple[list[BenchOutcome], list[str]]:
     """What each part found, and a line on each that failed."""
     end = time.monotonic() + args.seconds
-    outcomes: list[Outcome] = []
+    outcomes: list[BenchOutcome] = []
     troubles: list[str] = []
     for number, part in enumerate(parts):
         later = sum(other.share for other in parts[number:])
@@ -80,7 +80,7 @@ def run_parts(parts: Sequence[Part], args: argparse.Namespace, folder: Path) -> 
         file = folder / f"{part.name}.json"
         said = run_part(part, slice_, file, args.dry_run)
         if file.exists():
-            outcomes += from_json(file.read_text())
+            outcomes += outcomes_from_json(file.read_text())
         if said is not None:
             troubles.append(f"{part.name}: {said}")
             print(troubles[-1], flush=True)
@@ -108,15 +108,15 @@ def run_part(part: Part, seconds: float, file: Path, dry: bool) -> str | None:
     return None if child.returncode == 0 else f"exit status {child.returncode}"
 
 
-def keep(outcomes: Sequence[Outcome], text: str, folder: Path) -> Path:
+def keep(outcomes: Sequence[BenchOutcome], text: str, folder: Path) -> Path:
     """Write results as JSON and as Markdown, under date and device; never over older ones."""
     found = outcomes[0].environment
     device = re.sub(r"[^A-Za-z0-9]+", "-", found["device"]).strip("-")
     stem = f"{found['date'][:16].replace(':', '')}-{device}"
     versions = ", ".join(f"{name} {value}" for name, value in found.items())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(as_json(outcomes))
-    page = "\n\n".join([f"# {stem}", versions, text, *(f"## {markdown(outcome)}" for outcome in outcomes)])
+    (folder / f"{stem}.json").write_text(outcomes_to_json(outcomes))
+    page = "\n\n".join([f"# {stem}", versions, text, *(f"## {outcome_markdown(outcome)}" for outcome in outcomes)])
     (folder / f"{stem}.md").write_text(page + "\n")
     return folder / f"{stem}.md"
 

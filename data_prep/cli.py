@@ -3,13 +3,13 @@
 import argparse
 
 from data_prep.conversations import PAIR_NAMES, ROLES
-from data_prep.inspect import inspect, value_text
-from data_prep.prepare import Options, PrepareOptions, prepare
+from data_prep.inspect_file import inspect_token_file, value_text
 from data_prep.prepare_chat import ChatOptions, prepare_chat
+from data_prep.prepare_text import PreparationOptions, TextOptions, prepare_text
 from data_prep.sources import TEXT_KEY
 from data_prep.stdlib import copy_stdlib
 from data_prep.stdlib_chat import write_stdlib_chat
-from data_prep.tokenizer import VOCAB_SIZE, train_tokenizer
+from data_prep.train_tokenizer import VOCAB_SIZE, train_tokenizer
 
 CHAT_DETAIL = f"""Writes PREFIX.bin, PREFIX.idx,
 PREFIX.supervised.bin (which tokens count) and PREFIX.manifest.json (with what was dropped, and why).
@@ -28,7 +28,7 @@ it stopped: give the same command again. Until the end, twice the output's size 
 Subparsers = argparse._SubParsersAction  # argparse names no public type for it
 
 
-def add_data_parser(
+def add_data_commands(
     subparsers: "Subparsers[argparse.ArgumentParser]",
 ) -> "Subparsers[argparse.ArgumentParser]":
     """Register `data` and its commands; each sets `run`, a function from the parsed arguments to an exit status.
@@ -57,7 +57,7 @@ def add_command(
 
 
 def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
-    defaults = PrepareOptions()
+    defaults = TextOptions()
     parser = add_command(
         commands,
         "prepare",
@@ -88,7 +88,7 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=run_prepare)
 
 
-def add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
+def add_options(parser: argparse.ArgumentParser, defaults: PreparationOptions) -> None:
     """The options of every preparation."""
     parser.add_argument(
         "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
@@ -105,7 +105,7 @@ def add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    options = PrepareOptions(
+    options = TextOptions(
         workers=args.workers,
         text_key=args.text_key,
         max_bad_lines=args.max_bad_lines,
@@ -113,7 +113,7 @@ def run_prepare(args: argparse.Namespace) -> int:
         append_eos=not args.no_eos,
         overwrite=args.overwrite,
     )
-    manifest = prepare(args.input, args.output, args.tokenizer, options)
+    manifest = prepare_text(args.input, args.output, args.tokenizer, options)
     print(
         f"wrote {args.output}.bin, .idx, .manifest.json: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
@@ -181,7 +181,7 @@ def add_inspect(commands: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    for line in inspect(args.prefix, args.tokenizer, args.samples, args.seed, args.verify):
+    for line in inspect_token_file(args.prefix, args.tokenizer, args.samples, args.seed, args.verify):
         print(line)
     return 0
 

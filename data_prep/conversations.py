@@ -9,7 +9,7 @@ A text is a string, or a list of parts {"type": "text", "text": "..."}.
 
 from collections.abc import Mapping
 
-from data_prep.sources import Value, is_unicode
+from data_prep.sources import RecordValue, is_unicode
 from nld_train.data.chat_template import ChatProblem, Message
 
 LISTS = ("messages", "conversations")
@@ -35,7 +35,7 @@ PAIR_NAMES = ", ".join(f"{question}{f'[+{more}]' if more else ''}+{answer}" for 
 FORMS = f"{', '.join(LISTS)}, {PAIR_NAMES}"
 
 
-def read_conversation(found: Value) -> list[Message]:
+def read_conversation(found: RecordValue) -> list[Message]:
     """The turns of one line or row. Raises ChatProblem where it is not one of the known forms."""
     if found.problem:
         raise ChatProblem(found.problem)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.sources import Piece, Record, read_piece
-from nld_train.data.indexed import TokenFileWriter, token_dtype
+from data_prep.sources import FilePiece, TextRecord, read_piece
+from nld_train.data.token_file import TokenFileWriter, token_dtype
 from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Job:
+class TextJob:
     """What is the same for every chunk of a run."""
 
     tokenizer_folder: str
@@ -21,44 +21,44 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task[AnyJob]:
+class ChunkTask[AnyJob]:
     """One chunk, and the prefix its tokens are written under."""
 
     job: AnyJob
-    chunk: tuple[Piece, ...]
+    chunk: tuple[FilePiece, ...]
     prefix: str
 
 
 @dataclass(frozen=True)
-class Report:
+class PieceReport:
     """What became of one piece."""
 
-    piece: Piece
+    piece: FilePiece
     records: int  # lines or rows of a piece of records, 1 for a text file
     documents: int
     tokens: int
     text_bytes: int
-    bad: tuple[Record, ...]  # line numbers count from the start of the piece
+    bad: tuple[TextRecord, ...]  # line numbers count from the start of the piece
 
 
 @functools.lru_cache(maxsize=1)
-def tokenizer_of(folder: str, sha256: str) -> TextTokenizer:
+def job_tokenizer(folder: str, sha256: str) -> TextTokenizer:
     """The tokenizer of a job, loaded once per process."""
     tokenizer = load_tokenizer(folder)
     assert tokenizer.fingerprint == sha256, f"{folder} changed during the run"
     return tokenizer
 
 
-def encode_chunk(task: Task[Job]) -> tuple[Report, ...]:
+def encode_chunk(task: ChunkTask[TextJob]) -> tuple[PieceReport, ...]:
     """Write the documents of a chunk to the task's prefix, in order; one report per piece."""
-    tokenizer = tokenizer_of(task.job.tokenizer_folder, task.job.tokenizer_sha256)
+    tokenizer = job_tokenizer(task.job.tokenizer_folder, task.job.tokenizer_sha256)
     with TokenFileWriter(task.prefix, token_dtype(tokenizer.vocab_size)) as writer:
-        reports = tuple(encode_piece(piece, task.job, tokenizer, writer) for piece in task.chunk)
+        reports = tuple(encode_text_piece(piece, task.job, tokenizer, writer) for piece in task.chunk)
         writer.finish()
     return reports
 
 
-def encode_piece(piece: Piece, job: Job, tokenizer: TextTokenizer, writer: TokenFileWriter) -> Report:
+def encode_text_piece(piece: FilePiece, job: TextJob, tokenizer: TextTokenizer, writer: TokenFileWriter) -> PieceReport:
     records = documents = tokens = text_bytes = 0
     bad = []
     ending = [] if job.end_of_document_id is None else [job.end_of_document_id]
@@ -72,4 +72,4 @@ def encode_piece(piece: Piece, job: Job, tokenizer: TextTokenizer, writer: Token
             documents += 1
             tokens += row.size
             text_bytes += len(record.text.encode("utf-8"))
-    return Report(piece, records, documents, tokens, text_bytes, tuple(bad))
+    return PieceReport(piece, records, documents, tokens, text_bytes, tuple(bad))

@@ -18,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import Task
+from data_prep.encode import ChunkTask
 from data_prep.encode_chat import REPORTS, ChatJob, finish_part
 from data_prep.pool import run_ordered
-from data_prep.prepare import Options, Outcome, counted, describe
-from data_prep.progress import shown
-from data_prep.sources import LINES, TABLE, cut, find_files
+from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
+from data_prep.progress_tally import show_progress
+from data_prep.sources import LINES, TABLE, cut_into_chunks, find_files
 from nld_train.data import manifest as manifest_file
 from nld_train.data import supervision
-from nld_train.data.chat import ChatEncoder, load_chat
-from nld_train.data.indexed import FileSummary, TokenFileWriter, token_dtype
-from nld_train.data.manifest import FORMAT_VERSION, Chat, Manifest, write_manifest
+from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
+from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
+from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
-from nld_train.files import refuse_existing, staged
+from nld_train.files import refuse_existing, staged_files
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part
@@ -40,7 +40,7 @@ SUFFIXES = (".bin", supervision.SUFFIX, manifest_file.SUFFIX, ".idx")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(Options):
+class ChatOptions(PreparationOptions):
     """How to prepare conversations."""
 
     thinking: bool = False  # given to the chat template as enable_thinking
@@ -59,7 +59,7 @@ def prepare_chat(
     prefix = Path(output_prefix)
     if not options.overwrite:
         refuse_existing([Path(f"{prefix}{suffix}") for suffix in SUFFIXES])
-    encoder = load_chat(load_tokenizer(tokenizer_folder), options.thinking, options.last_turn_only)
+    encoder = load_chat_encoder(load_tokenizer(tokenizer_folder), options.thinking, options.last_turn_only)
     files = find_chats(inputs)
     job = ChatJob(
         str(tokenizer_folder),
@@ -69,16 +69,16 @@ def prepare_chat(
         options.thinking,
         options.last_turn_only,
     )
-    outcome = Outcome(options.max_bad_lines)
-    with parts_folder(prefix, work_key(job, files)) as folder:
-        chunks = enumerate(cut(files, PIECE_BYTES))
-        tasks = [Task(job, chunk, str(folder / f"part-{number}")) for number, chunk in chunks]
+    outcome = PreparationCounts(options.max_bad_lines)
+    with parts_folder(prefix, parts_key(job, files)) as folder:
+        chunks = enumerate(cut_into_chunks(files, PIECE_BYTES))
+        tasks = [ChunkTask(job, chunk, str(folder / f"part-{number}")) for number, chunk in chunks]
         encode_parts(tasks, folder, options.workers, outcome)
-        with staged(prefix, SUFFIXES, options.overwrite) as partial:
+        with staged_files(prefix, SUFFIXES, options.overwrite) as partial:
             summary, chat = join_parts(partial, tasks, encoder, outcome)
             if summary.documents == 0:
                 raise UserError("no conversation in the input", "at least one with an answer", "check the inputs")
-            manifest = describe(inputs, len(files), encoder.tokenizer, None, summary, outcome, chat)
+            manifest = make_manifest(inputs, len(files), encoder.tokenizer, None, summary, outcome, chat)
             write_manifest(partial, manifest)
     return manifest
 
@@ -92,7 +92,7 @@ def find_chats(inputs: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def work_key(job: ChatJob, files: Sequence[Path]) -> str:
+def parts_key(job: ChatJob, files: Sequence[Path]) -> str:
     """Names everything that the parts depend on: another key, other parts."""
     seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     content = (FORMAT_VERSION, version("nld-train"), PIECE_BYTES, asdict(job), seen)
@@ -115,7 +115,7 @@ def parts_folder(prefix: Path, key: str) -> Iterator[Path]:
         ) from error
     with contextlib.ExitStack() as locks:
         for found in sorted(prefix.parent.glob(f".{prefix.name}.parts-*")):
-            locks.enter_context(locked(found))
+            locks.enter_context(folder_lock(found))
             if found != folder:
                 logger.info("removing the parts of another preparation of %s: its input or options differ", prefix)
                 shutil.rmtree(found)
@@ -131,7 +131,7 @@ def parts_folder(prefix: Path, key: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder. The lock goes with the process, however that ends."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -146,20 +146,20 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def encode_parts(tasks: Sequence[Task[ChatJob]], folder: Path, workers: int, outcome: Outcome) -> None:
+def encode_parts(tasks: Sequence[ChunkTask[ChatJob]], folder: Path, workers: int, outcome: PreparationCounts) -> None:
     """Make every part that is not there."""
     done = len(list(folder.glob(f"*{REPORTS}")))
     if done:
         logger.info("going on: %d of %d parts are finished already", done, len(tasks))
     size = sum(piece.size for task in tasks for piece in task.chunk)
-    with shown(size) as tally, closing(run_ordered(finish_part, tasks, workers)) as results:
-        for _ in counted(results, outcome, tally):
+    with show_progress(size) as tally, closing(run_ordered(finish_part, tasks, workers)) as results:
+        for _ in count_reports(results, outcome, tally):
             pass
 
 
 def join_parts(
-    partial: Path, tasks: Sequence[Task[ChatJob]], encoder: ChatEncoder, outcome: Outcome
-) -> tuple[FileSummary, Chat]:
+    partial: Path, tasks: Sequence[ChunkTask[ChatJob]], encoder: ChatEncoder, outcome: PreparationCounts
+) -> tuple[TokenFileSummary, ChatManifest]:
     """One file of all parts, in the order of the input."""
     dtype: np.dtype = token_dtype(encoder.tokenizer.vocab_size)
     with TokenFileWriter(partial, dtype) as tokens, SupervisionWriter(partial) as supervised:
@@ -167,7 +167,7 @@ def join_parts(
             tokens.append_file(task.prefix)
             supervised.append_file(task.prefix)
         summary, digest = tokens.finish(), supervised.finish()
-    chat = Chat(
+    chat = ChatManifest(
         conversations=summary.documents,
         supervised_tokens=supervised.supervised_tokens,
         dropped=dict(sorted(outcome.reasons.items())),

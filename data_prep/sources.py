@@ -25,7 +25,7 @@ TABLE_ROWS = 256  # of a Parquet file, read at a time
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """A stretch of one input file, in bytes: a whole text file, the lines of a .jsonl that begin within it, or a row
     group of a .parquet, which stands for an equal share of the file's bytes."""
 
@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Record:
+class TextRecord:
     """One line of a .jsonl, one row of a .parquet or one text file: its text, or what is wrong with it."""
 
     line: int  # 1 at the start of the piece
@@ -50,7 +50,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Value:
+class RecordValue:
     """One line of a .jsonl or one row of a .parquet: what it holds, or what is wrong with it."""
 
     line: int  # 1 at the start of the piece
@@ -67,7 +67,7 @@ def find_files(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[Pa
     for suffix in suffixes:
         if not suffix.startswith("."):
             raise UserError(f"suffix {suffix!r}", "suffixes that begin with a dot", f"write .{suffix}")
-    files = [path for name in inputs for path in expand(Path(name), suffixes)]
+    files = [path for name in inputs for path in expand_input(Path(name), suffixes)]
     seen: set[Path] = set()
     for path in files:
         place = path.resolve()
@@ -79,14 +79,14 @@ def find_files(inputs: Sequence[str | Path], suffixes: Sequence[str]) -> list[Pa
     return files
 
 
-def expand(path: Path, suffixes: Sequence[str]) -> list[Path]:
+def expand_input(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """The path itself if it is a file, else the files with one of `suffixes` below it."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"no file or folder {path}", "existing files and folders", "check the path")
     wanted = {suffix.lower() for suffix in suffixes}
-    found = [file for file in walk(path) if file.suffix.lower() in wanted]
+    found = [file for file in walk_files(path) if file.suffix.lower() in wanted]
     if not found:
         raise UserError(
             f"no file to read in {path}", f"files ending in {' '.join(suffixes)}", "name others by --suffix"
@@ -94,7 +94,7 @@ def expand(path: Path, suffixes: Sequence[str]) -> list[Path]:
     return found
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder, onerror=refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -108,14 +108,14 @@ def refuse_folder(error: OSError) -> None:
     raise UserError(f"{error.filename}: {error.strerror}", "folders with read permission", "change its permissions")
 
 
-def cut(files: Sequence[Path], piece_bytes: int) -> Iterator[tuple[Piece, ...]]:
+def cut_into_chunks(files: Sequence[Path], piece_bytes: int) -> Iterator[tuple[FilePiece, ...]]:
     """Cut files into chunks of work of about `piece_bytes`, in order: parts of large .jsonl, small files together.
 
     The documents, and so the output, do not depend on where the cuts fall.
     """
-    chunk: list[Piece] = []
+    chunk: list[FilePiece] = []
     size = 0
-    for piece in pieces(files, piece_bytes):
+    for piece in file_pieces(files, piece_bytes):
         if chunk and size + piece.size > piece_bytes:
             yield tuple(chunk)
             chunk, size = [], 0
@@ -125,16 +125,16 @@ def cut(files: Sequence[Path], piece_bytes: int) -> Iterator[tuple[Piece, ...]]:
         yield tuple(chunk)
 
 
-def pieces(files: Sequence[Path], piece_bytes: int) -> Iterator[Piece]:
+def file_pieces(files: Sequence[Path], piece_bytes: int) -> Iterator[FilePiece]:
     for path in files:
         size = path.stat().st_size
         if path.suffix.lower() == LINES:
             for start in range(0, size, piece_bytes):
-                yield Piece(str(path), start, min(start + piece_bytes, size), lines=True)
+                yield FilePiece(str(path), start, min(start + piece_bytes, size), lines=True)
         elif path.suffix.lower() == TABLE:
             groups = open_table(path).metadata.num_row_groups
             for group in range(groups):
-                yield Piece(str(path), size * group // groups, size * (group + 1) // groups, True, group)
+                yield FilePiece(str(path), size * group // groups, size * (group + 1) // groups, True, group)
         elif size > DOCUMENT_BYTES:
             raise UserError(
                 f"{path} has {size} bytes and would be one document",
@@ -142,28 +142,28 @@ def pieces(files: Sequence[Path], piece_bytes: int) -> Iterator[Piece]:
                 "write its documents into a .jsonl, one per line",
             )
         else:
-            yield Piece(str(path), 0, size, lines=False)
+            yield FilePiece(str(path), 0, size, lines=False)
 
 
-def read_piece(piece: Piece, text_key: str) -> Iterator[Record]:
+def read_piece(piece: FilePiece, text_key: str) -> Iterator[TextRecord]:
     """The documents and bad lines of a piece, in order."""
     if not piece.lines:
         yield parse_text(Path(piece.path).read_bytes())
         return
     for found in read_values(piece):
-        yield Record(found.line, problem=found.problem) if found.problem else read_field(found, text_key)
+        yield TextRecord(found.line, problem=found.problem) if found.problem else read_field(found, text_key)
 
 
-def read_values(piece: Piece) -> Iterator[Value]:
+def read_values(piece: FilePiece) -> Iterator[RecordValue]:
     """The lines or rows of a piece of records, in order."""
     assert piece.lines, f"{piece.path} is one document"
     if piece.group is None:
-        yield from (parse_line(line, number) for number, line in enumerate(read_lines(piece), start=1))
+        yield from (parse_json_line(line, number) for number, line in enumerate(read_lines(piece), start=1))
     else:
         table = open_table(Path(piece.path))
         batches = table.iter_batches(TABLE_ROWS, row_groups=[piece.group])
         rows = (row for batch in batches for row in batch.to_pylist())
-        yield from (Value(number, row) for number, row in enumerate(rows, start=1))
+        yield from (RecordValue(number, row) for number, row in enumerate(rows, start=1))
 
 
 def open_table(path: Path) -> "ParquetFile":
@@ -178,7 +178,7 @@ def open_table(path: Path) -> "ParquetFile":
         raise UserError(got, "a whole Parquet file", "download or write it again") from error
 
 
-def read_lines(piece: Piece) -> Iterator[bytes]:
+def read_lines(piece: FilePiece) -> Iterator[bytes]:
     """The lines whose first byte lies in the piece; the last one is read past its end."""
     with open(piece.path, "rb") as stream:
         position = piece.start
@@ -193,43 +193,43 @@ def read_lines(piece: Piece) -> Iterator[bytes]:
             yield line
 
 
-def parse_text(data: bytes) -> Record:
+def parse_text(data: bytes) -> TextRecord:
     try:
-        return Record(1, text=data.decode("utf-8"))
+        return TextRecord(1, text=data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Record(1 + data.count(b"\n", 0, error.start), problem=f"not UTF-8: byte 0x{data[error.start]:02x}")
+        return TextRecord(1 + data.count(b"\n", 0, error.start), problem=f"not UTF-8: byte 0x{data[error.start]:02x}")
 
 
-def parse_line(line: bytes, number: int) -> Value:
+def parse_json_line(line: bytes, number: int) -> RecordValue:
     """What one .jsonl line holds, or why it holds nothing."""
     if not line.strip():
-        return Value(number, problem="empty line")
+        return RecordValue(number, problem="empty line")
     decoded = parse_text(line)
     if decoded.problem:
-        return Value(number, problem=decoded.problem)
+        return RecordValue(number, problem=decoded.problem)
     try:
-        return Value(number, json.loads(decoded.text))
+        return RecordValue(number, json.loads(decoded.text))
     except json.JSONDecodeError as error:
-        return Value(number, problem=f"broken JSON: {error.msg} at column {error.colno}")
+        return RecordValue(number, problem=f"broken JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number too long to read, brackets too deep
-        return Value(number, problem=f"broken JSON: {error}")
+        return RecordValue(number, problem=f"broken JSON: {error}")
 
 
-def read_field(found: Value, text_key: str) -> Record:
+def read_field(found: RecordValue, text_key: str) -> TextRecord:
     """The text under a key, or why there is none."""
     value, number = found.value, found.line
     if not isinstance(value, dict):
-        return Record(number, problem=f"a JSON {type(value).__name__}, not an object")
+        return TextRecord(number, problem=f"a JSON {type(value).__name__}, not an object")
     if text_key not in value:
-        return Record(number, problem=f"no field {text_key!r}")
+        return TextRecord(number, problem=f"no field {text_key!r}")
     text = value[text_key]
     if not isinstance(text, str):
-        return Record(number, problem=f"field {text_key!r} is {type(text).__name__}, not a string")
+        return TextRecord(number, problem=f"field {text_key!r} is {type(text).__name__}, not a string")
     if not text.strip():
-        return Record(number, problem=f"field {text_key!r} is empty")
+        return TextRecord(number, problem=f"field {text_key!r} is empty")
     if not is_unicode(text):
-        return Record(number, problem=f"field {text_key!r} holds half a surrogate pair")
-    return Record(number, text=text)
+        return TextRecord(number, problem=f"field {text_key!r} holds half a surrogate pair")
+    return TextRecord(number, text=text)
 
 
 def is_unicode(text: str) -> bool:

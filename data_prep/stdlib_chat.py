@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.stdlib import stdlib_sources
 from nld_train.errors import UserError
-from nld_train.files import refuse_existing, staged
+from nld_train.files import refuse_existing, staged_files
 
 QUESTION_CHARACTERS = 160  # at most
 ANSWER_CHARACTERS = 320  # at most
@@ -26,19 +26,21 @@ def write_stdlib_chat(target: str | Path, overwrite: bool = False) -> int:
         refuse_existing([path])
     pairs: dict[str, str] = {}  # the first answer to a question stays
     for file in stdlib_sources():
-        for question, answer in functions(file.read_text(encoding="utf-8")):
+        for question, answer in documented_functions(file.read_text(encoding="utf-8")):
             pairs.setdefault(question, answer)
-    with staged(path.with_suffix(""), [LINES], overwrite) as partial:
-        lines = [json.dumps({"messages": turns(*pair)}, ensure_ascii=False) + "\n" for pair in pairs.items()]
+    with staged_files(path.with_suffix(""), [LINES], overwrite) as partial:
+        lines = [
+            json.dumps({"messages": question_and_answer(*pair)}, ensure_ascii=False) + "\n" for pair in pairs.items()
+        ]
         Path(f"{partial}{LINES}").write_text("".join(lines), encoding="utf-8")
     return len(pairs)
 
 
-def turns(question: str, answer: str) -> list[dict[str, str]]:
+def question_and_answer(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def functions(source: str) -> Iterator[tuple[str, str]]:
+def documented_functions(source: str) -> Iterator[tuple[str, str]]:
     """(question, answer) of every function of a source that has a docstring and is short."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old sources spell escapes that are none

@@ -306,7 +306,7 @@ class RunConfig:
 def check_layout(run: RunConfig) -> None:
     """Refuse a parallel layout that cannot hold this model and batch; name the nearest one that can."""
     model, cut = run.model, run.parallel
-    needs = parallel_layout.Needs(
+    needs = parallel_layout.LayoutConstraints(
         world_size=cut.world_size,
         global_batch=run.train.global_batch,
         layers=model.layers,
@@ -320,7 +320,7 @@ def check_layout(run: RunConfig) -> None:
         packed=run.diffusion.document_mask,
         whole_network=run.drafter is not None,
     )
-    asked = parallel_layout.Choice(
+    asked = parallel_layout.ParallelLayout(
         tensor=cut.tensor,
         pipeline=cut.pipeline,
         virtual_pipeline=cut.virtual_pipeline,
@@ -328,9 +328,9 @@ def check_layout(run: RunConfig) -> None:
         sequence=cut.sequence,
         micro_batch=run.train.micro_batch,
     )
-    problem = parallel_layout.problem(needs, asked)
+    problem = parallel_layout.layout_problem(needs, asked)
     if problem is not None:
-        raise UserError(*problem, parallel_layout.advice(needs, asked))
+        raise UserError(*problem, parallel_layout.layout_advice(needs, asked))
 
 
 def check_training(run: RunConfig) -> None:

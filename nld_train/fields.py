@@ -16,7 +16,7 @@ BOOLS = {"true": True, "false": False}
 NONE = "none"
 
 
-def kinds(section: type) -> dict[str, Any]:
+def field_types(section: type) -> dict[str, Any]:
     """The name and type of every field of a dataclass, in its order."""
     hints = get_type_hints(section)
     return {field.name: hints[field.name] for field in fields(section)}
@@ -26,19 +26,19 @@ def is_section(kind: object) -> TypeGuard[type]:
     return isinstance(kind, type) and is_dataclass(kind)
 
 
-def section_of(kind: object) -> type | None:
+def section_type(kind: object) -> type | None:
     """The dataclass that a setting's type is, or is where it is not None; None for every other type."""
-    inner = optional_of(kind) or kind
+    inner = optional_type(kind) or kind
     return inner if is_section(inner) else None
 
 
-def leaf_kinds(section: type) -> dict[str, Any]:
+def leaf_types(section: type) -> dict[str, Any]:
     """Dotted key -> type of every setting of a dataclass and of the dataclasses inside it."""
     found: dict[str, Any] = {}
-    for name, kind in kinds(section).items():
-        inner = section_of(kind)
+    for name, kind in field_types(section).items():
+        inner = section_type(kind)
         if inner:
-            found |= {f"{name}.{key}": leaf for key, leaf in leaf_kinds(inner).items()}
+            found |= {f"{name}.{key}": leaf for key, leaf in leaf_types(inner).items()}
         else:
             found[name] = kind
     return found
@@ -48,9 +48,9 @@ def leaf_values(section: object) -> dict[str, Any]:
     """Dotted key -> value of every setting of a dataclass instance and of the instances inside it; a section that is
     not there has none."""
     found: dict[str, Any] = {}
-    for name, kind in kinds(type(section)).items():
+    for name, kind in field_types(type(section)).items():
         value = getattr(section, name)
-        if section_of(kind) is None:
+        if section_type(kind) is None:
             found[name] = value
         elif value is not None:
             found |= {f"{name}.{key}": leaf for key, leaf in leaf_values(value).items()}
@@ -82,7 +82,7 @@ def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> S
     return replace(section, **changes)  # type: ignore[type-var]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
     """The known name most like `name`: as a whole, and in what follows its last dot."""
 
     def likeness(candidate: str) -> float:
@@ -92,7 +92,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return max(known, key=likeness)
 
 
-def optional_of(kind: object) -> Any:
+def optional_type(kind: object) -> Any:
     """X of `X | None`; None for every other type."""
     if not isinstance(kind, UnionType):
         return None
@@ -101,10 +101,10 @@ def optional_of(kind: object) -> Any:
     return inner[0]
 
 
-def allowed(kind: object) -> str:
+def describe_type(kind: object) -> str:
     """What a setting of this type may be, in words."""
-    if optional_of(kind):
-        return f"{allowed(optional_of(kind))}; or {NONE}"
+    if optional_type(kind):
+        return f"{describe_type(optional_type(kind))}; or {NONE}"
     if get_origin(kind) is Literal:
         return ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
@@ -118,7 +118,7 @@ def allowed(kind: object) -> str:
     return words[kind]
 
 
-def parse(key: str, kind: object, text: str) -> object:
+def parse_value(key: str, kind: object, text: str) -> object:
     """The value that `text` is, for the setting `key` of type `kind`. Inverse of `show`.
 
     Raises: UserError if it is none.
@@ -126,20 +126,20 @@ def parse(key: str, kind: object, text: str) -> object:
     try:
         return _parse(kind, text.strip())
     except ValueError:
-        raise UserError(f"{key}={text!r}", allowed(kind), f"give {key} one of these") from None
+        raise UserError(f"{key}={text!r}", describe_type(kind), f"give {key} one of these") from None
 
 
 def _parse(kind: object, text: str) -> object:
-    inner = optional_of(kind)
+    inner = optional_type(kind)
     if inner:
         return None if text.lower() == NONE else _parse(inner, text)
     if get_origin(kind) is tuple:
         return tuple(_parse(get_args(kind)[0], part.strip()) for part in text.split(","))
     if kind is bool:
-        return check(bool, BOOLS.get(text.lower()))
+        return check_value(bool, BOOLS.get(text.lower()))
     if kind is int:
         return _whole(text)
-    return check(kind, float(text) if kind is float else text)
+    return check_value(kind, float(text) if kind is float else text)
 
 
 def _whole(text: str) -> int:
@@ -152,16 +152,16 @@ def _whole(text: str) -> int:
         return int(number)
 
 
-def check(kind: object, value: object) -> object:
+def check_value(kind: object, value: object) -> object:
     """`value` as the type `kind` wants it (a list as a tuple, 1 as 1.0).
 
     Raises: ValueError if it is of another type.
     """
-    inner = optional_of(kind)
+    inner = optional_type(kind)
     if inner:
-        return None if value is None else check(inner, value)
+        return None if value is None else check_value(inner, value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(check(get_args(kind)[0], item) for item in value)
+        return tuple(check_value(get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if get_origin(kind) is Literal and value in get_args(kind):
@@ -171,21 +171,21 @@ def check(kind: object, value: object) -> object:
     raise ValueError(value)
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """A value in the spelling that `parse` reads."""
     if value is None:
         return NONE
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(show, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(format_value, value)) if isinstance(value, tuple) else str(value)
 
 
 def to_tree(section: object) -> dict[str, Any]:
     """A dataclass instance as nested dicts of plain values."""
     found = {}
-    for name, kind in kinds(type(section)).items():
+    for name, kind in field_types(type(section)).items():
         value = getattr(section, name)
-        found[name] = to_tree(value) if section_of(kind) and value is not None else value
+        found[name] = to_tree(value) if section_type(kind) and value is not None else value
     return found
 
 
@@ -194,20 +194,20 @@ def from_tree[Section](section: type[Section], tree: object, prefix: str = "") -
 
     Raises: UserError.
     """
-    known = kinds(section)
+    known = field_types(section)
     _check_keys(tree, set(known), prefix)
     assert isinstance(tree, dict)
     return section(**{name: _from_leaf(kind, tree[name], prefix + name) for name, kind in known.items()})
 
 
 def _from_leaf(kind: object, value: object, key: str) -> object:
-    inner = section_of(kind)
+    inner = section_type(kind)
     if inner and (value is not None or is_section(kind)):
         return from_tree(inner, value, f"{key}.")
     try:
-        return check(kind, value)
+        return check_value(kind, value)
     except ValueError:
-        raise UserError(f"{key}={value!r}", allowed(kind), f"give {key} one of these") from None
+        raise UserError(f"{key}={value!r}", describe_type(kind), f"give {key} one of these") from None
 
 
 def _check_keys(tree: object, known: set[str], prefix: str) -> None:

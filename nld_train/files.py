@@ -19,7 +19,7 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def workspace(target: Path) -> Iterator[Path]:
+def hidden_workspace(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside `target`, removed at the end whatever happens."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def workspace(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged(prefix: Path, suffixes: Sequence[str], overwrite: bool) -> Iterator[Path]:
+def staged_files(prefix: Path, suffixes: Sequence[str], overwrite: bool) -> Iterator[Path]:
     """A temporary prefix to write PREFIX + suffix files under; they take their names when the block ends well.
 
     The last suffix is renamed last, and an older file of that name is removed before any other is replaced: readers
@@ -52,7 +52,7 @@ def staged(prefix: Path, suffixes: Sequence[str], overwrite: bool) -> Iterator[P
     finals = [Path(f"{prefix}{suffix}") for suffix in suffixes]
     if not overwrite:
         refuse_existing(finals)
-    with workspace(prefix) as folder:
+    with hidden_workspace(prefix) as folder:
         partial = folder / prefix.name
         yield partial
         finals[-1].unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well."""
     if not overwrite:
         refuse_existing([target])
-    with workspace(target) as folder:
+    with hidden_workspace(target) as folder:
         partial = folder / "new"
         partial.mkdir()
         yield partial

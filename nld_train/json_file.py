@@ -7,7 +7,7 @@ from typing import Any
 from nld_train.errors import UserError
 
 
-def read_object(path: Path, allowed: str) -> dict[str, Any]:
+def read_json_object(path: Path, allowed: str) -> dict[str, Any]:
     """A JSON file that holds an object. Raises: UserError."""
     if not path.is_file():
         raise UserError(f"no {path.name} in {path.parent}", allowed, "check the path")
@@ -20,5 +20,5 @@ def read_object(path: Path, allowed: str) -> dict[str, Any]:
     return content
 
 
-def write_object(path: Path, content: dict[str, Any]) -> None:
+def write_json_object(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

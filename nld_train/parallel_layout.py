@@ -9,7 +9,7 @@ Problem = tuple[str, str]  # what was got, what is allowed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class LayoutConstraints:
     """What a layout must be able to cut."""
 
     world_size: int  # ranks
@@ -27,7 +27,7 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ParallelLayout:
     """A layout. Data parallelism is whatever ranks are left."""
 
     tensor: int
@@ -42,12 +42,12 @@ class Choice:
         return self.tensor * self.pipeline * self.context
 
 
-def problem(needs: Needs, choice: Choice) -> Problem | None:
+def layout_problem(needs: LayoutConstraints, choice: ParallelLayout) -> Problem | None:
     """The first reason why `choice` cannot be, or None."""
     return next(_problems(needs, choice), None)
 
 
-def advice(needs: Needs, asked: Choice) -> str:
+def layout_advice(needs: LayoutConstraints, asked: ParallelLayout) -> str:
     """What to type instead of an impossible `asked`: the nearest layout of the same ranks and batch; with another
     global batch only where there is none."""
     sizes = [needs.global_batch]
@@ -55,20 +55,20 @@ def advice(needs: Needs, asked: Choice) -> str:
     for distance in range(1, max(needs.global_batch, needs.world_size) + 1):
         sizes += [needs.global_batch + distance, needs.global_batch - distance]
     for size in sizes:
-        found = nearest(replace(needs, global_batch=size), asked) if size > 0 else None
+        found = nearest_layout(replace(needs, global_batch=size), asked) if size > 0 else None
         if found is not None:
             batch = [] if size == needs.global_batch else [f"train.global_batch={size}"]
             return " ".join(["use", *batch, *_overrides(asked, found)])
     raise AssertionError(f"no layout of {needs.world_size} ranks for any global batch")
 
 
-def nearest(needs: Needs, asked: Choice) -> Choice | None:
+def nearest_layout(needs: LayoutConstraints, asked: ParallelLayout) -> ParallelLayout | None:
     """The possible layout of needs.world_size ranks that differs least from `asked`."""
-    possible = (choice for choice in _candidates(needs, asked) if problem(needs, choice) is None)
+    possible = (choice for choice in _candidates(needs, asked) if layout_problem(needs, choice) is None)
     return min(possible, key=lambda choice: _distance(choice, asked), default=None)
 
 
-def _problems(needs: Needs, choice: Choice) -> Iterator[Problem]:
+def _problems(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Problem]:
     """Every reason against `choice`; each check may rely on those before it."""
     product = choice.model_ranks
     if needs.world_size % product:
@@ -83,7 +83,7 @@ def _problems(needs: Needs, choice: Choice) -> Iterator[Problem]:
     yield from _uncut_batch(needs, choice)
 
 
-def _uncut_tensors(needs: Needs, choice: Choice) -> Iterator[Problem]:
+def _uncut_tensors(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Problem]:
     for name, count in (("kv_heads", needs.kv_heads), ("ffn", needs.ffn), ("vocab_size", needs.vocab_size)):
         if count % choice.tensor:
             yield f"parallel.tensor={choice.tensor} with model.{name}={count}", f"divisors of {count}"
@@ -91,7 +91,7 @@ def _uncut_tensors(needs: Needs, choice: Choice) -> Iterator[Problem]:
         yield "parallel.sequence=True with parallel.tensor=1", "sequence parallelism together with tensor > 1"
 
 
-def _uncut_layers(needs: Needs, choice: Choice) -> Iterator[Problem]:
+def _uncut_layers(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Problem]:
     stages = choice.pipeline * choice.virtual_pipeline
     if needs.layers % stages:
         yield (
@@ -105,7 +105,7 @@ def _uncut_layers(needs: Needs, choice: Choice) -> Iterator[Problem]:
         )
 
 
-def _uncut_rows(needs: Needs, choice: Choice) -> Iterator[Problem]:
+def _uncut_rows(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Problem]:
     chunks = 2 * choice.context
     if choice.context > 1:
         got = f"parallel.context={choice.context} with data.sequence_length={needs.length}"
@@ -131,7 +131,7 @@ def _uncut_rows(needs: Needs, choice: Choice) -> Iterator[Problem]:
         )
 
 
-def _uncut_batch(needs: Needs, choice: Choice) -> Iterator[Problem]:
+def _uncut_batch(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Problem]:
     step_rows = choice.micro_batch * (needs.world_size // choice.model_ranks)
     if needs.global_batch % step_rows:
         yield (
@@ -147,17 +147,17 @@ def _uncut_batch(needs: Needs, choice: Choice) -> Iterator[Problem]:
         )
 
 
-def _candidates(needs: Needs, asked: Choice) -> Iterator[Choice]:
-    for tensor in divisors(gcd(needs.world_size, needs.kv_heads, needs.ffn, needs.vocab_size)):
+def _candidates(needs: LayoutConstraints, asked: ParallelLayout) -> Iterator[ParallelLayout]:
+    for tensor in divisors_of(gcd(needs.world_size, needs.kv_heads, needs.ffn, needs.vocab_size)):
         rest = needs.world_size // tensor
-        for pipeline in divisors(1 if needs.whole_network else gcd(rest, needs.layers)):
-            for context in divisors(1 if needs.whole_network else rest // pipeline):
+        for pipeline in divisors_of(1 if needs.whole_network else gcd(rest, needs.layers)):
+            for context in divisors_of(1 if needs.whole_network else rest // pipeline):
                 data = rest // pipeline // context
                 if needs.global_batch % data:
                     continue
-                for virtual_pipeline in divisors(needs.layers // pipeline if pipeline > 1 else 1):
-                    for micro_batch in divisors(needs.global_batch // data):
-                        yield Choice(
+                for virtual_pipeline in divisors_of(needs.layers // pipeline if pipeline > 1 else 1):
+                    for micro_batch in divisors_of(needs.global_batch // data):
+                        yield ParallelLayout(
                             tensor=tensor,
                             pipeline=pipeline,
                             virtual_pipeline=virtual_pipeline,
@@ -167,7 +167,7 @@ def _candidates(needs: Needs, asked: Choice) -> Iterator[Choice]:
                         )
 
 
-def _distance(choice: Choice, asked: Choice) -> tuple[float, ...]:
+def _distance(choice: ParallelLayout, asked: ParallelLayout) -> tuple[float, ...]:
     """Doublings and halvings; how many ranks share the model counts most, because memory decided it."""
 
     def apart(name: str) -> float:
@@ -179,12 +179,12 @@ def _distance(choice: Choice, asked: Choice) -> tuple[float, ...]:
     return round(cost, 6), choice.micro_batch, choice.context, choice.pipeline
 
 
-def _overrides(asked: Choice, found: Choice) -> list[str]:
+def _overrides(asked: ParallelLayout, found: ParallelLayout) -> list[str]:
     changed = [entry.name for entry in fields(asked) if getattr(asked, entry.name) != getattr(found, entry.name)]
     section = {"micro_batch": "train"}
     return [f"{section.get(name, 'parallel')}.{name}={getattr(found, name)}" for name in changed]
 
 
-def divisors(number: int) -> list[int]:
+def divisors_of(number: int) -> list[int]:
     """All of them, from 1 up."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

@@ -7,12 +7,22 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.fields import allowed, from_tree, leaf_kinds, leaf_values, nearest, parse, replace_leaves, show, to_tree
+from nld_train.fields import (
+    describe_type,
+    format_value,
+    from_tree,
+    leaf_types,
+    leaf_values,
+    nearest_name,
+    parse_value,
+    replace_leaves,
+    to_tree,
+)
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The run of a recipe: a name in the recipes package, or the path of a .py file that defines `run() -> RunConfig`.
 
     `overrides`: "dotted.key=value" each, read by the setting's type. All of them are put in before anything is checked.
@@ -20,19 +30,19 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises: UserError for an unknown recipe, key or value, and for settings that contradict each other.
     """
     values = parse_overrides(overrides)
-    path = find(recipe)
+    path = find_recipe_file(recipe)
     run = _run_function(path)()
     if not isinstance(run, RunConfig):
         raise UserError(f"run() of {path} gave a {type(run).__name__}", "a RunConfig", "return one from run()")
     return replace_leaves(from_tree(RunConfig, to_tree(run)), values)
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """The recipes of the recipes package."""
     return sorted(path.stem for path in RECIPES.glob("*.py") if not path.stem.startswith("_"))
 
 
-def find(recipe: str) -> Path:
+def find_recipe_file(recipe: str) -> Path:
     """The file of a recipe given by name or by path.
 
     Raises: UserError.
@@ -41,13 +51,17 @@ def find(recipe: str) -> Path:
         path = Path(recipe)
         if path.suffix == ".py" and path.is_file():
             return path
-        raise UserError(f"recipe {recipe!r}", "an existing .py file, or a name", f"use one of {', '.join(names())}")
-    if recipe in names():
+        raise UserError(
+            f"recipe {recipe!r}", "an existing .py file, or a name", f"use one of {', '.join(recipe_names())}"
+        )
+    if recipe in recipe_names():
         return RECIPES / f"{recipe}.py"
-    raise UserError(f"recipe {recipe!r}", ", ".join(names()), f"did you mean {nearest(recipe, names())}?")
+    raise UserError(
+        f"recipe {recipe!r}", ", ".join(recipe_names()), f"did you mean {nearest_name(recipe, recipe_names())}?"
+    )
 
 
-def from_anywhere(recipe: str) -> str:
+def portable_recipe_name(recipe: str) -> str:
     """A recipe's name as it is; its path as other folders know it."""
     return str(Path(recipe).absolute()) if "/" in recipe else recipe
 
@@ -71,7 +85,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
 
     Raises: UserError.
     """
-    known = leaf_kinds(RunConfig)
+    known = leaf_types(RunConfig)
     values: dict[str, object] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -81,23 +95,23 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
             raise UserError(f"unknown setting {key!r}", "the settings of the recipe", _do(key, known))
         if key in values:
             raise UserError(f"{key} given twice", "once", "take one of them away")
-        values[key] = parse(key, known[key], text)
+        values[key] = parse_value(key, known[key], text)
     return values
 
 
 def _suggestion(key: str, known: dict[str, object]) -> str:
-    return key if key in known else nearest(key, known)
+    return key if key in known else nearest_name(key, known)
 
 
 def _do(key: str, known: dict[str, object]) -> str:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"{key!r} is a section; set one of {', '.join(inside)}"
-    closest = nearest(key, known)
-    return f"did you mean {closest}? ({allowed(known[closest])})"
+    closest = nearest_name(key, known)
+    return f"did you mean {closest}? ({describe_type(known[closest])})"
 
 
-def dump(run: RunConfig, overrides: Sequence[str] = ()) -> str:
+def dump_settings(run: RunConfig, overrides: Sequence[str] = ()) -> str:
     """Every setting, one a line under its section, in the spelling of an override; those in `overrides` are marked."""
     changed = {override.partition("=")[0] for override in overrides}
     lines, section = [], ""
@@ -106,17 +120,17 @@ def dump(run: RunConfig, overrides: Sequence[str] = ()) -> str:
         if dot and head != section:
             section = head
             lines.append(f"\n[{section}]")
-        line = f"{rest if dot else key:<28} = {show(value)}"
+        line = f"{rest if dot else key:<28} = {format_value(value)}"
         lines.append(f"{line}    <- override" if key in changed else line)
     return "\n".join(lines)
 
 
-def to_json(run: RunConfig) -> str:
+def run_to_json(run: RunConfig) -> str:
     """The whole run as JSON; `from_json` gives back an equal one."""
     return json.dumps(to_tree(run), indent=2, allow_nan=False)
 
 
-def from_json(text: str) -> RunConfig:
+def run_from_json(text: str) -> RunConfig:
     """The run that `to_json` wrote.
 
     Raises: UserError if `text` is no JSON, or not exactly the settings of a run.

@@ -95,7 +95,7 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
-class Draws:
+class DraftDraws:
     """The random numbers of the drafts of N blocks, n drafted tokens each."""
 
     draft: Tensor  # [N, n] float64, uniform: which token is drawn
@@ -113,7 +113,7 @@ class DraftBatch:
     input_ids: Tensor  # [B, S] int64
     documents: Tensor | None  # [B, L] int64 on the host, or None
     draft_positions: Tensor  # [N, n] int64, flat positions of the masks of the blocks that count
-    draws: Draws
+    draws: DraftDraws
     sample_indices: Tensor  # [B] int64
 
     def to(self, device: torch.device) -> "DraftBatch":

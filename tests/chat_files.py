@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.config import RunConfig
-from nld_train.data.indexed import TokenFileWriter, token_dtype
-from nld_train.data.manifest import FORMAT_VERSION, Chat, Manifest, write_manifest
+from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
+from nld_train.data.token_file import TokenFileWriter, token_dtype
 
 VOCABULARY = 400
 END_OF_TURN = 11
@@ -32,7 +32,7 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
             writer.append(tokens)
             supervision.append(supervised)
         summary, supervised_sha256 = writer.finish(), supervision.finish()
-    chat = Chat(
+    chat = ChatManifest(
         conversations=len(conversations),
         supervised_tokens=supervision.supervised_tokens,
         dropped={},

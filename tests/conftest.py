@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.prepare import PrepareOptions, prepare
-from data_prep.tokenizer import train_tokenizer
+from data_prep.prepare_text import TextOptions, prepare_text
+from data_prep.train_tokenizer import train_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     snippets = folder / "snippets.jsonl"
     snippets.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 2])}) + "\n" for i in range(0, 3000, 2)))
     for name, text in (("a", package), ("b", snippets)):
-        prepare([text], folder / "data" / name, folder / "tokenizer", PrepareOptions(workers=1))
+        prepare_text([text], folder / "data" / name, folder / "tokenizer", TextOptions(workers=1))
     return folder
 
 
@@ -43,8 +43,8 @@ def cpu_runtime() -> None:
     """Megatron binds CUDA kernels by name when it is first imported, so this comes before any import of it."""
     from nld_train.train import cpu_runtime, patches
 
-    cpu_runtime.install()
-    patches.install()
+    cpu_runtime.install_cpu_runtime()
+    patches.apply_patches()
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from nld_train.run_folder.checkpoints import MANIFEST, file_names, measure, write_manifest
-from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
 
 SHARD = "__0_0.distcp"
 
@@ -15,9 +15,9 @@ def save_checkpoint(output: str | Path, step: int) -> Path:
     folder.mkdir(parents=True)
     (folder / SHARD).write_bytes(os.urandom(1000))
     (folder / "train_state.pt").write_bytes(step.to_bytes(8))
-    write_manifest(folder, measure(folder, file_names(folder)))
-    (checkpoints(Path(output)) / TRACKER).write_text(str(step))
-    (checkpoints(Path(output)) / "latest_train_state.pt").write_bytes(step.to_bytes(8))
+    write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
+    (checkpoints_folder(Path(output)) / TRACKER).write_text(str(step))
+    (checkpoints_folder(Path(output)) / "latest_train_state.pt").write_bytes(step.to_bytes(8))
     return folder
 
 

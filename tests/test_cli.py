@@ -56,7 +56,7 @@ def test_a_conversation_is_prepared_and_shown(nld: Callable[..., Done], prepared
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "--conversation 7" in done.stderr
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", recipe.recipe_names())
 def test_every_recipe_dry_runs(nld: Callable[..., Done], name: str) -> None:
     done = nld("train", name, "--dry-run")
     assert done.returncode == 0, done.stderr

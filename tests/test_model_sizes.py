@@ -1,7 +1,7 @@
 import pytest
 
 from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B, TINY
-from nld_train.plan.parameters import whole
+from nld_train.plan.parameters import model_parameters
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_the_shapes_are_the_published_ones(model, shape, theta) -> None:
 
 
 def test_tiny_has_about_4_3_million_parameters_and_all_the_parts() -> None:
-    assert whole(TINY).total == pytest.approx(4.3e6, rel=0.01)
+    assert model_parameters(TINY).total == pytest.approx(4.3e6, rel=0.01)
     assert TINY.vocab_size == 2048
     assert TINY.heads > TINY.kv_heads > 1  # grouped, and cut by tensor parallelism
     assert TINY.layers % 4 == 0  # pipeline 2 with two chunks

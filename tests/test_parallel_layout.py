@@ -6,9 +6,9 @@ import pytest
 
 from nld_train import parallel_layout, recipe
 from nld_train.errors import UserError
-from nld_train.parallel_layout import Choice, Needs, advice, nearest, problem
+from nld_train.parallel_layout import LayoutConstraints, ParallelLayout, layout_advice, layout_problem, nearest_layout
 
-NEEDS = Needs(
+NEEDS = LayoutConstraints(
     world_size=256,
     global_batch=512,
     layers=34,
@@ -22,14 +22,14 @@ NEEDS = Needs(
     packed=False,
     whole_network=False,
 )
-ASKED = Choice(tensor=2, pipeline=1, virtual_pipeline=1, context=1, sequence=False, micro_batch=1)
+ASKED = ParallelLayout(tensor=2, pipeline=1, virtual_pipeline=1, context=1, sequence=False, micro_batch=1)
 
 
-def needs(**changes: int | bool) -> Needs:
+def needs(**changes: int | bool) -> LayoutConstraints:
     return replace(NEEDS, **changes)  # type: ignore[arg-type]
 
 
-def asked(**changes: int | bool) -> Choice:
+def asked(**changes: int | bool) -> ParallelLayout:
     return replace(ASKED, **changes)  # type: ignore[arg-type]
 
 
@@ -68,30 +68,30 @@ def asked(**changes: int | bool) -> Choice:
             "use parallel.",
         ),
     ],
-    ids=lambda value: None if isinstance(value, Needs | Choice) else value[:40],
+    ids=lambda value: None if isinstance(value, LayoutConstraints | ParallelLayout) else value[:40],
 )
 def test_what_cannot_be_is_refused_with_the_reason_and_the_nearest(
-    wanted: Needs, choice: Choice, reason: str, instead: str
+    wanted: LayoutConstraints, choice: ParallelLayout, reason: str, instead: str
 ) -> None:
-    found = problem(wanted, choice)
+    found = layout_problem(wanted, choice)
     assert found is not None
     assert reason in "; ".join(found)
-    assert instead in advice(wanted, choice)
+    assert instead in layout_advice(wanted, choice)
 
 
 def test_blocks_may_straddle_the_cuts_of_packed_rows_and_of_none() -> None:
-    assert problem(needs(block_size=48, packed=True), asked(context=2)) is None
-    assert problem(needs(block_size=48, dual=False), asked(context=2)) is None
+    assert layout_problem(needs(block_size=48, packed=True), asked(context=2)) is None
+    assert layout_problem(needs(block_size=48, dual=False), asked(context=2)) is None
 
 
 def test_a_possible_layout_is_its_own_nearest() -> None:
     for choice in (ASKED, asked(context=4, tensor=4, sequence=True), asked(pipeline=2, virtual_pipeline=17)):
-        assert problem(NEEDS, choice) is None
-        assert nearest(NEEDS, choice) == choice
+        assert layout_problem(NEEDS, choice) is None
+        assert nearest_layout(NEEDS, choice) == choice
 
 
 def test_a_drafter_is_never_told_to_cut_layers_or_rows() -> None:
-    found = nearest(needs(whole_network=True), asked(tensor=16))
+    found = nearest_layout(needs(whole_network=True), asked(tensor=16))
     assert found is not None and (found.tensor, found.pipeline, found.context) == (8, 1, 1)
 
 
@@ -99,29 +99,29 @@ def test_a_drafter_is_never_told_to_cut_layers_or_rows() -> None:
 @pytest.mark.parametrize("tensor", [1, 3, 64])
 def test_the_advice_is_always_possible(world_size: int, tensor: int) -> None:
     wanted, choice = needs(world_size=world_size), asked(tensor=tensor, pipeline=3, context=5, micro_batch=7)
-    assert problem(wanted, choice) is not None
-    words = dict(word.split("=") for word in advice(wanted, choice).removeprefix("use ").split())
+    assert layout_problem(wanted, choice) is not None
+    words = dict(word.split("=") for word in layout_advice(wanted, choice).removeprefix("use ").split())
     batch = int(words.pop("train.global_batch", wanted.global_batch))
     changes = {
         key.split(".")[1]: value == "True" if key.endswith("sequence") else int(value) for key, value in words.items()
     }
-    assert problem(replace(wanted, global_batch=batch), replace(choice, **changes)) is None
+    assert layout_problem(replace(wanted, global_batch=batch), replace(choice, **changes)) is None
 
 
 def test_another_global_batch_is_the_last_resort() -> None:
-    assert advice(needs(world_size=3, global_batch=8), asked(tensor=1)) == "use train.global_batch=9"
-    assert "global_batch" not in advice(needs(world_size=32, global_batch=8), asked(tensor=1))
+    assert layout_advice(needs(world_size=3, global_batch=8), asked(tensor=1)) == "use train.global_batch=9"
+    assert "global_batch" not in layout_advice(needs(world_size=32, global_batch=8), asked(tensor=1))
 
 
 def test_divisors() -> None:
-    assert parallel_layout.divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert parallel_layout.divisors_of(12) == [1, 2, 3, 4, 6, 12]
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", recipe.recipe_names())
 def test_the_advice_can_be_typed(name: str) -> None:
     """What a refusal proposes for a recipe is accepted as overrides."""
     with pytest.raises(UserError) as refused:
-        recipe.load(name, ["parallel.tensor=3"])
+        recipe.load_recipe(name, ["parallel.tensor=3"])
     words = str(refused.value).rpartition("do: use ")[2].split()
     kept = [] if any(word.startswith("parallel.tensor=") for word in words) else ["parallel.tensor=3"]
-    recipe.load(name, kept + words)
+    recipe.load_recipe(name, kept + words)

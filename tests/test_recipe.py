@@ -8,15 +8,15 @@ import pytest
 
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.fields import leaf_kinds, leaf_values, parse, show
-from nld_train.recipe import dump, from_json, load, names, to_json
+from nld_train.fields import format_value, leaf_types, leaf_values, parse_value
+from nld_train.recipe import dump_settings, load_recipe, recipe_names, run_from_json, run_to_json
 
 TINY = "tiny_stage1_ar"
 
 
 def message(recipe: str, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        load(recipe, overrides)
+        load_recipe(recipe, overrides)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -44,12 +44,12 @@ def message(recipe: str, *overrides: str) -> str:
     ],
 )
 def test_an_override_is_read_by_the_type_of_its_setting(override, value) -> None:
-    found = leaf_values(load(TINY, [override]))[override.partition("=")[0]]
+    found = leaf_values(load_recipe(TINY, [override]))[override.partition("=")[0]]
     assert found == value and type(found) is type(value)
 
 
 def test_an_override_changes_its_setting_and_no_other() -> None:
-    before, after = leaf_values(load(TINY)), leaf_values(load(TINY, ["model.rope.theta=7"]))
+    before, after = leaf_values(load_recipe(TINY)), leaf_values(load_recipe(TINY, ["model.rope.theta=7"]))
     assert {key for key in before if before[key] != after[key]} == {"model.rope.theta"}
 
 
@@ -108,11 +108,11 @@ def test_a_key_given_twice_is_refused() -> None:
 
 def test_overrides_that_are_valid_only_together_work_in_both_orders() -> None:
     pair = ["train.micro_batch=16", "train.global_batch=32"]
-    assert load(TINY, pair) == load(TINY, pair[::-1])
+    assert load_recipe(TINY, pair) == load_recipe(TINY, pair[::-1])
     sections = ["parallel.tensor=2", "parallel.sequence=true"]
-    assert load(TINY, sections).parallel.sequence
+    assert load_recipe(TINY, sections).parallel.sequence
     across = ["optimizer.warmup_iterations=1000", "train.iterations=2000"]
-    assert load(TINY, across).train.iterations == 2000
+    assert load_recipe(TINY, across).train.iterations == 2000
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_final_config_is_checked(override) -> None:
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones_and_the_nearest() -> None:
     text = message("tiny_stage1")
-    assert all(name in text for name in names()) and "did you mean tiny_stage1_ar?" in text
+    assert all(name in text for name in recipe_names()) and "did you mean tiny_stage1_ar?" in text
     assert "no/such.py" in message("no/such.py")
 
 
@@ -136,7 +136,7 @@ def write(folder: Path, text: str) -> str:
 
 def test_a_recipe_may_be_any_file_with_run(tmp_path) -> None:
     text = f"from nld_train.recipe import load\ndef run(): return load({TINY!r}, ['name=mine'])\n"
-    assert load(write(tmp_path, text), ["train.seed=5"]) == load(TINY, ["name=mine", "train.seed=5"])
+    assert load_recipe(write(tmp_path, text), ["train.seed=5"]) == load_recipe(TINY, ["name=mine", "train.seed=5"])
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_a_recipe_with_a_value_of_another_type_is_refused(tmp_path) -> None:
     assert "train.seed=1.5" in message(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("recipe", names())
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_json_gives_back_an_equal_run(recipe) -> None:
-    run = load(recipe)
-    again = from_json(to_json(run))
+    run = load_recipe(recipe)
+    again = run_from_json(run_to_json(run))
     assert again == run
     assert {key: type(value) for key, value in leaf_values(again).items()} == {
         key: type(value) for key, value in leaf_values(run).items()
@@ -166,20 +166,20 @@ def test_json_gives_back_an_equal_run(recipe) -> None:
 
 
 def test_json_keeps_every_digit() -> None:
-    run = load(TINY)
+    run = load_recipe(TINY)
     run = replace(run, optimizer=replace(run.optimizer, lr=0.1 + 0.2))
-    assert from_json(to_json(run)).optimizer.lr == 0.1 + 0.2
+    assert run_from_json(run_to_json(run)).optimizer.lr == 0.1 + 0.2
 
 
 def refused(tree: object) -> str:
     with pytest.raises(UserError) as caught:
-        from_json(json.dumps(tree))
+        run_from_json(json.dumps(tree))
     return str(caught.value)
 
 
 def test_json_with_unknown_missing_or_wrong_settings_is_refused() -> None:
     def tree() -> dict:
-        return json.loads(to_json(load(TINY)))
+        return json.loads(run_to_json(load_recipe(TINY)))
 
     unknown, missing, wrong, section = tree(), tree(), tree(), tree()
     unknown["model"]["rope"]["gamma"] = 1
@@ -195,32 +195,32 @@ def test_json_with_unknown_missing_or_wrong_settings_is_refused() -> None:
 
 def test_a_frozen_configuration_that_is_no_json_is_refused() -> None:
     with pytest.raises(UserError, match="not JSON"):
-        from_json('{"name": ')
+        run_from_json('{"name": ')
 
 
 def test_json_obeys_the_checks_of_the_config() -> None:
-    tree = json.loads(to_json(load(TINY)))
+    tree = json.loads(run_to_json(load_recipe(TINY)))
     tree["train"]["global_batch"] = 17
     assert "train.global_batch=17" in refused(tree)
 
 
 def test_every_shown_value_is_read_back_as_itself() -> None:
-    for recipe in names():
-        for key, value in leaf_values(load(recipe)).items():
-            assert parse(key, leaf_kinds(RunConfig)[key], show(value)) == value
+    for recipe in recipe_names():
+        for key, value in leaf_values(load_recipe(recipe)).items():
+            assert parse_value(key, leaf_types(RunConfig)[key], format_value(value)) == value
 
 
 def test_the_dump_has_each_setting_once_and_marks_the_overridden() -> None:
     overrides = ["train.iterations=300", "init=out/x"]
-    lines = [line for line in dump(load(TINY, overrides), overrides).splitlines() if " = " in line]
-    assert len(lines) == len(leaf_values(load(TINY)))
+    lines = [line for line in dump_settings(load_recipe(TINY, overrides), overrides).splitlines() if " = " in line]
+    assert len(lines) == len(leaf_values(load_recipe(TINY)))
     marked = [line for line in lines if line.endswith("<- override")]
     assert [line.split()[:3] for line in marked] == [["init", "=", "out/x"], ["iterations", "=", "300"]]
 
 
 def test_planning_a_run_imports_neither_torch_nor_megatron() -> None:
     code = (
-        "import sys; from nld_train.recipe import load; from nld_train.plan.report import dry_run\n"
+        "import sys; from nld_train.recipe import load; from nld_train.plan.dry_run import dry_run\n"
         f"dry_run(load({TINY!r}))\n"
         "assert not {'torch', 'megatron', 'numpy'} & set(sys.modules)"
     )
@@ -230,8 +230,8 @@ def test_planning_a_run_imports_neither_torch_nor_megatron() -> None:
 def test_a_section_that_is_not_there_cannot_be_overridden() -> None:
     text = message(TINY, "drafter.tau=2")
     assert "drafter.tau given, but there is no drafter section" in text
-    assert leaf_values(load("tiny_drafter", ["drafter.tau=2"]))["drafter.tau"] == 2.0
-    assert not any(key.startswith("drafter") for key in leaf_values(load(TINY)))
+    assert leaf_values(load_recipe("tiny_drafter", ["drafter.tau=2"]))["drafter.tau"] == 2.0
+    assert not any(key.startswith("drafter") for key in leaf_values(load_recipe(TINY)))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from nld_train.dual_stream.context import WHOLE, Cut
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_between
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> Tensor:
+def attend_dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> Tensor:
     """softmax(scale * q k^T, over visible keys) v, each key/value head shared by H/G consecutive query heads.
 
     query [B, H, Q, D]; key, value [B, G, K, D]; visible [Q, K] or [B, Q, K] bool, every query sees one key or more.
@@ -22,16 +22,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: fl
     return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).to(query.dtype)
 
 
-def attend_layout(
+def attend_reference(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
     documents: Tensor | None = None,
-    cut: Cut = WHOLE,
+    cut: ContextShard = WHOLE,
 ) -> Tensor:
     """`attend` with the signature of the fast paths (attention/choose.py); `documents` [B, L] int64, or None."""
     queries, keys = cut.queries(layout, query.device), cut.keys(layout, documents is not None, query.device)
     documents = None if documents is None else documents.to(query.device)
-    return attend(query, key, value, visible_between(layout, queries, keys, documents), scale)
+    return attend_dense(query, key, value, visible_between(layout, queries, keys, documents), scale)

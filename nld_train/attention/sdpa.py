@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from nld_train.dual_stream.context import WHOLE, Cut, Segment
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard, TokenSpan
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_between
 
 CHUNKS = 8  # measured on 2 cores, L 256 and 1024: 2.2 times causal attention; 4 chunks 2.3, a single one 3.0 to 3.7
@@ -21,7 +21,7 @@ Span = tuple[int, int]  # first, after the last
 
 
 @dataclass(frozen=True)
-class Part:
+class QueryChunk:
     """Neighbouring queries, and keys among which are all that they see."""
 
     queries: Span  # among the rank's queries
@@ -30,25 +30,25 @@ class Part:
     causal: bool  # query i sees keys 0..i and no other
 
 
-def attend(
+def attend_sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
     documents: Tensor | None = None,
-    cut: Cut = WHOLE,
+    cut: ContextShard = WHOLE,
 ) -> Tensor:
     """query [B, H, S/c, D]; key, value [B, G, K, D]; documents [B, L] int64 or None. Returns: [B, H, S/c, D]."""
     held, given = layout.size // cut.ranks, cut.key_count(layout, documents is not None)
     assert query.shape[2] == held, f"{query.shape[2]} positions for a layout of {held}"
     assert key.shape[2] == given, f"{key.shape[2]} keys for a layout of {given}"
-    todo = parts(layout, cut, documents is not None)
+    todo = query_chunks(layout, cut, documents is not None)
     return torch.cat([_attend(query, key, value, layout, scale, documents, cut, part) for part in todo], 2)
 
 
 @lru_cache
-def parts(layout: Layout, cut: Cut, packed: bool) -> tuple[Part, ...]:
+def query_chunks(layout: RowLayout, cut: ContextShard, packed: bool) -> tuple[QueryChunk, ...]:
     """The rank's queries in parts, in order."""
     noisy = [part for segment in cut.segments(layout) for part in _noisy(segment, layout, cut, packed)]
     clean_start = cut.tokens(layout) if layout.dual else 0
@@ -56,33 +56,33 @@ def parts(layout: Layout, cut: Cut, packed: bool) -> tuple[Part, ...]:
     for segment in cut.segments(layout):
         stop = segment.row_start + segment.length
         queries = (clean_start + segment.start, clean_start + segment.start + segment.length)
-        clean.append(Part(queries, (0, 0), stop, causal=segment.row_start == 0 and not packed))
+        clean.append(QueryChunk(queries, (0, 0), stop, causal=segment.row_start == 0 and not packed))
     return (*noisy, *clean)
 
 
-def _noisy(segment: Segment, layout: Layout, cut: Cut, packed: bool) -> list[Part]:
+def _noisy(segment: TokenSpan, layout: RowLayout, cut: ContextShard, packed: bool) -> list[QueryChunk]:
     """The noisy queries of a segment, whole blocks in each part; a single one for packed rows, each with blocks of its
     own, which see noisy tokens of other segments too."""
     if not layout.dual:
         return []
     start, end = segment.start, segment.start + segment.length
     if packed:
-        return [Part((start, end), (0, layout.length), layout.length, causal=False)]
+        return [QueryChunk((start, end), (0, layout.length), layout.length, causal=False)]
     blocks = -(-segment.length // layout.block_size)
     step = -(-blocks * len(cut.segments(layout)) // CHUNKS) * layout.block_size
     spans = [(first, min(first + step, end)) for first in range(start, end, step)]
-    return [Part(span, span, segment.row_start + span[1] - start, causal=False) for span in spans]
+    return [QueryChunk(span, span, segment.row_start + span[1] - start, causal=False) for span in spans]
 
 
 def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
+    layout: RowLayout,
     scale: float,
     documents: Tensor | None,
-    cut: Cut,
-    part: Part,
+    cut: ContextShard,
+    part: QueryChunk,
 ) -> Tensor:
     """The queries of one part over its keys: [B, H, queries, D]."""
     keys, values = (_given(x, layout, part) for x in (key, value))
@@ -91,7 +91,7 @@ def _attend(
     elif documents is None:
         mask = _part_mask(layout, cut, part, query.device)
     else:
-        mask = seen(layout, cut, part, query.device, documents)[:, None]
+        mask = visible_in_chunk(layout, cut, part, query.device, documents)[:, None]
     return scaled_dot_product_attention(
         query[:, :, slice(*part.queries)],
         keys,
@@ -103,14 +103,16 @@ def _attend(
     )
 
 
-def _given(x: Tensor, layout: Layout, part: Part) -> Tensor:
+def _given(x: Tensor, layout: RowLayout, part: QueryChunk) -> Tensor:
     """A part's keys among [B, G, K, D]; copied only where they lie apart."""
     first_clean = x.shape[2] - layout.length
     clean = x[:, :, first_clean : first_clean + part.clean]
     return torch.cat([x[:, :, slice(*part.noisy)], clean], 2) if part.noisy[1] else clean
 
 
-def seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents: Tensor | None = None) -> Tensor:
+def visible_in_chunk(
+    layout: RowLayout, cut: ContextShard, part: QueryChunk, device: torch.device, documents: Tensor | None = None
+) -> Tensor:
     """What the queries of a part see of its keys: [queries, keys], or [B, queries, keys]; bool."""
     queries = cut.queries_at(layout, torch.arange(*part.queries, device=device))
     noisy = cut.keys_at(layout, torch.arange(*part.noisy, device=device), packed=documents is not None)
@@ -119,5 +121,5 @@ def seen(layout: Layout, cut: Cut, part: Part, device: torch.device, documents: 
 
 
 @lru_cache(maxsize=8 * CHUNKS)
-def _part_mask(layout: Layout, cut: Cut, part: Part, device: torch.device) -> Tensor:
-    return seen(layout, cut, part, device)
+def _part_mask(layout: RowLayout, cut: ContextShard, part: QueryChunk, device: torch.device) -> Tensor:
+    return visible_in_chunk(layout, cut, part, device)

@@ -14,25 +14,25 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from nld_train.attention.choose import BACKENDS, choose
-from nld_train.bench.inputs import Inputs, Shape, draw_inputs
-from nld_train.bench.measure import Alternative, Effort, Measured, Step, measure
+from nld_train.attention.backends import BACKENDS, choose_backend
+from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attention_inputs
+from nld_train.bench.measure import Alternative, Effort, Measurement, Step, measure_in_turns
 from nld_train.bench.outcome import (
     NOTHING,
-    Outcome,
-    environment,
-    mebibytes,
-    milliseconds,
-    numbers,
-    ratio,
-    refusals,
-    teraflops,
+    BenchOutcome,
+    bench_environment,
+    mebibytes_text,
+    milliseconds_text,
+    refusal_lines,
+    result_figures,
+    teraflops_text,
+    time_ratio,
 )
 from nld_train.bench.profile import profile_lines
-from nld_train.dual_stream.context import WHOLE
-from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.sight import Sight
-from nld_train.dual_stream.visibility import visible_pairs, visible_table
+from nld_train.dual_stream.context_shard import WHOLE
+from nld_train.dual_stream.mask_spec import MaskSpec
+from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
 from nld_train.errors import UserError
 from nld_train.plan.flops import PASSES
 
@@ -42,26 +42,28 @@ HEAD = ["attention", "ms (fastest to slowest)", "TFLOP/s, useful", "share of cei
 
 
 def bench_attention(
-    shape: Shape, dtype: torch.dtype, effort: Effort, device: torch.device, profiled: bool = False
-) -> Outcome:
+    shape: AttentionShape, dtype: torch.dtype, effort: Effort, device: torch.device, profiled: bool = False
+) -> BenchOutcome:
     """Measure every way at one shape. profiled: also show where the time of our fastest goes."""
     generator = torch.Generator(device).manual_seed(1)
-    dual, causal = (draw_inputs(shape, dtype, device, generator, positions=n) for n in (None, 2 * shape.length))
+    dual, causal = (
+        draw_attention_inputs(shape, dtype, device, generator, positions=n) for n in (None, 2 * shape.length)
+    )
     # What is cut where time is short is cut from the end; Megatron-Bridge's kernel is tuned for minutes.
-    todo = [*ceilings(shape, causal), *ours(shape, dual), *others(shape, dual)]
-    results = measure(todo, effort, device)
-    found = outcome(f"{shape}, {dtype}", results, device)
+    todo = [*causal_ceilings(shape, causal), *our_backends(shape, dual), *other_implementations(shape, dual)]
+    results = measure_in_turns(todo, effort, device)
+    found = _attention_outcome(f"{shape}, {dtype}", results, device)
     if profiled:
-        fastest = max((result for result in results if is_ours(result)), key=lambda result: result.rate, default=None)
+        fastest = max((result for result in results if _is_ours(result)), key=lambda result: result.rate, default=None)
         found.notes += profile_lines(todo, fastest, device)
     return found
 
 
-def is_ours(result: Measured) -> bool:
+def _is_ours(result: Measurement) -> bool:
     return result.name.startswith(OURS) and bool(result.seconds)
 
 
-def outcome(subject: str, results: Sequence[Measured], device: torch.device) -> Outcome:
+def _attention_outcome(subject: str, results: Sequence[Measurement], device: torch.device) -> BenchOutcome:
     ran = [result for result in results if result.seconds]
     limits = [result for result in ran if result.name.startswith(CAUSAL)]
     ceiling = max((limit.rate for limit in limits), default=None)
@@ -69,28 +71,30 @@ def outcome(subject: str, results: Sequence[Measured], device: torch.device) -> 
     rows = [
         [
             result.name,
-            milliseconds(result),
-            teraflops(result),
+            milliseconds_text(result),
+            teraflops_text(result),
             f"{result.rate / ceiling:.0%}" if ceiling and result.seconds else NOTHING,
-            f"{ratio(flex, result):.2f}" if flex and result.seconds else NOTHING,
-            mebibytes(result),
+            f"{time_ratio(flex, result):.2f}" if flex and result.seconds else NOTHING,
+            mebibytes_text(result),
         ]
         for result in results
     ]
     notes = ["TFLOP/s count three forwards of the pairs that see each other. Peak: above inputs, masks included."]
-    figures = {"results": numbers(results), "ceiling": ceiling}
-    return Outcome(
-        "attention", subject, HEAD, rows, notes + refusals(results), figures, environment=environment(device)
+    figures = {"results": result_figures(results), "ceiling": ceiling}
+    return BenchOutcome(
+        "attention", subject, HEAD, rows, notes + refusal_lines(results), figures, environment=bench_environment(device)
     )
 
 
-def ours(shape: Shape, inputs: Inputs) -> list[Alternative]:
+def our_backends(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
     """Every backend by name; one that refuses these settings says so."""
-    useful = useful_flops(shape, inputs)
+    useful = _useful_attention_flops(shape, inputs)
 
     def prepared(name: str) -> Step:
         query = inputs.query
-        attend = choose(name, query.device.type, query.dtype, query.shape[-1], training=True, packed=shape.packed)
+        attend = choose_backend(
+            name, query.device.type, query.dtype, query.shape[-1], training=True, packed=shape.packed
+        )
         return lambda: inputs.gradients(attend(*inputs.leaves, shape.layout, inputs.scale, inputs.documents))
 
     return [
@@ -100,16 +104,16 @@ def ours(shape: Shape, inputs: Inputs) -> list[Alternative]:
     ]
 
 
-def others(shape: Shape, inputs: Inputs) -> list[Alternative]:
+def other_implementations(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
     """What one would write first, and what Megatron-Bridge installs."""
-    useful = useful_flops(shape, inputs)
+    useful = _useful_attention_flops(shape, inputs)
     return [
-        Alternative("dense SDPA with mask", lambda: dense(shape, inputs), useful),
-        Alternative("Megatron-Bridge's NemotronLabsDiffusion", lambda: bridge(shape, inputs), useful),
+        Alternative("dense SDPA with mask", lambda: dense_sdpa_step(shape, inputs), useful),
+        Alternative("Megatron-Bridge's NemotronLabsDiffusion", lambda: _bridge_attention_step(shape, inputs), useful),
     ]
 
 
-def dense(shape: Shape, inputs: Inputs) -> Step:
+def dense_sdpa_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
     """Keys and values repeated for every query head, which the kernels that take a mask want."""
     device, documents = inputs.query.device, inputs.documents
     table = visible_table(shape.layout, None if documents is None else documents.to(device), device)
@@ -123,7 +127,7 @@ def dense(shape: Shape, inputs: Inputs) -> Step:
     return step
 
 
-def bridge(shape: Shape, inputs: Inputs) -> Step:
+def _bridge_attention_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
     """The attention of Megatron-Bridge's own implementation of the model, without its rotary embedding."""
     if shape.packed:
         raise UserError("packed documents, which it does not keep apart", "rows of one", "leave out --documents")
@@ -144,15 +148,15 @@ def bridge(shape: Shape, inputs: Inputs) -> Step:
     return step
 
 
-def ceilings(shape: Shape, inputs: Inputs) -> list[Alternative]:
+def causal_ceilings(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
     """Plain causal attention over two rows of L."""
-    useful = flops(shape, 2 * visible_pairs(Layout(shape.length, shape.block_size, dual=False)))
-    query, key, value, cotangent = (halves(part) for part in (*inputs.leaves, inputs.cotangent))
-    rows = Inputs(query, key, value, cotangent, inputs.scale)
+    useful = attention_pair_flops(shape, 2 * count_visible_pairs(RowLayout(shape.length, shape.block_size, dual=False)))
+    query, key, value, cotangent = (halves_as_rows(part) for part in (*inputs.leaves, inputs.cotangent))
+    rows = AttentionInputs(query, key, value, cotangent, inputs.scale)
 
-    each = one_key_head_each(rows)
+    each = repeat_key_heads(rows)
 
-    def torch_causal(kernels: Callable[[], AbstractContextManager], given: Inputs = rows) -> Step:
+    def torch_causal(kernels: Callable[[], AbstractContextManager], given: AttentionInputs = rows) -> Step:
         grouped = given.query.shape[1] != given.key.shape[1]
 
         def step() -> tuple[Tensor, ...]:
@@ -166,33 +170,35 @@ def ceilings(shape: Shape, inputs: Inputs) -> list[Alternative]:
 
     return [
         Alternative(f"{CAUSAL}torch's choice", lambda: torch_causal(nullcontext), useful),
-        Alternative(f"{CAUSAL}FlashAttention", lambda: torch_causal(only(SDPBackend.FLASH_ATTENTION)), useful),
-        Alternative(f"{CAUSAL}cuDNN", lambda: torch_causal(only(SDPBackend.CUDNN_ATTENTION)), useful),
+        Alternative(f"{CAUSAL}FlashAttention", lambda: torch_causal(_only_kernel(SDPBackend.FLASH_ATTENTION)), useful),
+        Alternative(f"{CAUSAL}cuDNN", lambda: torch_causal(_only_kernel(SDPBackend.CUDNN_ATTENTION)), useful),
         Alternative(
-            f"{CAUSAL}cuDNN, 1 key head a head", lambda: torch_causal(only(SDPBackend.CUDNN_ATTENTION), each), useful
+            f"{CAUSAL}cuDNN, 1 key head a head",
+            lambda: torch_causal(_only_kernel(SDPBackend.CUDNN_ATTENTION), each),
+            useful,
         ),
-        Alternative(f"{CAUSAL}Transformer Engine", lambda: transformer_engine(shape, rows), useful),
+        Alternative(f"{CAUSAL}Transformer Engine", lambda: _te_causal_step(shape, rows), useful),
     ]
 
 
-def one_key_head_each(rows: Inputs) -> Inputs:
+def repeat_key_heads(rows: AttentionInputs) -> AttentionInputs:
     """The same with keys and values repeated beforehand, for kernels that want as many of them as queries."""
     repeats = rows.query.shape[1] // rows.key.shape[1]
     key, value = (part.detach().repeat_interleave(repeats, 1).requires_grad_() for part in (rows.key, rows.value))
-    return Inputs(rows.query, key, value, rows.cotangent, rows.scale)
+    return AttentionInputs(rows.query, key, value, rows.cotangent, rows.scale)
 
 
-def only(kernel: SDPBackend) -> Callable[[], AbstractContextManager]:
+def _only_kernel(kernel: SDPBackend) -> Callable[[], AbstractContextManager]:
     return lambda: sdpa_kernel(kernel)
 
 
-def halves(part: Tensor) -> Tensor:
+def halves_as_rows(part: Tensor) -> Tensor:
     """[B, H, 2L, D] as twice as many rows of L: [2B, H, L, D], positions apart as Megatron has them."""
     rows = torch.cat(part.detach().chunk(2, 2), 0).permute(2, 0, 1, 3).contiguous()
     return rows.permute(1, 2, 0, 3).requires_grad_(part.requires_grad)
 
 
-def transformer_engine(shape: Shape, rows: Inputs) -> Step:
+def _te_causal_step(shape: AttentionShape, rows: AttentionInputs) -> Step:
     """Its DotProductAttention on rows as [L, 2B, H, D]."""
     if rows.query.device.type != "cuda":
         raise UserError("Transformer Engine's attention needs a GPU", "a GPU", "measure it on one")
@@ -216,14 +222,14 @@ def transformer_engine(shape: Shape, rows: Inputs) -> Step:
     return step
 
 
-def useful_flops(shape: Shape, inputs: Inputs) -> float:
+def _useful_attention_flops(shape: AttentionShape, inputs: AttentionInputs) -> float:
     """Of the pairs that see each other."""
     layout = shape.layout
-    lengths = Sight.of(layout, WHOLE, inputs.documents).documents or ((shape.length,),) * shape.rows
-    pairs = sum(visible_pairs(replace(layout, length=length)) for row in lengths for length in row)
-    return flops(shape, pairs / shape.rows)
+    lengths = MaskSpec.of(layout, WHOLE, inputs.documents).documents or ((shape.length,),) * shape.rows
+    pairs = sum(count_visible_pairs(replace(layout, length=length)) for row in lengths for length in row)
+    return attention_pair_flops(shape, pairs / shape.rows)
 
 
-def flops(shape: Shape, pairs: float) -> float:
+def attention_pair_flops(shape: AttentionShape, pairs: float) -> float:
     """Forward and backward, of pairs of one row and head. What a kernel computes again is not useful."""
     return PASSES * 2 * 2 * float(pairs) * shape.head_dim * shape.heads * shape.rows

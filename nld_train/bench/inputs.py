@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.row_layout import RowLayout
 
 
 @dataclass(frozen=True)
-class Shape:
+class AttentionShape:
     """An attention call of the dual stream."""
 
     length: int  # L
@@ -25,8 +25,8 @@ class Shape:
         return self.documents > 1
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.length, self.block_size, dual=True)
+    def layout(self) -> RowLayout:
+        return RowLayout(self.length, self.block_size, dual=True)
 
     def __str__(self) -> str:
         heads = f"{self.heads} heads, {self.kv_heads} key heads of {self.head_dim}"
@@ -35,7 +35,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class AttentionInputs:
     """query, cotangent [B, H, S, D]; key, value [B, G, S, D]: as the model gives them, views of [S, B, H, D]. documents
     [B, L] on the CPU, or None."""
 
@@ -55,15 +55,15 @@ class Inputs:
         return torch.autograd.grad(output, self.leaves, self.cotangent)
 
 
-def draw_inputs(
-    shape: Shape,
+def draw_attention_inputs(
+    shape: AttentionShape,
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator,
     *,
     positions: int | None = None,
     sharpness: float = 1.0,
-) -> Inputs:
+) -> AttentionInputs:
     """Standard normal numbers. positions: S unless given. sharpness: standard deviation of the scores; at 4 a single
     key often decides, so that one pair wrongly seen or hidden shows."""
     length = shape.layout.size if positions is None else positions
@@ -78,11 +78,11 @@ def draw_inputs(
     key, value = draw(shape.kv_heads), draw(shape.kv_heads)
     for leaf in (query, key, value):
         leaf.requires_grad_()
-    documents = draw_documents(shape, device, generator) if shape.packed else None
-    return Inputs(query, key, value, cotangent, sharpness / shape.head_dim**0.5, documents)
+    documents = draw_document_numbers(shape, device, generator) if shape.packed else None
+    return AttentionInputs(query, key, value, cotangent, sharpness / shape.head_dim**0.5, documents)
 
 
-def draw_documents(shape: Shape, device: torch.device, generator: torch.Generator) -> Tensor:
+def draw_document_numbers(shape: AttentionShape, device: torch.device, generator: torch.Generator) -> Tensor:
     """[B, L] int64, on the CPU: documents that start anywhere, so that some are long and some are short."""
     drawn = torch.randint(1, shape.length, (shape.rows, shape.documents - 1), generator=generator, device=device)
     starts = drawn.cpu().sort(1).values

@@ -33,7 +33,7 @@ class Alternative:
 
 
 @dataclass
-class Measured:
+class Measurement:
     """What was measured of an alternative; seconds of a repetition, one figure a round."""
 
     name: str
@@ -58,7 +58,7 @@ class Effort:
     resident: bool = True  # all are kept while the others run; else each is built anew, alone, in every round
 
 
-class Clock:
+class TimeBudget:
     """Seconds left of a budget."""
 
     def __init__(self, budget: float) -> None:
@@ -69,11 +69,11 @@ class Clock:
         return self.end - time.monotonic()
 
 
-def measure(alternatives: Sequence[Alternative], effort: Effort, device: torch.device) -> list[Measured]:
+def measure_in_turns(alternatives: Sequence[Alternative], effort: Effort, device: torch.device) -> list[Measurement]:
     """Each alternative `rounds` times, in turns. One that cannot run says why, and the others go on; what is not done
     when the budget is spent, or at Ctrl-C, is cut."""
-    clock = Clock(effort.budget)
-    results = [Measured(one.name, one.useful) for one in alternatives]
+    clock = TimeBudget(effort.budget)
+    results = [Measurement(one.name, one.useful) for one in alternatives]
     ready: dict[str, Step] = {}
     try:
         for number in range(effort.rounds):
@@ -92,41 +92,41 @@ def measure(alternatives: Sequence[Alternative], effort: Effort, device: torch.d
 
 
 def _one_round(
-    one: Alternative, result: Measured, ready: dict[str, Step], effort: Effort, device: torch.device
+    one: Alternative, result: Measurement, ready: dict[str, Step], effort: Effort, device: torch.device
 ) -> None:
     """Time it once more; `ready` holds those that are kept."""
     try:
         if one.name not in ready:
             ready[one.name] = _prepared(one, result, device)
-        result.seconds.append(seconds(ready[one.name], effort.repetitions, device))
+        result.seconds.append(_seconds_per_repetition(ready[one.name], effort.repetitions, device))
     except FAILURES as error:
-        result.cannot = reason(error)
+        result.cannot = failure_line(error)
     if result.cannot is not None or not effort.resident:
         ready.pop(one.name, None)
-    free(device)
+    free_device_memory(device)
 
 
-def reason(error: BaseException) -> str:
+def failure_line(error: BaseException) -> str:
     """An error on one line."""
     said = " ".join(str(error).split()) or "no reason given"
     text = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
     return text if len(text) <= WORDS else f"{text[: WORDS - 3]}..."
 
 
-def _prepared(one: Alternative, result: Measured, device: torch.device) -> Step:
+def _prepared(one: Alternative, result: Measurement, device: torch.device) -> Step:
     """Ready and warm; its peak memory is noted the first time."""
-    before = allocated(device)
+    before = _allocated_bytes(device)
     step = one.prepare()
     step()  # compiles, tunes, allocates what stays
-    free(device)
+    free_device_memory(device)
     if result.peak is None:
-        held = allocated(device) - before
+        held = _allocated_bytes(device) - before
         result.peak = held + peak_bytes(step, device)
     step()
     return step
 
 
-def seconds(step: Step, repetitions: int, device: torch.device) -> float:
+def _seconds_per_repetition(step: Step, repetitions: int, device: torch.device) -> float:
     """Of one repetition; several are queued at once, so that a GPU need not wait for the host."""
     if device.type != "cuda":
         start = time.perf_counter()
@@ -143,12 +143,12 @@ def seconds(step: Step, repetitions: int, device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3 / repetitions
 
 
-def allocated(device: torch.device) -> int:
+def _allocated_bytes(device: torch.device) -> int:
     """Bytes of tensors on a GPU; a CPU keeps no such count: 0."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def free(device: torch.device) -> None:
+def free_device_memory(device: torch.device) -> None:
     if device.type == "cuda":
         gc.collect()
         torch.cuda.synchronize(device)
@@ -158,7 +158,7 @@ def free(device: torch.device) -> None:
 def peak_bytes(step: Step, device: torch.device) -> int:
     """The most bytes of tensors that one repetition holds at once, above what is there before it."""
     if device.type != "cuda":
-        with TensorBytes() as seen:
+        with TensorByteCounter() as seen:
             step()
         return seen.peak
     before = torch.cuda.memory_allocated(device)
@@ -168,7 +168,7 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-class TensorBytes(TorchDispatchMode):
+class TensorByteCounter(TorchDispatchMode):
     """Counts the bytes of the tensors that are made under it and still alive: what a GPU's allocator would say."""
 
     def __init__(self) -> None:

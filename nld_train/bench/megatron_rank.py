@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from nld_train.bench.measure import Alternative
 
 
-def megatron_steps(run: RunConfig, device: torch.device) -> "list[Alternative]":
+def prepare_megatron_steps(run: RunConfig, device: torch.device) -> "list[Alternative]":
     """The steps of train/timed_steps.py, ready to be measured."""
-    quieten()
-    cpu_runtime.install()
-    patches.install()
+    _silence_libraries()
+    cpu_runtime.install_cpu_runtime()
+    patches.apply_patches()
     # Megatron binds names when it is imported: only now may it be.
-    from nld_train.bench.megatron_steps import alternatives
+    from nld_train.bench.megatron_steps import megatron_alternatives
 
-    start(device)
-    return alternatives(run, device)
+    _start_single_rank(device)
+    return megatron_alternatives(run, device)
 
 
-def quieten() -> None:
+def _silence_libraries() -> None:
     """The table is what is read here, and not what the libraries say while they are imported."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
-def start(device: torch.device) -> None:
+def _start_single_rank(device: torch.device) -> None:
     """A process group of this process alone, and Megatron's state for it."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator

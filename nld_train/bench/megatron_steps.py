@@ -19,35 +19,45 @@ from megatron.core.utils import StragglerDetector
 from torch import Tensor
 
 from nld_train.bench.measure import Alternative, Step
-from nld_train.bench.step import AR, BRIDGE_AR, BRIDGE_JOINT, JOINT, READY, ar_run, endless_batches, random_rows, useful
+from nld_train.bench.step_bench import (
+    AR,
+    BRIDGE_AR,
+    BRIDGE_JOINT,
+    JOINT,
+    READY,
+    endless_batches,
+    random_rows,
+    useful_step_flops,
+    with_ar_objective,
+)
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.model.provider import provider
-from nld_train.train.bridge_config import data_parallel, optimizer
-from nld_train.train.joint_step import loss_function
+from nld_train.model.provider import model_provider
+from nld_train.train.bridge_config import data_parallel_config, optimizer_config
+from nld_train.train.joint_step import joint_loss_function
 
-ForwardStep = Callable[[Any, torch.nn.Module], tuple[Any, Callable]]
+ForwardStepFunction = Callable[[Any, torch.nn.Module], tuple[Any, Callable]]
 
 
-def alternatives(run: RunConfig, device: torch.device) -> list[Alternative]:
+def megatron_alternatives(run: RunConfig, device: torch.device) -> list[Alternative]:
     """The joint steps first: what does not fit into the time is cut from the end."""
-    stage1 = ar_run(run)
+    stage1 = with_ar_objective(run)
     return [
-        Alternative(JOINT, lambda: our_step(run, device), useful(run)),
-        Alternative(BRIDGE_JOINT, lambda: bridge_joint_step(run, device), useful(run)),
-        Alternative(AR, lambda: our_step(stage1, device), useful(stage1)),
-        Alternative(BRIDGE_AR, lambda: bridge_ar_step(stage1, device), useful(stage1)),
+        Alternative(JOINT, lambda: our_megatron_step(run, device), useful_step_flops(run)),
+        Alternative(BRIDGE_JOINT, lambda: _bridge_joint_step(run, device), useful_step_flops(run)),
+        Alternative(AR, lambda: our_megatron_step(stage1, device), useful_step_flops(stage1)),
+        Alternative(BRIDGE_AR, lambda: bridge_ar_step(stage1, device), useful_step_flops(stage1)),
     ]
 
 
-def our_step(run: RunConfig, device: torch.device) -> Step:
+def our_megatron_step(run: RunConfig, device: torch.device) -> Step:
     batches = endless_batches(run, device)
 
     def forward_step(_: Any, model: torch.nn.Module) -> tuple[Tensor, partial]:
         batch = next(batches).to(torch.cuda.current_device())
-        return model(batch=batch), partial(loss_function, batch, run.diffusion.alpha)
+        return model(batch=batch), partial(joint_loss_function, batch, run.diffusion.alpha)
 
-    return training_step(provider(run), run, forward_step)
+    return _training_step(model_provider(run), run, forward_step)
 
 
 def bridge_ar_step(run: RunConfig, device: torch.device) -> Step:
@@ -55,30 +65,30 @@ def bridge_ar_step(run: RunConfig, device: torch.device) -> Step:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
     from megatron.bridge.training.losses import masked_next_token_loss
 
-    theirs = GPTModelProvider(**their_settings(GPTModelProvider, run))
+    theirs = GPTModelProvider(**_bridge_settings(GPTModelProvider, run))
     theirs.transformer_layer_spec = lambda config, vp_stage=None: get_gpt_decoder_block_spec(
         config, use_transformer_engine=device.type == "cuda", normalization="RMSNorm", vp_stage=vp_stage
     )
-    batches = their_batches(run, device)
+    batches = bridge_batches(run, device)
 
     def forward_step(_: Any, model: torch.nn.Module) -> tuple[Tensor, partial]:
         batch = {name: None if part is None else part.to(device) for name, part in next(batches).items()}
         nll = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
         return nll, partial(masked_next_token_loss, batch["loss_mask"], check_for_nan_in_loss=False)
 
-    return training_step(theirs, run, forward_step)
+    return _training_step(theirs, run, forward_step)
 
 
-def bridge_joint_step(run: RunConfig, device: torch.device) -> Step:
+def _bridge_joint_step(run: RunConfig, device: torch.device) -> Step:
     """Megatron-Bridge's NemotronLabsDiffusion as its recipe sets it up, at the same shape."""
     if device.type != "cuda":
         raise UserError("its flex_attention has no backward on the CPU", "a GPU", "measure it on one")
-    theirs = nemotron_labs_diffusion(run)
+    theirs = _bridge_joint_provider(run)
     theirs.cross_entropy_loss_fusion, theirs.cross_entropy_fusion_impl = True, "te"
-    return training_step(theirs, run, bridge_joint_forward(run, device))
+    return _training_step(theirs, run, _bridge_joint_forward(run, device))
 
 
-def nemotron_labs_diffusion(run: RunConfig) -> Any:
+def _bridge_joint_provider(run: RunConfig) -> Any:
     """Its provider at the run's shape."""
     from megatron.bridge.diffusion.models.nemotron_labs_diffusion.nemotron_labs_diffusion_provider import (
         NemotronLabsDiffusionModelProvider as Theirs,
@@ -86,7 +96,7 @@ def nemotron_labs_diffusion(run: RunConfig) -> Any:
     from transformers import Ministral3Config
 
     rope, model = run.model.rope, run.model
-    settings = their_settings(Theirs, run)
+    settings = _bridge_settings(Theirs, run)
     settings |= {"position_embedding_type": "none", "seq_length": run.data.sequence_length}
     theirs = Theirs(**settings)
     theirs.block_size, theirs.mask_token_id = run.diffusion.block_size, run.diffusion.mask_token_id
@@ -113,7 +123,7 @@ def nemotron_labs_diffusion(run: RunConfig) -> Any:
 
 
 @dataclass
-class BridgeState:
+class _BridgeState:
     """As much of Megatron-Bridge's GlobalState as its step reads."""
 
     timers: Timers
@@ -121,7 +131,7 @@ class BridgeState:
     cfg: SimpleNamespace
 
 
-def bridge_joint_forward(run: RunConfig, device: torch.device) -> ForwardStep:
+def _bridge_joint_forward(run: RunConfig, device: torch.device) -> ForwardStepFunction:
     """DGPTStep, with the checks that its own configuration has on."""
     from megatron.bridge.diffusion.models.common.dgpt_step import DGPTStep
 
@@ -129,20 +139,20 @@ def bridge_joint_forward(run: RunConfig, device: torch.device) -> ForwardStep:
     settings = SimpleNamespace(
         rerun_state_machine=checks, dataset=SimpleNamespace(skip_getting_attention_mask_from_dataset=True)
     )
-    state = BridgeState(Timers(log_level=0, log_option="minmax"), StragglerDetector(), settings)
-    theirs, batches = DGPTStep(), their_batches(run, device)
+    state = _BridgeState(Timers(log_level=0, log_option="minmax"), StragglerDetector(), settings)
+    theirs, batches = DGPTStep(), bridge_batches(run, device)
     return lambda _, model: theirs(state, batches, model)
 
 
-def their_settings(theirs: type, run: RunConfig) -> dict[str, Any]:
+def _bridge_settings(theirs: type, run: RunConfig) -> dict[str, Any]:
     """Our provider's values for the fields that theirs has too; layers are theirs."""
-    ours, fields = provider(run), theirs.__dataclass_fields__
+    ours, fields = model_provider(run), theirs.__dataclass_fields__
     shared = {name for name, entry in fields.items() if entry.init and name in ours.__dataclass_fields__}
     kept = shared - {"transformer_layer_spec", "attention_backend"}
     return {name: vars(ours)[name] for name in kept if name in vars(ours)}
 
 
-def their_batches(run: RunConfig, device: torch.device) -> Iterator[dict[str, Tensor | None]]:
+def bridge_batches(run: RunConfig, device: torch.device) -> Iterator[dict[str, Tensor | None]]:
     """The same rows as Megatron-Bridge's loader gives them."""
 
     def made(number: int) -> dict[str, Tensor | None]:
@@ -161,14 +171,14 @@ def their_batches(run: RunConfig, device: torch.device) -> Iterator[dict[str, Te
     return cycle([made(number) for number in range(READY)])
 
 
-def training_step(maker: Any, run: RunConfig, forward_step: ForwardStep) -> Step:
+def _training_step(maker: Any, run: RunConfig, forward_step: ForwardStepFunction) -> Step:
     """Megatron's schedule, gradient buffers and optimizer around a forward step."""
     maker.finalize()
     # One rank has nothing to send, and so nothing to hide behind computation.
-    settings = replace(data_parallel(run), overlap_grad_reduce=False, overlap_param_gather=False)
+    settings = replace(data_parallel_config(run), overlap_grad_reduce=False, overlap_param_gather=False)
     model = maker.provide_distributed_model(ddp_config=settings)
     maker.finalize_model_grads_func = finalize_model_grads
-    adam = optimizer(run)
+    adam = optimizer_config(run)
     adam.finalize()
     update = get_megatron_optimizer(adam, model)
     schedule = get_forward_backward_func()

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from nld_train.bench.measure import Measured
+from nld_train.bench.measure import Measurement
 
 PACKAGES = ("torch", "triton", "transformer-engine", "megatron-core", "megatron-bridge")
 NOTHING = "-"
 
 
 @dataclass
-class Outcome:
+class BenchOutcome:
     """One part: attention, loss, step or check."""
 
     part: str
@@ -32,7 +32,7 @@ class Outcome:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def bench_environment(device: torch.device) -> dict[str, str]:
     """Date, device and versions: what a number means nothing without."""
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()}
     if device.type == "cuda":
@@ -48,12 +48,14 @@ def environment(device: torch.device) -> dict[str, str]:
     return found
 
 
-def markdown(outcome: Outcome) -> str:
+def outcome_markdown(outcome: BenchOutcome) -> str:
     """The part as aligned Markdown."""
-    return "\n".join([f"{outcome.part}: {outcome.subject}", "", table(outcome.head, outcome.rows), "", *outcome.notes])
+    return "\n".join(
+        [f"{outcome.part}: {outcome.subject}", "", aligned_table(outcome.head, outcome.rows), "", *outcome.notes]
+    )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     ruled = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -61,25 +63,25 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
+def outcomes_to_json(outcomes: Sequence[BenchOutcome]) -> str:
     return json.dumps([vars(outcome) for outcome in outcomes], indent=1) + "\n"
 
 
-def from_json(text: str) -> list[Outcome]:
-    return [Outcome(**entry) for entry in json.loads(text)]
+def outcomes_from_json(text: str) -> list[BenchOutcome]:
+    return [BenchOutcome(**entry) for entry in json.loads(text)]
 
 
-def numbers(results: Sequence[Measured]) -> dict[str, Any]:
+def result_figures(results: Sequence[Measurement]) -> dict[str, Any]:
     """Everything that was measured, by name."""
     return {result.name: {key: value for key, value in vars(result).items() if key != "name"} for result in results}
 
 
-def ratio(above: Measured, below: Measured) -> float:
+def time_ratio(above: Measurement, below: Measurement) -> float:
     """Median over the rounds of how many times longer `above` took; rounds pair what ran next to each other."""
     return median(a / b for a, b in zip(above.seconds, below.seconds, strict=False))
 
 
-def milliseconds(result: Measured) -> str:
+def milliseconds_text(result: Measurement) -> str:
     """Median, and the spread from the fastest to the slowest round."""
     if not result.seconds:
         return NOTHING
@@ -87,14 +89,14 @@ def milliseconds(result: Measured) -> str:
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
-def mebibytes(result: Measured) -> str:
+def mebibytes_text(result: Measurement) -> str:
     return NOTHING if result.peak is None else f"{result.peak / 2**20:,.0f}"
 
 
-def teraflops(result: Measured) -> str:
+def teraflops_text(result: Measurement) -> str:
     return f"{result.rate / 1e12:.3g}" if result.seconds else NOTHING
 
 
-def refusals(results: Sequence[Measured]) -> list[str]:
+def refusal_lines(results: Sequence[Measurement]) -> list[str]:
     """A line for each alternative that did not run."""
     return [f"{result.name} did not run: {result.cannot}" for result in results if result.cannot is not None]

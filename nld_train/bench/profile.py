@@ -6,24 +6,24 @@ from operator import attrgetter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from nld_train.bench.measure import Alternative, Measured, Step, free
+from nld_train.bench.measure import Alternative, Measurement, Step, free_device_memory
 
 MOST = 8  # kernels that are shown
 WORDS = 60  # characters of a kernel's name
 
 
-def profile_lines(alternatives: Sequence[Alternative], result: Measured | None, device: torch.device) -> list[str]:
+def profile_lines(alternatives: Sequence[Alternative], result: Measurement | None, device: torch.device) -> list[str]:
     """Lines below a table on one of its alternatives; none where it did not run."""
     if result is None or not result.seconds:
         return []
     step = next(one for one in alternatives if one.name == result.name).prepare()
     for _ in range(2):
         step()
-    free(device)
-    return ["", f"{result.name}, one step:", "", *(f"    {line}" for line in kernel_lines(step, device))]
+    free_device_memory(device)
+    return ["", f"{result.name}, one step:", "", *(f"    {line}" for line in _kernel_lines(step, device))]
 
 
-def kernel_lines(step: Step, device: torch.device) -> list[str]:
+def _kernel_lines(step: Step, device: torch.device) -> list[str]:
     """The kernels (on the CPU: operators) that one step spends most time in, longest first."""
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

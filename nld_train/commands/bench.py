@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from nld_train.bench.measure import Effort
-    from nld_train.bench.outcome import Outcome
+    from nld_train.bench.outcome import BenchOutcome
 
 RAW = argparse.RawDescriptionHelpFormatter
 DTYPES = ("bf16", "fp32")
@@ -66,10 +66,10 @@ def add_bench_parser(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         "bench", help="measure attention, loss or a step", description=BENCH_HELP, formatter_class=RAW
     )
-    add_parts(bench)
+    _add_bench_parts(bench)
 
 
-def add_parts(bench: argparse.ArgumentParser) -> None:
+def _add_bench_parts(bench: argparse.ArgumentParser) -> None:
     parts = bench.add_subparsers(title="parts", required=True, metavar="PART")
     attention = parts.add_parser("attention", help="forward and backward of attention alone")
     loss = parts.add_parser("loss", help="forward and backward of the LM-head loss alone")
@@ -78,83 +78,93 @@ def add_parts(bench: argparse.ArgumentParser) -> None:
     for name, part in (("attention", attention), ("loss", loss)):
         for option, (gpu, cpu) in SIZES[name].items():
             words = f"{HELP[option]} (default: {gpu:,} on a GPU, {cpu:,} on a CPU)"
-            part.add_argument(f"--{option.replace('_', '-')}", type=positive, metavar="N", help=words)
+            part.add_argument(f"--{option.replace('_', '-')}", type=_positive_number, metavar="N", help=words)
     for part in (attention, loss, check):
         part.add_argument("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on a CPU")
     for part in (attention, loss, step):
-        part.add_argument("--rounds", type=positive, default=10, metavar="N", help="at most (default: %(default)s)")
-    check.add_argument("--draws", type=positive, metavar="N", help="of each kernel and shape (default: 200; CPU: 3)")
+        part.add_argument(
+            "--rounds", type=_positive_number, default=10, metavar="N", help="at most (default: %(default)s)"
+        )
+    check.add_argument(
+        "--draws", type=_positive_number, metavar="N", help="of each kernel and shape (default: 200; CPU: 3)"
+    )
     step.add_argument("--recipe", metavar="NAME", help="default: nld_8b_stage2_joint; on a CPU tiny_stage2_joint")
     step.add_argument("--plain", action="store_true", help="plain torch layers, also where Megatron is installed")
     step.add_argument("override", nargs="*", metavar="key=value", help="settings to change; model.layers: all that fit")
-    for part, run in ((attention, run_attention), (loss, run_loss), (step, run_step), (check, run_check)):
+    for part, run in ((attention, _run_attention), (loss, _run_loss), (step, _run_step), (check, _run_check)):
         part.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: a GPU if any")
-        part.add_argument("--seconds", type=positive, default=240, metavar="S", help="at most (default: %(default)s)")
+        part.add_argument(
+            "--seconds", type=_positive_number, default=240, metavar="S", help="at most (default: %(default)s)"
+        )
         part.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
         part.set_defaults(run=run)
     for part in (attention, step):
         part.add_argument("--profile", action="store_true", help="also show which kernels the time goes to")
 
 
-def positive(word: str) -> int:
+def _positive_number(word: str) -> int:
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}: give 1 or more")
     return number
 
 
-def run_attention(args: argparse.Namespace) -> int:
+def _run_attention(args: argparse.Namespace) -> int:
     from nld_train.bench.attention import bench_attention
-    from nld_train.bench.inputs import Shape
+    from nld_train.bench.inputs import AttentionShape
 
-    device = chosen_device(args)
-    shape = Shape(**sizes("attention", args, device))
-    effort = chosen_effort(args, repetitions=5 if device.type == "cuda" else 1)
-    return show(bench_attention(shape, chosen_dtype(args, device), effort, device, profiled=args.profile), args)
-
-
-def run_loss(args: argparse.Namespace) -> int:
-    from nld_train.bench.loss import HeadShape, bench_loss
-
-    device = chosen_device(args)
-    shape = HeadShape(**sizes("loss", args, device))
-    return show(bench_loss(shape, chosen_dtype(args, device), chosen_effort(args, repetitions=2), device), args)
+    device = _chosen_device(args)
+    shape = AttentionShape(**_chosen_sizes("attention", args, device))
+    effort = _chosen_effort(args, repetitions=5 if device.type == "cuda" else 1)
+    return _show_outcome(
+        bench_attention(shape, _chosen_dtype(args, device), effort, device, profiled=args.profile), args
+    )
 
 
-def run_step(args: argparse.Namespace) -> int:
+def _run_loss(args: argparse.Namespace) -> int:
+    from nld_train.bench.head_loss import HeadShape, bench_loss
+
+    device = _chosen_device(args)
+    shape = HeadShape(**_chosen_sizes("loss", args, device))
+    return _show_outcome(
+        bench_loss(shape, _chosen_dtype(args, device), _chosen_effort(args, repetitions=2), device), args
+    )
+
+
+def _run_step(args: argparse.Namespace) -> int:
     import torch
 
     from nld_train import recipe
-    from nld_train.bench.plain import plain_steps
-    from nld_train.bench.step import bench_steps, one_rank, with_fitting_layers
+    from nld_train.bench.plain_model import plain_steps
+    from nld_train.bench.step_bench import bench_steps, with_fitting_layers, with_one_rank
 
-    device = chosen_device(args)
+    device = _chosen_device(args)
     on_gpu = device.type == "cuda"
     name = args.recipe or ("nld_8b_stage2_joint" if on_gpu else "tiny_stage2_joint")
-    run = one_rank(recipe.load(name, args.override))
+    run = with_one_rank(recipe.load_recipe(name, args.override))
     if not run.diffusion.dual or run.drafter is not None:
         raise UserError(f"--recipe {name}", "a recipe of a joint stage", "stage 1 is measured beside it anyway")
     if on_gpu and not any(word.startswith("model.layers=") for word in args.override):
         run = with_fitting_layers(run, torch.cuda.get_device_properties(device).total_memory)
-    effort = chosen_effort(args, repetitions=3 if on_gpu else 1, resident=not on_gpu)
+    effort = _chosen_effort(args, repetitions=3 if on_gpu else 1, resident=not on_gpu)
     if args.plain or find_spec("megatron") is None:
         kind, steps = "plain torch layers, not Megatron's", plain_steps(run, device)
     else:
-        from nld_train.bench.megatron_rank import megatron_steps
+        from nld_train.bench.megatron_rank import prepare_megatron_steps
 
-        kind, steps = "Megatron's layers, schedule and optimizer", megatron_steps(run, device)
-    return show(bench_steps(run, kind, steps, effort, device, profiled=args.profile), args)
-
-
-def run_check(args: argparse.Namespace) -> int:
-    from nld_train.bench.check import check_kernels, default_plan
-
-    device = chosen_device(args)
-    plan = default_plan(device, args.draws, args.seconds)
-    return show(check_kernels(plan, chosen_dtype(args, device), device), args)
+        kind, steps = "Megatron's layers, schedule and optimizer", prepare_megatron_steps(run, device)
+    return _show_outcome(bench_steps(run, kind, steps, effort, device, profiled=args.profile), args)
 
 
-def chosen_device(args: argparse.Namespace) -> "torch.device":
+def _run_check(args: argparse.Namespace) -> int:
+    from nld_train.bench.kernel_check import check_kernels, default_check_plan
+
+    device = _chosen_device(args)
+    plan = default_check_plan(device, args.draws, args.seconds)
+    return _show_outcome(check_kernels(plan, _chosen_dtype(args, device), device), args)
+
+
+def _chosen_device(args: argparse.Namespace) -> "torch.device":
     import torch
 
     found = torch.cuda.is_available()
@@ -163,42 +173,42 @@ def chosen_device(args: argparse.Namespace) -> "torch.device":
     return torch.device("cuda" if found and args.device != "cpu" else "cpu")
 
 
-def chosen_dtype(args: argparse.Namespace, device: "torch.device") -> "torch.dtype":
+def _chosen_dtype(args: argparse.Namespace, device: "torch.device") -> "torch.dtype":
     import torch
 
     name = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def chosen_effort(args: argparse.Namespace, repetitions: int, resident: bool = True) -> "Effort":
+def _chosen_effort(args: argparse.Namespace, repetitions: int, resident: bool = True) -> "Effort":
     from nld_train.bench.measure import Effort
 
     return Effort(args.rounds, repetitions, args.seconds, resident)
 
 
-def sizes(part: str, args: argparse.Namespace, device: "torch.device") -> dict[str, int]:
+def _chosen_sizes(part: str, args: argparse.Namespace, device: "torch.device") -> dict[str, int]:
     """Every size of a part, given or by default."""
     place = 0 if device.type == "cuda" else 1
     return {name: vars(args)[name] or defaults[place] for name, defaults in SIZES[part].items()}
 
 
-def show(outcome: "Outcome", args: argparse.Namespace) -> int:
+def _show_outcome(outcome: "BenchOutcome", args: argparse.Namespace) -> int:
     """Print the table, write the figures; the exit status is 1 where a result is wrong."""
-    from nld_train.bench.outcome import as_json, markdown
+    from nld_train.bench.outcome import outcome_markdown, outcomes_to_json
     from nld_train.files import write_text
 
-    print(markdown(outcome), flush=True)
+    print(outcome_markdown(outcome), flush=True)
     if args.json is not None:
-        write_text(args.json, as_json([outcome]))
+        write_text(args.json, outcomes_to_json([outcome]))
     return 1 if outcome.wrong else 0
 
 
-def main(words: Sequence[str]) -> int:
+def bench_main(words: Sequence[str]) -> int:
     """The same parts without the `nld` command, and without Megatron."""
     top = argparse.ArgumentParser(
         prog="python -m nld_train.commands.bench", description=BENCH_HELP, formatter_class=RAW
     )
-    add_parts(top)
+    _add_bench_parts(top)
     args = top.parse_args(words)
     args.plain = True  # of a step: torch layers
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -210,4 +220,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(bench_main(sys.argv[1:]))

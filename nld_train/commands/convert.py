@@ -50,13 +50,13 @@ PEFT and compared with the training-time forward.
 def add_convert_parser(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("convert", help="Hugging Face checkpoints in and out")
     actions = convert.add_subparsers(title="actions", required=True, metavar="ACTION")
-    add_export(actions)
-    add_import(actions)
-    add_adapter(actions)
-    add_verify(actions)
+    add_export_parser(actions)
+    add_import_parser(actions)
+    add_adapter_parser(actions)
+    add_verify_parser(actions)
 
 
-def add_adapter(actions: argparse._SubParsersAction) -> None:
+def add_adapter_parser(actions: argparse._SubParsersAction) -> None:
     adapter = actions.add_parser(
         "adapter", help="a drafter's adapter -> PEFT folder", description=ADAPTER_HELP, formatter_class=RAW
     )
@@ -68,7 +68,7 @@ def add_adapter(actions: argparse._SubParsersAction) -> None:
     adapter.set_defaults(run=run_adapter)
 
 
-def add_export(actions: argparse._SubParsersAction) -> None:
+def add_export_parser(actions: argparse._SubParsersAction) -> None:
     export = actions.add_parser(
         "export", help="training checkpoint -> Hugging Face folder", description=EXPORT_HELP, formatter_class=RAW
     )
@@ -89,7 +89,7 @@ def add_export(actions: argparse._SubParsersAction) -> None:
     export.set_defaults(run=run_export)
 
 
-def add_import(actions: argparse._SubParsersAction) -> None:
+def add_import_parser(actions: argparse._SubParsersAction) -> None:
     load = actions.add_parser(
         "import", help="Hugging Face folder -> training checkpoint", description=IMPORT_HELP, formatter_class=RAW
     )
@@ -101,7 +101,7 @@ def add_import(actions: argparse._SubParsersAction) -> None:
     load.set_defaults(run=run_import)
 
 
-def add_verify(actions: argparse._SubParsersAction) -> None:
+def add_verify_parser(actions: argparse._SubParsersAction) -> None:
     check = actions.add_parser("verify", help="compare the two", description=VERIFY_HELP, formatter_class=RAW)
     check.add_argument("output", type=Path, help="output folder of the run")
     check.add_argument("folder", type=Path, help="Hugging Face folder made from it")
@@ -111,10 +111,10 @@ def add_verify(actions: argparse._SubParsersAction) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from nld_train.convert.run import Export, export
+    from nld_train.convert.actions import ExportRequest, export_checkpoint
 
-    export(
-        Export(
+    export_checkpoint(
+        ExportRequest(
             output=args.output,
             target=args.to,
             step=args.step,
@@ -130,21 +130,21 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_adapter(args: argparse.Namespace) -> int:
-    from nld_train.convert.run import export_adapter
+    from nld_train.convert.actions import export_adapter
 
     export_adapter(args.output, args.to, args.step, args.dtype, args.overwrite)
     return 0
 
 
 def run_import(args: argparse.Namespace) -> int:
-    from nld_train.convert.run import load
+    from nld_train.convert.actions import import_folder
 
-    load(args.folder, args.to, args.pad_vocab_to, verified=not args.no_verify, overwrite=args.overwrite)
+    import_folder(args.folder, args.to, args.pad_vocab_to, verified=not args.no_verify, overwrite=args.overwrite)
     return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from nld_train.convert.run import compare
+    from nld_train.convert.actions import verify_folder
 
-    compare(args.output, args.folder, args.step, args.layers)
+    verify_folder(args.output, args.folder, args.step, args.layers)
     return 0

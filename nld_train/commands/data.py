@@ -7,4 +7,4 @@ from nld_train.commands.inspect_chat import add_inspect_chat_parser
 
 
 def add_data_parser(commands: argparse._SubParsersAction) -> None:
-    add_inspect_chat_parser(cli.add_data_parser(commands))
+    add_inspect_chat_parser(cli.add_data_commands(commands))

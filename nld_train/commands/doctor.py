@@ -43,28 +43,28 @@ def add_doctor_parser(commands: argparse._SubParsersAction) -> None:
 def run_doctor(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from nld_train.doctor.examine import machine, needs
-    from nld_train.doctor.finding import any_fails, summary, table, to_json
+    from nld_train.doctor.examine import machine_findings, run_findings
+    from nld_train.doctor.finding import any_fails, findings_json, findings_summary, findings_table
     from nld_train.files import write_text
 
-    run = None if args.recipe is None else recipe.load(args.recipe, args.override)
+    run = None if args.recipe is None else recipe.load_recipe(args.recipe, args.override)
     if args.meet is not None:
         return _run_on_nodes(args, run)
-    findings = machine(run)
+    findings = machine_findings(run)
     if run is not None:
-        findings += needs(run, args.verify)
-    print(f"{table(findings)}\n\n{summary(findings)}")
+        findings += run_findings(run, args.verify)
+    print(f"{findings_table(findings)}\n\n{findings_summary(findings)}")
     if args.json is not None:
-        write_text(Path(args.json), to_json(findings))
+        write_text(Path(args.json), findings_json(findings))
     return 1 if any_fails(findings) else 0
 
 
 def _run_on_nodes(args: argparse.Namespace, run: RunConfig | None) -> int:
     from nld_train.node_check.before_start import check_nodes_only
-    from nld_train.node_check.nodes import nodes_of
+    from nld_train.node_check.nodes import parse_nodes
 
     if run is None:
         raise UserError("--meet without a recipe", "the recipe whose nodes are checked", "name it")
-    said, status = check_nodes_only(run, nodes_of(args.meet, args.nodes, args.node, os.environ))
+    said, status = check_nodes_only(run, parse_nodes(args.meet, args.nodes, args.node, os.environ))
     print(said, end="")
     return status

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nld_train.config import DecodeConfig, require
 from nld_train.data.tokenizer import UNFINISHED, TextTokenizer
 from nld_train.errors import UserError
-from nld_train.fields import kinds, parse, show
+from nld_train.fields import field_types, format_value, parse_value
 from nld_train.files import write_text
 
 if TYPE_CHECKING:  # it imports torch
@@ -84,17 +84,22 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
     )
     for setting in fields(DecodeConfig):
         flag = "--" + setting.name.replace("_", "-")
-        generate.add_argument(flag, metavar="X", help=f"{HELP[setting.name]} (default: {show(setting.default)})")
+        generate.add_argument(
+            flag, metavar="X", help=f"{HELP[setting.name]} (default: {format_value(setting.default)})"
+        )
     generate.set_defaults(run=run_generate)
 
 
-def settings_of(args: argparse.Namespace) -> DecodeConfig:
+def decode_settings(args: argparse.Namespace) -> DecodeConfig:
     """The settings of a command line. Raises: UserError."""
     given = {name: text for name, text in vars(args).items() if name in HELP and text is not None}
-    return DecodeConfig(**{name: parse(name, kinds(DecodeConfig)[name], text) for name, text in given.items()})  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        name: parse_value(name, field_types(DecodeConfig)[name], text) for name, text in given.items()
+    }
+    return DecodeConfig(**values)
 
 
-def prompts_of(args: argparse.Namespace, stdin: TextIO) -> list[str]:
+def read_prompts(args: argparse.Namespace, stdin: TextIO) -> list[str]:
     """The prompts of a command line. Raises: UserError where there is none."""
     if args.prompt is not None:
         return args.prompt
@@ -115,7 +120,7 @@ def prompts_of(args: argparse.Namespace, stdin: TextIO) -> list[str]:
 
 def run_generate(args: argparse.Namespace) -> int:
     """Decode every prompt, one after the other, and print its text as it comes, then the figures."""
-    settings, prompts = settings_of(args), prompts_of(args, sys.stdin)
+    settings, prompts = decode_settings(args), read_prompts(args, sys.stdin)
     require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     # Below the checks of the command line: importing torch and transformers takes seconds.
@@ -124,20 +129,31 @@ def run_generate(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode import ar, diffusion, quadratic, self_speculation
-    from nld_train.decode.load import load_adapter, load_model, load_text_tokenizer
+    from nld_train.decode.load import load_drafter_adapter, load_model, load_text_tokenizer
 
     disable_progress_bar()
-    decoders = dict(zip(MODES, (ar.decode, diffusion.decode, self_speculation.decode, quadratic.decode), strict=True))
+    decoders = dict(
+        zip(
+            MODES,
+            (
+                ar.generate_ar,
+                diffusion.generate_diffusion,
+                self_speculation.generate_self_speculation,
+                quadratic.generate_quadratic,
+            ),
+            strict=True,
+        )
+    )
     modes = MODES if args.mode == "all" else (args.mode,)
     dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    model = load_model(Path(args.model), dtype, torch.device(device_of(args.device, torch.cuda.is_available())))
+    model = load_model(Path(args.model), dtype, torch.device(choose_device(args.device, torch.cuda.is_available())))
     if args.adapter is not None:
-        load_adapter(model, Path(args.model), Path(args.adapter))
+        load_drafter_adapter(model, Path(args.model), Path(args.adapter))
     tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
     encode: Callable[[str], NDArray[np.integer]] = tokenizer.encode
     if args.chat:
         encode, end_of_turn = chat_prompts(tokenizer, args.thinking)
-        settings = ending(settings, end_of_turn)
+        settings = with_end_of_turn(settings, end_of_turn)
     eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
 
     def to_text(ids: list[int]) -> str:
@@ -151,8 +167,8 @@ def run_generate(args: argparse.Namespace) -> int:
         stream = TextStream(to_text, eos, sys.stdout)
         result = decoders[mode](model, [encode(prompt).tolist()], settings, stream)[0]
         stream.close()
-        print(summary(mode, result), flush=True)
-        answers.append(answer(mode, result, to_text))
+        print(answer_summary(mode, result), flush=True)
+        answers.append(answer_record(mode, result, to_text))
     if args.json is not None:
         write_text(args.json, json.dumps({"prompt": prompts[0], "answers": answers}, indent=1) + "\n")
     return 0
@@ -160,19 +176,19 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def chat_prompts(tokenizer: TextTokenizer, thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":
     """What makes a prompt of a user's turn, and the token that ends the answer. Raises: UserError."""
-    from nld_train.data.chat import load_chat
+    from nld_train.data.chat_encoder import load_chat_encoder
     from nld_train.data.chat_template import Message
 
-    encoder = load_chat(tokenizer, thinking)
+    encoder = load_chat_encoder(tokenizer, thinking)
     return lambda text: encoder.prompt([Message("user", text)]), encoder.end_mark()
 
 
-def ending(settings: DecodeConfig, end_of_turn: int) -> DecodeConfig:
+def with_end_of_turn(settings: DecodeConfig, end_of_turn: int) -> DecodeConfig:
     """The settings, with the end of a turn as the end of the text unless another is set."""
     return settings if settings.eos_token_id is not None else replace(settings, eos_token_id=end_of_turn)
 
 
-def device_of(name: str, has_gpu: bool) -> str:
+def choose_device(name: str, has_gpu: bool) -> str:
     """The device of a command line. Raises: UserError for a GPU that is not there."""
     if name == "cuda" and not has_gpu:
         raise UserError("--device cuda without a GPU", "cpu on this machine", "use --device cpu")
@@ -202,30 +218,30 @@ class TextStream:
         self.shown = max(self.shown, len(text))
 
 
-def forwards(mode: str, result: "Decoded") -> str:
+def forwards_text(mode: str, result: "Decoded") -> str:
     """ "prefill 1, draft 9, verify 9"."""
     nfe = result.nfe
     counts = (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh)
     return ", ".join(f"{word} {count}" for word, count in zip(FORWARDS[mode], counts, strict=True) if word)
 
 
-def answer(mode: str, result: "Decoded", to_text: Callable[[list[int]], str]) -> dict[str, object]:
+def answer_record(mode: str, result: "Decoded", to_text: Callable[[list[int]], str]) -> dict[str, object]:
     """One prompt's answer for the report: text, order of commitment and figures."""
     return {
         "mode": mode,
         "pieces": [to_text([token]) for token in result.ids],
         "order": result.order,
         "forwards": result.nfe.total,
-        "detail": forwards(mode, result),
+        "detail": forwards_text(mode, result),
         "tokens_per_forward": result.tokens_per_forward,
         "tokens_per_second": result.tokens_per_second,
         "accepted_lengths": result.accepted_lengths,
     }
 
 
-def summary(mode: str, result: "Decoded") -> str:
+def answer_summary(mode: str, result: "Decoded") -> str:
     """The figures of one prompt, in one line."""
     return (
-        f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({forwards(mode, result)}), "
+        f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({forwards_text(mode, result)}), "
         f"{result.tokens_per_forward:.2f} tokens per forward, {result.tokens_per_second:.1f} tokens/s"
     )

@@ -35,14 +35,14 @@ def run_inspect_chat(args: argparse.Namespace) -> int:
 
     from nld_train.config import DiffusionConfig
     from nld_train.files import write_text
-    from nld_train.report.conversation import as_html, as_text, look
+    from nld_train.report.conversation_view import conversation_html, conversation_text, view_conversation
 
     given = {"block_size": args.block_size, "noise_seed": args.noise_seed}
     config = DiffusionConfig(**{name: value for name, value in given.items() if value is not None})
-    view = look(args.prefix, args.tokenizer, args.conversation, config)
+    view = view_conversation(args.prefix, args.tokenizer, args.conversation, config)
     console = Console(highlight=False)
-    console.print(as_text(view, coloured=console.is_terminal and not console.no_color), soft_wrap=True)
+    console.print(conversation_text(view, coloured=console.is_terminal and not console.no_color), soft_wrap=True)
     if args.html is not None:
-        write_text(Path(args.html), as_html(view))
+        write_text(Path(args.html), conversation_html(view))
         print(f"wrote {args.html}")
     return 0

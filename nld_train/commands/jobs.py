@@ -26,10 +26,10 @@ def add_jobs_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_jobs(args: argparse.Namespace) -> int:
-    from nld_train.launch.jobs import cancel, chain_report
+    from nld_train.launch.jobs_report import cancel_jobs, chain_report
 
     if args.cancel:
-        print(f"cancelled: {', '.join(cancel(args.output))}")
+        print(f"cancelled: {', '.join(cancel_jobs(args.output))}")
     else:
         print(chain_report(args.output))
     return 0

@@ -47,13 +47,13 @@ def add_launch_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_launch(args: argparse.Namespace) -> int:
-    from nld_train.launch.script import train_command
+    from nld_train.launch.sbatch_script import train_command
 
     by_nemo = args.executor == "nemo-run"
     require(by_nemo or not args.nemo, f"--nemo, --executor {args.executor}", "--executor nemo-run", "leave one away")
     if args.executor == "slurm" or (by_nemo and args.nemo != "local"):
         return _launch_on_slurm(args)
-    run = recipe.load(args.recipe, args.override)
+    run = recipe.load_recipe(args.recipe, args.override)
     chained = args.after or args.then_export
     require(chained is None, "--after or --then-export here", "--executor slurm or nemo-run", "do one after the other")
     if by_nemo:
@@ -61,49 +61,61 @@ def run_launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(train_command(args.recipe, args.override), end="")
         return 0
-    from nld_train.start.start_run import start
+    from nld_train.start.start_run import start_run
 
-    return start(run)
+    return start_run(run)
 
 
 def _launch_here_by_nemo(args: argparse.Namespace, run: RunConfig) -> int:
-    from nld_train.doctor.start_checks import check_data, check_ranks, check_start
-    from nld_train.launch.import_nemo import with_nemo
+    from nld_train.doctor.start_checks import check_ranks, check_run_data, check_start
+    from nld_train.launch.nemo_home import import_nemo_experiment
 
-    nemo = with_nemo(Path(run.output))
+    nemo = import_nemo_experiment(Path(run.output))
     if args.dry_run:
         print(nemo.command_here(run, args.recipe, args.override), end="")
         return 0
-    for check in (check_ranks, check_start, check_data):
+    for check in (check_ranks, check_start, check_run_data):
         check(run)
     return nemo.run_here(run, args.recipe, args.override)
 
 
 def _launch_on_slurm(args: argparse.Namespace) -> int:
-    from nld_train.doctor.start_checks import check_data, check_start
-    from nld_train.launch.import_nemo import with_nemo
-    from nld_train.launch.script import export_script, sbatch_script
+    from nld_train.doctor.start_checks import check_run_data, check_start
+    from nld_train.launch.nemo_home import import_nemo_experiment
+    from nld_train.launch.sbatch_script import export_script, training_script
     from nld_train.launch.site import read_site
-    from nld_train.launch.submit import check_export, checked, export_of, newest_job, prepare, submit, submit_export
+    from nld_train.launch.submit import (
+        check_export,
+        newest_training_job,
+        plan_export,
+        plan_submission,
+        run_checks_in,
+        submit_export,
+        submit_script,
+    )
 
     site = read_site(Path(args.site))
     overrides, after = list(args.override), None
     if args.after is not None:
-        after = newest_job(site.folder / args.after)
+        after = newest_training_job(site.folder / args.after)
         overrides.append(f"init={args.after}")
-    run = recipe.load(args.recipe, overrides)
-    job = prepare(run, args.recipe, overrides, args.nodes, after, site)
-    by_nemo = with_nemo(site.folder / run.output).OnSlurm(run, job, site) if args.executor == "nemo-run" else None
-    script = by_nemo.script() if by_nemo else sbatch_script(job, site)
-    export = export_of(job, args.then_export, site) if args.then_export else None
+    run = recipe.load_recipe(args.recipe, overrides)
+    job = plan_submission(run, args.recipe, overrides, args.nodes, after, site)
+    by_nemo = (
+        import_nemo_experiment(site.folder / run.output).OnSlurm(run, job, site)
+        if args.executor == "nemo-run"
+        else None
+    )
+    script = by_nemo.script() if by_nemo else training_script(job, site)
+    export = plan_export(job, args.then_export, site) if args.then_export else None
     if args.dry_run:
         print(script, end="")
         print(export_script(export, site) if export else "", end="")
         return 0
     # The weights to start from are not there before that job has ended.
-    checks = [check_data] if after else [check_start, check_data]
-    checked(run, site, [*checks, check_export] if export else checks)
-    number = submit(script, job, site, by_nemo.submit if by_nemo else None)
+    checks = [check_run_data] if after else [check_start, check_run_data]
+    run_checks_in(run, site, [*checks, check_export] if export else checks)
+    number = submit_script(script, job, site, by_nemo.submit if by_nemo else None)
     print(number)
     if export:
         print(submit_export(export, number, site))

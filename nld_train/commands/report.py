@@ -22,16 +22,16 @@ def run_report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nld_train.data.manifest import unigram_entropy
-    from nld_train.report import drafter
+    from nld_train.report import drafter_figures
     from nld_train.report.history import read_stages
     from nld_train.report.page import write_report
-    from nld_train.report.table import text_table
+    from nld_train.report.stage_table import text_table
 
     outputs = [Path(output) for output in args.output]
     stages = read_stages(outputs)
     entropy = unigram_entropy(*args.data) if args.data else None
     print(text_table(stages, entropy))
-    print(drafter.text(stages), end="")
+    print(drafter_figures.drafter_text(stages), end="")
     if args.html is not None:
         write_report(
             outputs, Path(args.html), entropy, args.title, None if args.answers is None else Path(args.answers)

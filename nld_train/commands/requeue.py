@@ -37,14 +37,14 @@ def add_requeue_parser(commands: argparse._SubParsersAction) -> None:
 
 def run_requeue(args: argparse.Namespace) -> int:
     from nld_train import recipe
-    from nld_train.launch.requeue import Ending, close, read_partition, said
+    from nld_train.launch.requeue_decision import AttemptEnd, close_attempt, parse_node_states, requeue_message
 
-    run = recipe.load(args.recipe, args.override)
+    run = recipe.load_recipe(args.recipe, args.override)
     nodes, silent, left_out = (
         tuple(text.split()) for text in (os.environ.get("NLD_NODES", ""), args.silent, args.left_out)
     )
-    ending = Ending(args.status, args.how, nodes, silent, left_out, read_partition(sys.stdin.read()))
-    decided = close(Path(run.output), ending, os.environ)
-    print(said(decided), file=sys.stderr)
+    ending = AttemptEnd(args.status, args.how, nodes, silent, left_out, parse_node_states(sys.stdin.read()))
+    decided = close_attempt(Path(run.output), ending, os.environ)
+    print(requeue_message(decided), file=sys.stderr)
     print(",".join(decided.excluded))
     return CHAIN_STOPS if decided.stopped else FINISHED

@@ -21,13 +21,13 @@ def add_show_parser(commands: argparse._SubParsersAction) -> None:
 def run_show_visibility(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from nld_train.dual_stream.layout import Layout
-    from nld_train.dual_stream.picture import picture_svg, picture_text
+    from nld_train.dual_stream.picture import visibility_svg, visibility_text
+    from nld_train.dual_stream.row_layout import RowLayout
     from nld_train.files import write_text
 
-    layout = Layout(args.length, args.block_size, dual=True)
+    layout = RowLayout(args.length, args.block_size, dual=True)
     if args.svg is None:
-        print(picture_text(layout))
+        print(visibility_text(layout))
     else:
-        write_text(Path(args.svg), picture_svg(layout))
+        write_text(Path(args.svg), visibility_svg(layout))
     return 0

@@ -32,7 +32,7 @@ def add_train_parser(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train", help="train a recipe", description=TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    train.add_argument("recipe", help="recipe name or file; known: " + ", ".join(recipe.names()))
+    train.add_argument("recipe", help="recipe name or file; known: " + ", ".join(recipe.recipe_names()))
     train.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
     train.add_argument("--nproc", type=int, metavar="N", help="ranks on this machine (default: what the recipe plans)")
     train.add_argument("--dry-run", action="store_true", help="check and print the plan; start nothing")
@@ -46,33 +46,33 @@ def run_train(args: argparse.Namespace) -> int:
     overrides = list(args.override)
     if args.nproc is not None:
         overrides.append(f"parallel.world_size={args.nproc}")
-    run = recipe.load(args.recipe, overrides)
+    run = recipe.load_recipe(args.recipe, overrides)
     as_rank = "TORCHELASTIC_RUN_ID" in os.environ  # one of the processes of a torchrun that is not our own
     if not as_rank or os.environ["RANK"] == "0":
-        print(recipe.dump(run, overrides), flush=True)
+        print(recipe.dump_settings(run, overrides), flush=True)
     if args.dry_run:
-        from nld_train.plan.report import dry_run
+        from nld_train.plan.dry_run import dry_run_text
 
-        print(f"\n{dry_run(run)}")
+        print(f"\n{dry_run_text(run)}")
         return 0
     return _start_as_rank(args, run) if as_rank else _start_here(args, run)
 
 
 def _start_as_rank(args: argparse.Namespace, run: RunConfig) -> int:
-    from nld_train.start.foreign_torchrun import start_rank
+    from nld_train.start.foreign_torchrun import start_foreign_rank
 
     require(args.meet is None, "--meet under torchrun", "one of the two", "leave --meet away")
-    return start_rank(run)
+    return start_foreign_rank(run)
 
 
 def _start_here(args: argparse.Namespace, run: RunConfig) -> int:
     from nld_train.node_check.before_start import check_nodes_before_start
-    from nld_train.node_check.nodes import nodes_of
-    from nld_train.start.start_run import start
+    from nld_train.node_check.nodes import parse_nodes
+    from nld_train.start.start_run import start_run
 
-    nodes = nodes_of(args.meet, args.nodes, args.node, os.environ)
+    nodes = parse_nodes(args.meet, args.nodes, args.node, os.environ)
     if nodes.meet:
         status = check_nodes_before_start(run, nodes)
         if status is not None:
             return status
-    return start(run, nodes)
+    return start_run(run, nodes)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from nld_train.config import DrafterConfig, ModelConfig, require
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
-from nld_train.convert.table import Unit, adapter_units, check_balance
 from nld_train.convert.torch_dist import StoredWeights
+from nld_train.convert.weight_table import WeightMapping, adapter_mappings, check_stored_tensors
 from nld_train.errors import UserError
-from nld_train.json_file import read_object, write_object
+from nld_train.json_file import read_json_object, write_json_object
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
-from nld_train.run_folder.checkpoints import check_contents, newest_step, saved_steps
-from nld_train.run_folder.frozen import read_model, read_run
-from nld_train.run_folder.paths import checkpoints, step_folder
+from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
+from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
+from nld_train.run_folder.paths import checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.
@@ -43,32 +43,32 @@ class AdapterSource:
     weights: StoredWeights
 
     @property
-    def units(self) -> list[Unit]:
-        return adapter_units(self.model, self.drafter.rank)
+    def units(self) -> list[WeightMapping]:
+        return adapter_mappings(self.model, self.drafter.rank)
 
 
-def trains_drafter(output: Path) -> bool:
+def is_drafter_output(output: Path) -> bool:
     """Whether an output folder is that of a drafter's run."""
-    return (output / "run.json").is_file() and read_run(output).drafter is not None
+    return (output / "run.json").is_file() and read_frozen_run(output).drafter is not None
 
 
 def open_adapter(output: Path, step: int | None = None) -> AdapterSource:
     """Open the newest adapter of a drafter's run, or that of a step. Raises: UserError."""
-    run, model, newest = read_run(output), read_model(output), newest_step(output)
+    run, model, newest = read_frozen_run(output), read_frozen_model(output), newest_complete_step(output)
     if run.drafter is None or run.init is None:
         raise UserError(
             f"{output} is no drafter's run", "the output folder of a recipe with a drafter", "correct the path"
         )
     if newest is None:
-        raise UserError(f"no checkpoint in {checkpoints(output)}", "a run that has trained", "train first")
+        raise UserError(f"no checkpoint in {checkpoints_folder(output)}", "a run that has trained", "train first")
     chosen = newest if step is None else step
     folder = step_folder(output, chosen)
-    steps = ", ".join(map(str, saved_steps(output)))
+    steps = ", ".join(map(str, checkpoint_steps(output)))
     require(folder.is_dir(), f"--step {chosen}: no {folder}", f"steps {steps}", "choose one of them")
-    check_contents(folder)
+    check_checkpoint_contents(folder)
     weights = StoredWeights(folder)
-    expected = {unit.name: (model.layers, *unit.shape) for unit in adapter_units(model, run.drafter.rank)}
-    check_balance(str(folder), weights.shapes, expected, "its run.json")
+    expected = {unit.name: (model.layers, *unit.shape) for unit in adapter_mappings(model, run.drafter.rank)}
+    check_stored_tensors(str(folder), weights.shapes, expected, "its run.json")
     return AdapterSource(output, chosen, Path(run.init), model, run.drafter, weights)
 
 
@@ -76,7 +76,7 @@ def write_adapter(source: AdapterSource, target: Path, dtype: torch.dtype) -> No
     """Write the adapter into the empty folder `target`."""
     drafter = source.drafter
     numbers = {"r": drafter.rank, "lora_alpha": _plain(drafter.alpha), "lora_dropout": drafter.dropout}
-    write_object(target / CONFIG, FIXED | numbers | {"base_model_name_or_path": source.base.name})
+    write_json_object(target / CONFIG, FIXED | numbers | {"base_model_name_or_path": source.base.name})
     parts = [part for unit in source.units for part in unit.parts]
     write_safetensors(target / WEIGHTS, parts, dtype, (source.weights.read(unit, dtype) for unit in source.units))
     logger.info("%s: %d tensors, rank %d, from step %d", target.name, len(parts), source.drafter.rank, source.step)
@@ -94,8 +94,8 @@ class StoredAdapter:
     """
 
     def __init__(self, folder: Path, model: ModelConfig) -> None:
-        self.folder = find(folder)
-        content = read_object(self.folder / CONFIG, "a PEFT folder of a drafter")
+        self.folder = find_adapter(folder)
+        content = read_json_object(self.folder / CONFIG, "a PEFT folder of a drafter")
         for key, value in FIXED.items():
             if content.get(key, value) != value:
                 raise UserError(f"{self.folder / CONFIG}: {key}={content[key]!r}", repr(value), "use a drafter of ours")
@@ -103,12 +103,12 @@ class StoredAdapter:
             raise UserError(f"{self.folder / CONFIG} without r or lora_alpha", "both numbers", "copy it again")
         self.rank, self.scale = content["r"], content["lora_alpha"] / content["r"]
         self.file = SafetensorsFile(self.folder / WEIGHTS)
-        self.units = adapter_units(model, self.rank)
+        self.units = adapter_mappings(model, self.rank)
         expected = {part.name: part.shape for unit in self.units for part in unit.parts}
         stored = {name: entry.shape for name, entry in self.file.entries.items()}
-        check_balance(str(self.folder), stored, expected, "its adapter_config.json and this model")
+        check_stored_tensors(str(self.folder), stored, expected, "its adapter_config.json and this model")
 
-    def read(self, unit: Unit) -> Tensor:
+    def read(self, unit: WeightMapping) -> Tensor:
         (part,) = unit.parts
         return self.file.read(part.name)
 
@@ -118,13 +118,13 @@ class StoredAdapter:
         return a, b
 
 
-def find(folder: Path) -> Path:
+def find_adapter(folder: Path) -> Path:
     """The adapter's folder: this one, or the one of the fixed name in it."""
     inner = folder / FOLDER
     return inner if (inner / CONFIG).is_file() else folder
 
 
-def differing(source: AdapterSource, stored: StoredAdapter) -> Iterator[str]:
+def differing_tensors(source: AdapterSource, stored: StoredAdapter) -> Iterator[str]:
     """Names of the folder's tensors that are not the checkpoint's."""
     for unit in source.units:
         found = stored.read(unit)
@@ -132,7 +132,7 @@ def differing(source: AdapterSource, stored: StoredAdapter) -> Iterator[str]:
             yield unit.parts[0].name
 
 
-def attach(model: Any, folder: Path) -> Any:
+def attach_adapter(model: Any, folder: Path) -> Any:
     """Put a folder's adapter on a Hugging Face model, in place, with PEFT's own loader; on from then on.
 
     Returns: PEFT's own model around it. Raises: UserError without PEFT.
@@ -141,4 +141,4 @@ def attach(model: Any, folder: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise UserError("an adapter without the package peft", "peft installed", "pip install peft") from error
-    return PeftModel.from_pretrained(model, find(folder))
+    return PeftModel.from_pretrained(model, find_adapter(folder))

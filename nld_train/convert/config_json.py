@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from nld_train.config import ModelConfig
-from nld_train.convert.table import MINISTRAL, NLD, Naming
+from nld_train.convert.weight_table import MINISTRAL, NLD, HFNaming
 from nld_train.errors import UserError
-from nld_train.fields import from_tree, kinds
-from nld_train.json_file import read_object
+from nld_train.fields import field_types, from_tree
+from nld_train.json_file import read_json_object
 
 ARCHITECTURE = "NemotronLabsDiffusionModel"
 MODEL_TYPE = "nemotron_labs_diffusion"
@@ -50,7 +50,7 @@ FIXED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Traits:
+class SpecialTokenIds:
     """What a checkpoint folder says of decoding, beyond the network's shape."""
 
     bos_token_id: int
@@ -68,14 +68,16 @@ class Traits:
                 )
 
 
-def read_traits(said: Mapping[str, Any], vocab_size: int) -> Traits:
+def read_config_token_ids(said: Mapping[str, Any], vocab_size: int) -> SpecialTokenIds:
     """The traits that a config.json names. Raises: UserError for missing ones, and ids outside the vocabulary."""
-    traits = from_tree(Traits, {name: said[name] for name in kinds(Traits) if name in said}, "config.json: ")
+    traits = from_tree(
+        SpecialTokenIds, {name: said[name] for name in field_types(SpecialTokenIds) if name in said}, "config.json: "
+    )
     traits.check(vocab_size)
     return traits
 
 
-def to_config(model: ModelConfig, traits: Traits, dtype: torch.dtype) -> dict[str, Any]:
+def make_config_json(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json; nothing in it is about training."""
     rope = {"rope_type": "yarn"} | {key: getattr(model.rope, name) for name, key in ROPE_KEYS.items()}
     return {
@@ -107,30 +109,30 @@ def to_config(model: ModelConfig, traits: Traits, dtype: torch.dtype) -> dict[st
 
 
 @dataclass(frozen=True)
-class Described:
+class FolderConfig:
     """What a folder's config.json describes."""
 
     model: ModelConfig
-    naming: Naming
+    naming: HFNaming
     tied: bool  # the head may be missing: it is the embedding
     content: dict[str, Any]  # of the language model
 
 
-def read_config(folder: Path) -> Described:
+def read_folder_config(folder: Path) -> FolderConfig:
     """Read config.json of the NLD format or of Ministral-3.
 
     Raises: UserError for a missing file, another architecture, or what the network does not compute.
     """
     path = folder / "config.json"
-    content = read_object(path, "a Hugging Face checkpoint folder")
+    content = read_json_object(path, "a Hugging Face checkpoint folder")
     architecture = content.get("architectures")
     if architecture == [ARCHITECTURE]:
-        return Described(read_model(path, content), NLD, False, content)
+        return FolderConfig(parse_model_config(path, content), NLD, False, content)
     if architecture == [MINISTRAL_ARCHITECTURE]:
         text = content.get("text_config", {})
         if text.get("model_type") == MINISTRAL_TEXT_TYPE:
             tied = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-            return Described(read_model(path, text), MINISTRAL, tied, text)
+            return FolderConfig(parse_model_config(path, text), MINISTRAL, tied, text)
     raise UserError(
         f"{path} describes {architecture}",
         f"[{ARCHITECTURE!r}], or [{MINISTRAL_ARCHITECTURE!r}] with a text_config of {MINISTRAL_TEXT_TYPE}",
@@ -138,7 +140,7 @@ def read_config(folder: Path) -> Described:
     )
 
 
-def read_model(path: Path, content: Mapping[str, Any]) -> ModelConfig:
+def parse_model_config(path: Path, content: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json gives. Raises: UserError for missing keys, or what the network does not compute."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     # Older files keep rope_theta beside the other rotary numbers.

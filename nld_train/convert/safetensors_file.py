@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from nld_train.convert.table import Part, Shape
+from nld_train.convert.weight_table import HFTensor, Shape
 from nld_train.errors import UserError
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
@@ -25,7 +25,7 @@ ALIGNMENT = 8  # bytes
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file."""
 
     dtype: torch.dtype
@@ -43,7 +43,7 @@ class SafetensorsFile:
         self.path = path
         header, start = self._header()
         self.entries = {name: self._entry(name, said, start) for name, said in header.items()}
-        ends = (entry.start + size_of(entry.dtype, entry.shape) for entry in self.entries.values())
+        ends = (entry.start + tensor_bytes(entry.dtype, entry.shape) for entry in self.entries.values())
         end, found = max(ends, default=start), path.stat().st_size
         if found != end:
             raise self._broken(f"has {found:,} bytes of {end:,}")
@@ -64,14 +64,14 @@ class SafetensorsFile:
         header.pop("__metadata__", None)
         return header, LENGTH_BYTES + length
 
-    def _entry(self, name: str, said: dict[str, Any], start: int) -> Entry:
+    def _entry(self, name: str, said: dict[str, Any], start: int) -> TensorEntry:
         if said["dtype"] not in DTYPES:
             raise UserError(
                 f"{self.path}: {name} has the dtype {said['dtype']}", ", ".join(DTYPES), "use unquantised weights"
             )
         first, last = said["data_offsets"]
-        entry = Entry(DTYPES[said["dtype"]], tuple(said["shape"]), start + first)
-        if last - first != size_of(entry.dtype, entry.shape):
+        entry = TensorEntry(DTYPES[said["dtype"]], tuple(said["shape"]), start + first)
+        if last - first != tensor_bytes(entry.dtype, entry.shape):
             raise self._broken(f"gives {name} {last - first} bytes for the shape {said['shape']}")
         return entry
 
@@ -82,7 +82,7 @@ class SafetensorsFile:
         """Rows first..last (None: the end) of a tensor, as stored."""
         entry = self.entries[name]
         rows = range(entry.shape[0])[first:last]
-        row_bytes = size_of(entry.dtype, entry.shape[1:])
+        row_bytes = tensor_bytes(entry.dtype, entry.shape[1:])
         raw = torch.empty(len(rows) * row_bytes, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(entry.start + rows.start * row_bytes)
@@ -91,26 +91,26 @@ class SafetensorsFile:
         return raw.view(entry.dtype).view(len(rows), *entry.shape[1:])
 
 
-def size_of(dtype: torch.dtype, shape: Sequence[int]) -> int:
+def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
     """Bytes."""
     return dtype.itemsize * prod(shape)
 
 
-def write_safetensors(path: Path, parts: Sequence[Part], dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
+def write_safetensors(path: Path, parts: Sequence[HFTensor], dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
     """Write tensors of one dtype from `pieces`: consecutive row ranges, in the order of `parts`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in parts:
-        start, end = end, end + size_of(dtype, part.shape)
+        start, end = end, end + tensor_bytes(dtype, part.shape)
         header[part.name] = {"dtype": NAMES[dtype], "shape": list(part.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
-        written = sum(write_piece(file, piece.to(dtype)) for piece in pieces)
+        written = sum(write_tensor_bytes(file, piece.to(dtype)) for piece in pieces)
     assert written == end, f"{written} bytes for a header of {end}"
 
 
-def write_piece(file: IO[bytes], piece: Tensor) -> int:
+def write_tensor_bytes(file: IO[bytes], piece: Tensor) -> int:
     """Append the numbers of a tensor. Returns: bytes."""
     return file.write(memoryview(piece.contiguous().flatten().view(torch.uint8).numpy()))

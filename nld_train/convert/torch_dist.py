@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from nld_train.convert.table import Shape, Unit
+from nld_train.convert.weight_table import Shape, WeightMapping
 from nld_train.errors import UserError
 
 OPTIMIZER = "optimizer."  # prefix of what is no weight
@@ -72,7 +72,7 @@ class StoredWeights:
     def dtypes(self) -> set[torch.dtype]:
         return {stored.properties.dtype for stored in self.tensors.values()}
 
-    def row_ranges(self, unit: Unit) -> list[tuple[int, int]]:
+    def row_ranges(self, unit: WeightMapping) -> list[tuple[int, int]]:
         """The unit's rows cut where stored pieces begin, so that each is read once; without padding."""
         axis = 0 if unit.layer is None else 1
         rows = unit.shape[0]
@@ -80,7 +80,7 @@ class StoredWeights:
         bounds = sorted({0, rows} | {start for start in starts if start < rows})
         return list(zip(bounds, bounds[1:], strict=False))
 
-    def read(self, unit: Unit, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Tensor:
+    def read(self, unit: WeightMapping, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Tensor:
         """Rows first..last (None: all up to the padding) of a unit."""
         rows = range(unit.shape[0])[first:last]
         target = torch.empty((len(rows), *unit.shape[1:]), dtype=dtype)
@@ -132,7 +132,7 @@ class _Into(LoadPlanner):
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorRange:
     """A range of a stored tensor, and how to get its numbers when its turn comes."""
 
     name: str
@@ -143,7 +143,7 @@ class Piece:
     numbers: Callable[[], Tensor]
 
 
-def write_weights(folder: Path, pieces: Sequence[Piece], objects: dict[str, object]) -> None:
+def write_torch_dist(folder: Path, pieces: Sequence[TensorRange], objects: dict[str, object]) -> None:
     """Write a torch_dist checkpoint; one piece at a time is in memory. `objects`: small values by their stored name."""
     # One file per piece: the writer keeps what it wrote into a file until the file is done.
     writer = FileSystemWriter(folder, single_file_per_rank=False)
@@ -155,7 +155,7 @@ def write_weights(folder: Path, pieces: Sequence[Piece], objects: dict[str, obje
 class _Streamed(SavePlanner):
     """Plans every piece, and gets its numbers only when it is written."""
 
-    def __init__(self, pieces: Sequence[Piece], objects: dict[str, object]) -> None:
+    def __init__(self, pieces: Sequence[TensorRange], objects: dict[str, object]) -> None:
         self.objects = objects
         self.pieces = {MetadataIndex(piece.name, torch.Size(piece.offsets)): piece for piece in pieces}
 

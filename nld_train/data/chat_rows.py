@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.chat_plan import shuffled
-from nld_train.data.indexed import TokenFile
-from nld_train.data.packing import Packed
+from nld_train.data.chat_packing import epoch_permutation
+from nld_train.data.packing import PackedRows
 from nld_train.data.supervision import Supervision
+from nld_train.data.token_file import TokenFile
 
 PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
 
 Sample = dict[str, NDArray]
 
 
-class ChatFile:
+class ChatFileRows:
     """The rows of one split of a chat file."""
 
-    def __init__(self, prefix: str, rows: Packed, length: int) -> None:
+    def __init__(self, prefix: str, rows: PackedRows, length: int) -> None:
         self.tokens, self.supervision = TokenFile(prefix), Supervision(prefix)
         self.rows, self.length = rows, length
 
@@ -55,11 +55,11 @@ class ChatRows:
     """
 
     def __init__(
-        self, files: Sequence[ChatFile], weights: Sequence[float] | None, shuffle_seed: int, count: int
+        self, files: Sequence[ChatFileRows], weights: Sequence[float] | None, shuffle_seed: int, count: int
     ) -> None:
         assert all(len(file) for file in files), "a file without rows: open_plans refuses it"
         self.files, self.shuffle_seed = files, shuffle_seed
-        self.file_of, self.place_of = blend(weights or [len(file) for file in files], count)
+        self.file_of, self.place_of = blend_samples(weights or [len(file) for file in files], count)
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # by file: the epoch that was last read, its order
 
     def __len__(self) -> int:
@@ -75,12 +75,12 @@ class ChatRows:
         """In which order an epoch takes a file's rows; kept, because the next rows are of the same epoch."""
         known = self._orders.get(number)
         if known is None or known[0] != epoch:
-            known = epoch, shuffled(self.shuffle_seed, epoch, len(self.files[number]))
+            known = epoch, epoch_permutation(self.shuffle_seed, epoch, len(self.files[number]))
             self._orders[number] = known
         return known[1]
 
 
-def blend(weights: Sequence[float], count: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+def blend_samples(weights: Sequence[float], count: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """For sample 0 .. count - 1: the file it comes from, and how many samples that file gave before.
 
     Sample k of a file is due at time (k + 1/2) / its share of the weights; samples come in the order they are due. So

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nld_train.data.tokenizer import CONFIG, TextTokenizer, read_config, token_of
+from nld_train.data.tokenizer import CONFIG, TextTokenizer, config_token, read_tokenizer_config
 from nld_train.errors import UserError
 
 TEMPLATE = "chat_template.jinja"
@@ -91,18 +91,18 @@ class ChatTemplate:
         return rendered[0][0]
 
 
-def load_template(tokenizer: TextTokenizer, thinking: bool) -> ChatTemplate:
+def load_chat_template(tokenizer: TextTokenizer, thinking: bool) -> ChatTemplate:
     """The template of a tokenizer folder: chat_template.jinja, else the key of tokenizer_config.json, else ChatML.
 
     Raises UserError where one is there but cannot be read.
     """
-    config = read_config(tokenizer.folder) if (tokenizer.folder / CONFIG).is_file() else {}
-    tokens = tuple((key, token) for key in NAMED_TOKENS if (token := token_of(config, key)) is not None)
-    text, origin = find_template(tokenizer.folder, config)
+    config = read_tokenizer_config(tokenizer.folder) if (tokenizer.folder / CONFIG).is_file() else {}
+    tokens = tuple((key, token) for key in NAMED_TOKENS if (token := config_token(config, key)) is not None)
+    text, origin = find_chat_template(tokenizer.folder, config)
     return ChatTemplate(text, origin, tokens, thinking)
 
 
-def find_template(folder: Path, config: dict[str, object]) -> tuple[str, str]:
+def find_chat_template(folder: Path, config: dict[str, object]) -> tuple[str, str]:
     """Text and origin of a folder's template."""
     path = folder / TEMPLATE
     if path.is_file():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nld_train.data.indexed import REMAKE, TokenFile, bin_path, idx_path, sha256_of
 from nld_train.data.supervision import Supervision, supervised_path
-from nld_train.data.tokenizer import fingerprint
+from nld_train.data.token_file import REMAKE, TokenFile, bin_path, file_sha256, idx_path
+from nld_train.data.tokenizer import tokenizer_fingerprint
 from nld_train.errors import UserError
 
 FORMAT_VERSION = 2  # 1: without `chat`
@@ -19,7 +19,7 @@ COUNT_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
+class ChatManifest:
     """What a chat file holds beyond its tokens, as `nld data prepare-chat` leaves it."""
 
     conversations: int  # each is one document
@@ -52,7 +52,7 @@ class Manifest:
     idx_bytes: int
     bin_sha256: str
     idx_sha256: str
-    chat: Chat | None = None  # None: plain text, every token counts
+    chat: ChatManifest | None = None  # None: plain text, every token counts
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -75,14 +75,14 @@ def read_manifest(prefix: str | Path) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format_version {version!r}", f"{FORMAT_VERSION}", REMAKE)
-    check_keys(path, Manifest, content)
+    check_manifest_keys(path, Manifest, content)
     if content["chat"] is not None:
-        check_keys(path, Chat, content["chat"])
-        content["chat"] = Chat(**content["chat"])
+        check_manifest_keys(path, ChatManifest, content["chat"])
+        content["chat"] = ChatManifest(**content["chat"])
     return Manifest(**content)
 
 
-def check_keys(path: Path, section: type, content: object) -> None:
+def check_manifest_keys(path: Path, section: type, content: object) -> None:
     """Raise UserError unless `content` has the fields of a dataclass, and no others."""
     named = {field.name for field in fields(section)}
     wrong = named ^ set(content) if isinstance(content, dict) else named
@@ -90,7 +90,7 @@ def check_keys(path: Path, section: type, content: object) -> None:
         raise UserError(f"{path}: missing or unknown {', '.join(sorted(wrong))}", "the manifest as written", REMAKE)
 
 
-def check_files(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
+def check_token_file(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
     """Check that a token file is all there: index, tokens and manifest agree in size and, if asked, in SHA-256.
 
     Raises UserError at the first disagreement. Without `verify_hashes` no token is read.
@@ -109,25 +109,27 @@ def check_files(prefix: str | Path, verify_hashes: bool = False) -> Manifest:
     if manifest.chat is not None:
         Supervision(prefix)
     if verify_hashes:
-        check_hashes(prefix, manifest)
+        check_token_file_hashes(prefix, manifest)
     return manifest
 
 
-def check_hashes(prefix: str | Path, manifest: Manifest) -> None:
+def check_token_file_hashes(prefix: str | Path, manifest: Manifest) -> None:
     """Read the files whole; raise UserError where a SHA-256 is not the manifest's."""
     digests = {bin_path(prefix): manifest.bin_sha256, idx_path(prefix): manifest.idx_sha256}
     if manifest.chat is not None:
         digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
     for path, digest in digests.items():
-        found = sha256_of(path)
+        found = file_sha256(path)
         if found != digest:
             raise UserError(f"{path} has SHA-256 {found}", f"{digest} as in {manifest_path(prefix)}", REMAKE)
 
 
-def check_prefix(prefix: str | Path, tokenizer_folder: str | Path, verify_hashes: bool = False) -> Manifest:
+def check_token_file_tokenizer(
+    prefix: str | Path, tokenizer_folder: str | Path, verify_hashes: bool = False
+) -> Manifest:
     """`check_files`, and that the file was made with this tokenizer. Raises UserError."""
-    manifest = check_files(prefix, verify_hashes)
-    found = fingerprint(tokenizer_folder)
+    manifest = check_token_file(prefix, verify_hashes)
+    found = tokenizer_fingerprint(tokenizer_folder)
     if found != manifest.tokenizer_sha256:
         raise UserError(
             f"{prefix} was made with tokenizer {manifest.tokenizer_sha256[:12]}, {tokenizer_folder} is {found[:12]}",
@@ -143,7 +145,7 @@ def parse_blend(entries: Sequence[str]) -> list[tuple[float | None, str]]:
     Raises UserError for a weight that is no number above 0, a mixture of weighted and unweighted entries, an empty or a
     repeated prefix.
     """
-    blend = [parse_entry(entry) for entry in entries]
+    blend = [parse_blend_entry(entry) for entry in entries]
     prefixes = [prefix for _, prefix in blend]
     repeated = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
     if repeated:
@@ -156,7 +158,7 @@ def parse_blend(entries: Sequence[str]) -> list[tuple[float | None, str]]:
     return blend
 
 
-def parse_entry(entry: str) -> tuple[float | None, str]:
+def parse_blend_entry(entry: str) -> tuple[float | None, str]:
     head, colon, prefix = entry.rpartition(":")
     got = f"data.blend entry {entry!r}"
     if not prefix:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Which documents lie in which row. Row r holds documents[starts[r] : starts[r + 1]], by ascending number."""
 
     documents: NDArray[np.int64]  # [documents] numbers, row by row
@@ -20,7 +20,7 @@ class Packed:
         return self.documents[self.starts[row] : self.starts[row + 1]]
 
 
-def pack(lengths: NDArray[np.integer], capacity: int) -> Packed:
+def pack_documents(lengths: NDArray[np.integer], capacity: int) -> PackedRows:
     """Rows of at most `capacity` tokens for documents of `lengths` [n] tokens, each between 1 and `capacity`.
 
     Best-fit decreasing: the documents, longest first, each go into the row with the least room that still takes them.
@@ -30,7 +30,7 @@ def pack(lengths: NDArray[np.integer], capacity: int) -> Packed:
     lengths = np.asarray(lengths, np.int64)
     assert lengths.size == 0 or 0 < lengths.min() <= lengths.max() <= capacity, f"lengths must lie in 1..{capacity}"
     row_of = np.empty(lengths.size, np.int64)
-    rooms = Rooms(capacity)
+    rooms = RowsByRoom(capacity)
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, counts = np.unique(lengths, return_counts=True)
     start = 0
@@ -39,10 +39,10 @@ def pack(lengths: NDArray[np.integer], capacity: int) -> Packed:
         start += count
     starts = np.zeros(rooms.rows + 1, np.int64)
     np.cumsum(np.bincount(row_of, minlength=rooms.rows), out=starts[1:])
-    return Packed(np.argsort(row_of, kind="stable"), starts)
+    return PackedRows(np.argsort(row_of, kind="stable"), starts)
 
 
-class Rooms:
+class RowsByRoom:
     """Rows by the room they have left. Bit r of `occupied` says whether any row has room r."""
 
     def __init__(self, capacity: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.indexed import HashedFile, blocks, map_array, read_index
+from nld_train.data.token_file import HashedFile, file_chunks, map_array, read_token_index
 from nld_train.errors import UserError
 
 SUFFIX = ".supervised.bin"
@@ -32,7 +32,7 @@ class SupervisionWriter(HashedFile):
 
     def append_file(self, prefix: str | Path) -> None:
         """Add every document of another file, block by block."""
-        for block in blocks(supervised_path(prefix)):
+        for block in file_chunks(supervised_path(prefix)):
             self._count(block)
 
     def finish(self) -> str:
@@ -49,7 +49,7 @@ class Supervision:
 
     def __init__(self, prefix: str | Path) -> None:
         """Raises UserError where a file is missing or its size disagrees with the index."""
-        index = read_index(prefix)
+        index = read_token_index(prefix)
         path = supervised_path(prefix)
         if not path.is_file():
             raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nld_train.data.indexed import sha256_of, token_dtype
+from nld_train.data.token_file import file_sha256, token_dtype
 from nld_train.errors import UserError
 
 FILE = "tokenizer.json"
@@ -28,7 +28,7 @@ def control_token(token_id: int) -> str:
 
 
 @dataclass(frozen=True)
-class SpecialIds:
+class ChatTokenIds:
     """Ids with a meaning of their own; in the published family 1, 2, 10, 11 and 100."""
 
     bos: int
@@ -84,7 +84,7 @@ def split_text(text: str, limit: int) -> list[str]:
     return pieces
 
 
-def printable(text: str) -> str:
+def printable_text(text: str) -> str:
     """Text that cannot command a terminal: other control characters than line ends and tabs are written out."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
@@ -101,23 +101,23 @@ def tokenizer_file(folder: str | Path) -> Path:
     return path
 
 
-def fingerprint(folder: str | Path) -> str:
+def tokenizer_fingerprint(folder: str | Path) -> str:
     """SHA-256 of a folder's tokenizer.json."""
-    return sha256_of(tokenizer_file(folder))
+    return file_sha256(tokenizer_file(folder))
 
 
 def load_tokenizer(folder: str | Path) -> TextTokenizer:
     """Load a tokenizer folder. Raises UserError where it is missing, broken, or takes plain text for control tokens."""
     path = tokenizer_file(folder)
-    library = read_library(path)
+    library = parse_tokenizer_file(path)
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True  # "</s>" in a document is text
     check_text_stays_text(library, path)
-    return TextTokenizer(Path(folder), library, sha256_of(path), max(library.get_vocab().values()) + 1)
+    return TextTokenizer(Path(folder), library, file_sha256(path), max(library.get_vocab().values()) + 1)
 
 
-def read_library(path: Path) -> Tokenizer:
+def parse_tokenizer_file(path: Path) -> Tokenizer:
     """Parse tokenizer.json, its outline first: the library has no error class of its own to catch."""
     allowed, do = f"a {FILE} of the tokenizers library", "download or make it again"
     try:
@@ -154,13 +154,13 @@ def named_token(tokenizer: TextTokenizer, key: str) -> str:
             f"a folder whose {CONFIG} names {key}",
             "copy the whole tokenizer folder",
         )
-    token = token_of(read_config(tokenizer.folder), key)
+    token = config_token(read_tokenizer_config(tokenizer.folder), key)
     if token is None:
         raise UserError(f"{path} names no {key}", f"{key} as a string", f"add {key} to the file")
     return token
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_tokenizer_config(folder: Path) -> dict[str, object]:
     """tokenizer_config.json. Raises UserError where it is no JSON object."""
     path = folder / CONFIG
     try:
@@ -172,7 +172,7 @@ def read_config(folder: Path) -> dict[str, object]:
     return config
 
 
-def token_of(config: dict[str, object], key: str) -> str | None:
+def config_token(config: dict[str, object], key: str) -> str | None:
     """The token under a key of tokenizer_config.json; None where it names none."""
     token = config.get(key)
     if isinstance(token, dict):  # older folders write the token with its flags
@@ -197,9 +197,9 @@ def end_of_document_id(tokenizer: TextTokenizer) -> int:
     return token_id(tokenizer, named_token(tokenizer, "eos_token"))
 
 
-def special_ids(tokenizer: TextTokenizer) -> SpecialIds:
+def chat_token_ids(tokenizer: TextTokenizer) -> ChatTokenIds:
     """Special ids of a tokenizer of the family: bos and eos as its config names them, marks and mask by their names."""
-    return SpecialIds(
+    return ChatTokenIds(
         bos=token_id(tokenizer, named_token(tokenizer, "bos_token")),
         eos=end_of_document_id(tokenizer),
         im_start=token_id(tokenizer, control_token(10)),

@@ -5,13 +5,13 @@ from typing import Any
 
 from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import run
+from nld_train.decode.run import generate_batch
 from nld_train.hf.decoding_nemotron_labs_diffusion import decode_ar
 from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
 
 
-def decode(
+def generate_ar(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
     """Decode token lists as one batch. Raises: UserError."""
-    return run(model, prompts, settings, streamer, lambda rows, sampler: decode_ar(model, rows, sampler))
+    return generate_batch(model, prompts, settings, streamer, lambda rows, sampler: decode_ar(model, rows, sampler))

@@ -5,16 +5,20 @@ from typing import Any
 
 from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import run, user_errors
-from nld_train.hf.decoding_nemotron_labs_diffusion import Denoising, decode_diffusion
-from nld_train.hf.rows_nemotron_labs_diffusion import Streamer, check_blocks
+from nld_train.decode.run import generate_batch, user_errors
+from nld_train.hf.decoding_nemotron_labs_diffusion import DenoisingPlan, decode_diffusion
+from nld_train.hf.rows_nemotron_labs_diffusion import Streamer, check_whole_blocks
 
 
-def decode(
+def generate_diffusion(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
     """Decode token lists as one batch. Raises: UserError."""
     with user_errors():
-        check_blocks(settings.max_new_tokens, settings.block_length)
-    plan = Denoising(settings.block_length, model.config.mask_token_id, settings.threshold, settings.steps_per_block)
-    return run(model, prompts, settings, streamer, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan))
+        check_whole_blocks(settings.max_new_tokens, settings.block_length)
+    plan = DenoisingPlan(
+        settings.block_length, model.config.mask_token_id, settings.threshold, settings.steps_per_block
+    )
+    return generate_batch(
+        model, prompts, settings, streamer, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan)
+    )

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import torch
 
-from nld_train.convert.adapter import StoredAdapter, attach
-from nld_train.convert.config_json import read_config
-from nld_train.convert.hugging_face import Weights
-from nld_train.convert.table import Shape, check_balance
+from nld_train.convert.adapter import StoredAdapter, attach_adapter
+from nld_train.convert.config_json import read_folder_config
+from nld_train.convert.hf_folder import HFWeights
+from nld_train.convert.weight_table import Shape, check_stored_tensors
 from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
 from nld_train.decode.run import user_errors
 from nld_train.errors import UserError
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.json_file import read_object
+from nld_train.json_file import read_json_object
 
 ARCHITECTURE = NemotronLabsDiffusionModel.__name__
 
@@ -24,29 +24,29 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     The code is ours, not that in the folder: nothing that lies there is run.
     Raises: UserError where a file is missing, truncated or of another model.
     """
-    config = load_config(folder)
-    check_balance(str(folder), Weights(folder).shapes, expected_shapes(config), "its config.json")
+    config = load_model_config(folder)
+    check_stored_tensors(str(folder), HFWeights(folder).shapes, expected_shapes(config), "its config.json")
     chosen = config.dtype if dtype is None else dtype
     model = NemotronLabsDiffusionModel.from_pretrained(folder, config=config, dtype=chosen)
     return model.to(device)  # type: ignore[arg-type]
 
 
-def load_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) -> None:
+def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) -> None:
     """Put a drafter's adapter on the model of the folder `base`, switched off: linear self-speculation turns it on
     while drafting, and no other mode knows it.
 
     folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where it is of another model.
     """
-    StoredAdapter(folder, read_config(base).model)
-    attach(model, folder)
+    StoredAdapter(folder, read_folder_config(base).model)
+    attach_adapter(model, folder)
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.enable_adapters(False)  # type: ignore[operator]
 
 
-def load_config(folder: Path) -> NemotronLabsDiffusionConfig:
+def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
     """The configuration of a folder. Raises: UserError."""
-    content = read_object(folder / "config.json", "a checkpoint folder of `nld convert export`")
+    content = read_json_object(folder / "config.json", "a checkpoint folder of `nld convert export`")
     found = content.get("architectures")
     if found != [ARCHITECTURE]:
         raise UserError(f"{folder} holds {found}", f"[{ARCHITECTURE!r}]", "give a folder of `nld convert export`")

@@ -15,43 +15,43 @@ from torch import Tensor
 
 from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import run
-from nld_train.hf.decoding_nemotron_labs_diffusion import accept_draft, look, pick, prefill
+from nld_train.decode.run import generate_batch
+from nld_train.hf.decoding_nemotron_labs_diffusion import accept_draft, noisy_logits, prefill_prompts, sample_next
 from nld_train.hf.modeling_ministral import KVCache
-from nld_train.hf.rows_nemotron_labs_diffusion import Rows, Streamer
-from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler, mixture, propose, verify
+from nld_train.hf.rows_nemotron_labs_diffusion import Generations, Streamer
+from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler, mix_logits, propose_drafts, verify_proposal
 
 
-def decode(
+def generate_quadratic(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
     """Decode token lists as one batch. Raises: UserError."""
     length, weight = settings.block_length, settings.ensemble_weight
-    return run(
+    return generate_batch(
         model, prompts, settings, streamer, lambda rows, draws: decode_quadratic(model, rows, draws, length, weight)
     )
 
 
-def decode_quadratic(model: Any, rows: Rows, sampler: Sampler, length: int, weight: float) -> None:
+def decode_quadratic(model: Any, rows: Generations, sampler: Sampler, length: int, weight: float) -> None:
     """Follows exactly what verifies: AR decoding for weight 0, else (1 - weight) * AR + weight * diffusion, where the
     diffusion's view of the next token is the first mask behind the text so far.
     """
-    cache, ar = prefill(model, rows)
+    cache, ar = prefill_prompts(model, rows)
     masks = torch.full((len(rows.rows), length), model.config.mask_token_id)
     rows.count("draft", rows.active)
-    group = look(model, masks, cache, model.config.mask_token_id)
-    pick(rows, sampler, mixture(ar, group[:, 0], weight))
-    proposal = propose(sampler, group[:, 1:], rows.active, threshold=0.0)
+    group = noisy_logits(model, masks, cache, model.config.mask_token_id)
+    sample_next(rows, sampler, mix_logits(ar, group[:, 0], weight))
+    proposal = propose_drafts(sampler, group[:, 1:], rows.active, threshold=0.0)
     while rows.active:
         active = rows.active
         rows.count("verify", active)
         given = torch.cat([rows.last_tokens(), proposal.tokens.cpu()], 1)
         ar, groups = forward_interleaved(model, given, cache)
-        target = sampler.distribution(mixture(ar, groups[:, :, 0], weight))
-        accepted, behind = verify(sampler, target, proposal, active)
+        target = sampler.distribution(mix_logits(ar, groups[:, :, 0], weight))
+        accepted, behind = verify_proposal(sampler, target, proposal, active)
         accept_draft(rows, cache, proposal.tokens, accepted, behind)
         chosen = groups[torch.arange(len(groups), device=groups.device), accepted]
-        proposal = propose(sampler, chosen[:, 1:], active, threshold=0.0)
+        proposal = propose_drafts(sampler, chosen[:, 1:], active, threshold=0.0)
 
 
 def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Ten
     cache takes all of it; the tokens come first, so that it can be cropped to the accepted ones.
     """
     rows, length = tokens.shape
-    layout = interleaved(length)
+    layout = interleaved_layout(length)
     masks = torch.full((rows, length * length), model.config.mask_token_id)
     past = torch.tensor(cache.lengths)[:, None]
     logits = model(
@@ -77,7 +77,7 @@ def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Ten
 
 
 @dataclass(frozen=True)
-class Interleaved:
+class InterleavedLayout:
     """k tokens, then k groups of k masks, each field [k + k * k]."""
 
     after: Tensor  # int64: the token that a mask's group follows; a token's own number
@@ -85,16 +85,16 @@ class Interleaved:
     offset: Tensor  # int64: position behind the past
 
 
-def interleaved(length: int) -> Interleaved:
+def interleaved_layout(length: int) -> InterleavedLayout:
     """The places of one forward; the text's order is in the positions, not in the order of the places."""
     number = torch.arange(length)
     after = torch.cat([number, number.repeat_interleave(length)])
     masked = torch.arange(length + length * length) >= length
     behind = torch.cat([torch.zeros_like(number), 1 + number.repeat(length)])
-    return Interleaved(after, masked, after + behind)
+    return InterleavedLayout(after, masked, after + behind)
 
 
-def visible_places(layout: Interleaved, past: Tensor, longest: int) -> Tensor:
+def visible_places(layout: InterleavedLayout, past: Tensor, longest: int) -> Tensor:
     """Who sees whom: everybody the past and the tokens up to his own, masks also the masks of their group.
 
     past: [B, 1, 1], cached places of each row. Returns: [B, given, longest + given] bool, over all places of the cache.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nld_train.hf.rows_nemotron_labs_diffusion import Row
+from nld_train.hf.rows_nemotron_labs_diffusion import Generation
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Decoded:
         return len(self.ids) / self.seconds
 
 
-def decoded(row: Row, seconds: float) -> Decoded:
+def decoded_result(row: Generation, seconds: float) -> Decoded:
     """The result of a finished row."""
     count = row.forwards
     nfe = NFE(count["prefill"], count["draft"], count["verify"])

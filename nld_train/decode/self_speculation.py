@@ -5,19 +5,19 @@ from typing import Any
 
 from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import run
-from nld_train.hf.decoding_nemotron_labs_diffusion import decode_linear
-from nld_train.hf.rows_nemotron_labs_diffusion import Rows, Streamer
+from nld_train.decode.run import generate_batch
+from nld_train.hf.decoding_nemotron_labs_diffusion import decode_linear_speculation
+from nld_train.hf.rows_nemotron_labs_diffusion import Generations, Streamer
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
 
 
-def decode(
+def generate_self_speculation(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
     """Decode token lists as one batch. Raises: UserError."""
     mask, length = model.config.mask_token_id, settings.block_length
 
-    def loop(rows: Rows, sampler: Sampler) -> None:
-        decode_linear(model, rows, sampler, length, mask, settings.draft_threshold)
+    def loop(rows: Generations, sampler: Sampler) -> None:
+        decode_linear_speculation(model, rows, sampler, length, mask, settings.draft_threshold)
 
-    return run(model, prompts, settings, streamer, loop)
+    return generate_batch(model, prompts, settings, streamer, loop)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from nld_train.doctor.finding import Finding, gb
+from nld_train.doctor.finding import DoctorFinding, gb_text
 
 ASK = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
 ASK_SECONDS = 30
@@ -59,28 +59,30 @@ def _ask_driver() -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def gpu(gpus: Gpus) -> Finding:
+def gpu_finding(gpus: Gpus) -> DoctorFinding:
     """Which devices a run would train on."""
     versions = f"driver {gpus.driver or 'not found'}, torch for CUDA {gpus.cuda or 'none'}, NCCL {gpus.nccl or 'none'}"
     if gpus.names:
-        found = f"{kinds(gpus.names)} of {gb(min(gpus.memory))}; {versions}"
+        found = f"{gpu_kinds_text(gpus.names)} of {gb_text(min(gpus.memory))}; {versions}"
         if not gpus.nccl:
-            return Finding("GPU", found, "FAIL", "install a torch with NCCL: `make setup`")
-        return Finding("GPU", found)
+            return DoctorFinding("GPU", found, "FAIL", "install a torch with NCCL: `make setup`")
+        return DoctorFinding("GPU", found)
     if gpus.reported:
-        found = f"{kinds(gpus.reported)} that torch cannot use; {versions}"
+        found = f"{gpu_kinds_text(gpus.reported)} that torch cannot use; {versions}"
         if gpus.hidden:
-            return Finding("GPU", found, "note", "unset CUDA_VISIBLE_DEVICES to train on them")
-        return Finding("GPU", found, "FAIL", f"install a driver for CUDA {gpus.cuda}, or a torch for this driver")
-    return Finding("GPU", f"none: runs take the CPU ({CPU_RUNTIME})", "note", "nothing, for tiny recipes and tests")
+            return DoctorFinding("GPU", found, "note", "unset CUDA_VISIBLE_DEVICES to train on them")
+        return DoctorFinding("GPU", found, "FAIL", f"install a driver for CUDA {gpus.cuda}, or a torch for this driver")
+    return DoctorFinding(
+        "GPU", f"none: runs take the CPU ({CPU_RUNTIME})", "note", "nothing, for tiny recipes and tests"
+    )
 
 
-def kinds(names: tuple[str, ...]) -> str:
+def gpu_kinds_text(names: tuple[str, ...]) -> str:
     """("A", "A") -> "2 x A"."""
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
-def transformer_engine(on_gpu: bool) -> Finding:
+def transformer_engine_finding(on_gpu: bool) -> DoctorFinding:
     """Whether it loads. Needed on CPUs too, where Megatron binds its optimizers by name."""
     check = "Transformer Engine"
     # `import torch`, above, must come first: it loads NCCL for the extension.
@@ -91,14 +93,16 @@ def transformer_engine(on_gpu: bool) -> Finding:
     except (ImportError, OSError, RuntimeError, AssertionError, PackageNotFoundError) as error:
         reason = " ".join(str(error).split())[:160]
         do = "run `make setup`, or train inside NVIDIA's NeMo container"
-        return Finding(check, f"does not load: {type(error).__name__}: {reason}", "FAIL", do)
+        return DoctorFinding(check, f"does not load: {type(error).__name__}: {reason}", "FAIL", do)
     if on_gpu:
-        return Finding(check, f"{installed} loads: its layers (RMSNorm fused with the next map) and its fused Adam")
-    return Finding(check, f"{installed} loads; without a GPU its kernels are not used")
+        return DoctorFinding(
+            check, f"{installed} loads: its layers (RMSNorm fused with the next map) and its fused Adam"
+        )
+    return DoctorFinding(check, f"{installed} loads; without a GPU its kernels are not used")
 
 
 @dataclass(frozen=True)
-class Apex:
+class ApexModules:
     """Which modules of NVIDIA's Apex there are."""
 
     package: bool  # a package named apex, whoever wrote it
@@ -106,39 +110,44 @@ class Apex:
     weight_gradients: bool  # fused_weight_gradient_mlp_cuda
 
 
-def found_apex() -> Apex:
+def found_apex() -> ApexModules:
     names = ("apex", "amp_C", "fused_weight_gradient_mlp_cuda")
-    return Apex(*(find_spec(name) is not None for name in names))
+    return ApexModules(*(find_spec(name) is not None for name in names))
 
 
-def apex(found: Apex, on_gpu: bool) -> Finding:
+def apex_finding(found: ApexModules, on_gpu: bool) -> DoctorFinding:
     """NVIDIA's Apex is optional, and is not the package of that name in the Python registry."""
     if found.package and not found.kernels:
         what = "a package named apex that is not NVIDIA's (no amp_C)"
-        return Finding("Apex", what, "note", "uninstall it: Megatron would take it for NVIDIA's")
+        return DoctorFinding("Apex", what, "note", "uninstall it: Megatron would take it for NVIDIA's")
     if not on_gpu:
-        return Finding("Apex", f"{'found' if found.kernels else 'not found'}; not used without a GPU")
+        return DoctorFinding("Apex", f"{'found' if found.kernels else 'not found'}; not used without a GPU")
     if found.weight_gradients:
-        return Finding(
+        return DoctorFinding(
             "Apex", "found: weight gradients are added into the float32 buffer by the kernel that makes them"
         )
     what = "found without fused_weight_gradient_mlp_cuda" if found.kernels else "not found"
     does = "weight gradients are added in a kernel of their own; all else is Transformer Engine's"
-    return Finding(
+    return DoctorFinding(
         "Apex", f"{what}: {does}", "note", "nothing; NVIDIA's NeMo container has it, for a little more speed"
     )
 
 
-def compiler(on_gpu: bool) -> Finding:
+def compiler_finding(on_gpu: bool) -> DoctorFinding:
     """flex_attention is compiled on its first step, by Triton."""
     found = os.environ.get("CC") or next((name for name in COMPILERS if shutil.which(name)), None)
     if found is not None:
-        return Finding("C compiler", found)
+        return DoctorFinding("C compiler", found)
     if not on_gpu:
-        return Finding("C compiler", "none; not needed without a GPU")
-    return Finding("C compiler", "none: flex_attention cannot be compiled", "FAIL", "install gcc, or set CC")
+        return DoctorFinding("C compiler", "none; not needed without a GPU")
+    return DoctorFinding("C compiler", "none: flex_attention cannot be compiled", "FAIL", "install gcc, or set CC")
 
 
-def accelerator(gpus: Gpus) -> list[Finding]:
+def accelerator_findings(gpus: Gpus) -> list[DoctorFinding]:
     on_gpu = bool(gpus.names)
-    return [gpu(gpus), transformer_engine(on_gpu), apex(found_apex(), on_gpu), compiler(on_gpu)]
+    return [
+        gpu_finding(gpus),
+        transformer_engine_finding(on_gpu),
+        apex_finding(found_apex(), on_gpu),
+        compiler_finding(on_gpu),
+    ]

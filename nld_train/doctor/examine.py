@@ -4,36 +4,50 @@ from dataclasses import replace
 
 from nld_train.config import RunConfig
 from nld_train.doctor import recipe_checks
-from nld_train.doctor.accelerator import accelerator, found_gpus
-from nld_train.doctor.finding import Finding, any_fails
-from nld_train.doctor.machine import can_submit, cores, shared_memory, slurm, wandb, wandb_login
-from nld_train.doctor.packages import software
-from nld_train.doctor.start_checks import check_data, check_ranks, check_start
+from nld_train.doctor.accelerator import accelerator_findings, found_gpus
+from nld_train.doctor.finding import DoctorFinding, any_fails
+from nld_train.doctor.machine import (
+    can_submit,
+    cores_finding,
+    has_wandb_login,
+    shared_memory_finding,
+    slurm_finding,
+    wandb_finding,
+)
+from nld_train.doctor.packages import software_findings
+from nld_train.doctor.start_checks import check_ranks, check_run_data, check_start
 
 
-def machine(run: RunConfig | None = None) -> list[Finding]:
+def machine_findings(run: RunConfig | None = None) -> list[DoctorFinding]:
     """What holds for every run here."""
-    return [*software(), *accelerator(found_gpus()), cores(), shared_memory(), slurm(), wandb(wandb_login(), run)]
+    return [
+        *software_findings(),
+        *accelerator_findings(found_gpus()),
+        cores_finding(),
+        shared_memory_finding(),
+        slurm_finding(),
+        wandb_finding(has_wandb_login(), run),
+    ]
 
 
-def needs(run: RunConfig, verify: bool) -> list[Finding]:
+def run_findings(run: RunConfig, verify: bool) -> list[DoctorFinding]:
     """What this run needs of this machine; `verify` reads data and checkpoints whole."""
-    files = recipe_checks.data(run, verify)
-    ranks = recipe_checks.asked("ranks", check_ranks, run)
+    files = recipe_checks.check_data_files(run, verify)
+    ranks = recipe_checks.run_start_check("ranks", check_ranks, run)
     gpus = found_gpus()
-    memory = [recipe_checks.room(run, gpus)]
+    memory = [recipe_checks.check_memory(run, gpus)]
     if can_submit() and any_fails([ranks]):
         # Too many ranks for this machine are no failure where Slurm has others.
         ranks = replace(ranks, verdict="note", do="start it with `nld launch --executor slurm`")
         memory = memory if gpus.names else []  # the nodes' memory is not to be seen from here
     return [
         ranks,
-        recipe_checks.asked("start", check_start, run),
+        recipe_checks.run_start_check("start", check_start, run),
         # Where a file is already found wrong, check_data would say the same again.
-        *([] if any_fails(files) else [recipe_checks.asked("data", check_data, run)]),
+        *([] if any_fails(files) else [recipe_checks.run_start_check("data", check_run_data, run)]),
         *files,
-        recipe_checks.tokenizer(run),
+        recipe_checks.check_tokenizer(run),
         *memory,
-        recipe_checks.disk(run),
-        *recipe_checks.saved(run, verify),
+        recipe_checks.check_disk(run),
+        *recipe_checks.check_checkpoints(run, verify),
     ]

@@ -12,7 +12,7 @@ GB = 1e9  # bytes
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One line of the doctor's table.
 
     ok: as it should be; note: a run starts, but read this; FAIL: a run would stop there.
@@ -27,16 +27,16 @@ class Finding:
         assert self.verdict == "ok" or self.do, f"{self.check}: say what to do about {self.found!r}"
 
 
-def refused(check: str, error: UserError) -> Finding:
+def refusal_finding(check: str, error: UserError) -> DoctorFinding:
     """The FAIL that a check at the door of a run amounts to."""
-    return Finding(check, f"{error.got} (allowed: {error.allowed})", "FAIL", error.do)
+    return DoctorFinding(check, f"{error.got} (allowed: {error.allowed})", "FAIL", error.do)
 
 
-def any_fails(findings: Sequence[Finding]) -> bool:
+def any_fails(findings: Sequence[DoctorFinding]) -> bool:
     return any(finding.verdict == "FAIL" for finding in findings)
 
 
-def table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[DoctorFinding]) -> str:
     """Aligned lines: check, verdict, found; below each that is not ok, what to do."""
     width = max(len(finding.check) for finding in findings) + 2
     lines = []
@@ -47,7 +47,7 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def findings_summary(findings: Sequence[DoctorFinding]) -> str:
     failed = [finding.check for finding in findings if finding.verdict == "FAIL"]
     if failed:
         return f"a run would fail: {', '.join(failed)}"
@@ -55,16 +55,16 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"nothing found that would stop a run ({notes} to note)" if notes else "nothing found that would stop a run"
 
 
-def to_json(findings: Sequence[Finding]) -> str:
+def findings_json(findings: Sequence[DoctorFinding]) -> str:
     """{"ok": whether a run can start, "findings": [{"check", "found", "verdict", "do"}, ...]}."""
     listed = [asdict(finding) for finding in findings]
     return json.dumps({"ok": not any_fails(findings), "findings": listed}, indent=2) + "\n"
 
 
-def gb(size: float) -> str:
+def gb_text(size: float) -> str:
     """Bytes in GB of 1e9, three digits."""
     return f"{size / GB:.3g} GB" if size < 1000 * GB else f"{size / GB:,.0f} GB"
 
 
-def plural(count: int, noun: str) -> str:
+def counted_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

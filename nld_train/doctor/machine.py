@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from nld_train.config import RunConfig
-from nld_train.doctor.finding import Finding, gb, plural
+from nld_train.doctor.finding import DoctorFinding, counted_noun, gb_text
 
 SLURM = ("sbatch", "srun", "squeue", "scancel", "sinfo")
 SHARED = Path("/dev/shm")
@@ -20,55 +20,59 @@ def total_memory() -> int:
     return total if text == "max" else min(total, int(text))
 
 
-def cores() -> Finding:
-    return Finding("cores, memory", f"{plural(len(os.sched_getaffinity(0)), 'core')}, {gb(total_memory())}")
+def cores_finding() -> DoctorFinding:
+    return DoctorFinding(
+        "cores, memory", f"{counted_noun(len(os.sched_getaffinity(0)), 'core')}, {gb_text(total_memory())}"
+    )
 
 
-def shared_memory(folder: Path = SHARED) -> Finding:
+def shared_memory_finding(folder: Path = SHARED) -> DoctorFinding:
     """Room for the batches that loader workers hand over."""
     if not folder.is_dir():
-        return Finding("shared memory", f"no {folder}", "FAIL", f"mount {folder}, or set data.workers=0")
+        return DoctorFinding("shared memory", f"no {folder}", "FAIL", f"mount {folder}, or set data.workers=0")
     free = shutil.disk_usage(folder).free
     if free < ENOUGH_SHARED:
         do = "give the container more (Docker: --shm-size 8g), or set data.workers=0"
-        return Finding("shared memory", f"{gb(free)} free in {folder}", "note", do)
-    return Finding("shared memory", f"{gb(free)} free in {folder}")
+        return DoctorFinding("shared memory", f"{gb_text(free)} free in {folder}", "note", do)
+    return DoctorFinding("shared memory", f"{gb_text(free)} free in {folder}")
 
 
 def can_submit() -> bool:
     return all(shutil.which(command) is not None for command in SLURM)
 
 
-def slurm() -> Finding:
+def slurm_finding() -> DoctorFinding:
     """Whether jobs can be submitted from here."""
     if can_submit():
-        return Finding("Slurm", "its commands are here")
+        return DoctorFinding("Slurm", "its commands are here")
     missing = [command for command in SLURM if shutil.which(command) is None]
     if len(missing) == len(SLURM):
-        return Finding("Slurm", "no commands: runs start on this machine alone")
-    return Finding("Slurm", f"without {', '.join(missing)}", "note", "install Slurm's client commands whole")
+        return DoctorFinding("Slurm", "no commands: runs start on this machine alone")
+    return DoctorFinding("Slurm", f"without {', '.join(missing)}", "note", "install Slurm's client commands whole")
 
 
-def wandb(logged_in: bool, run: RunConfig | None) -> Finding:
+def wandb_finding(logged_in: bool, run: RunConfig | None) -> DoctorFinding:
     """Where curves go. A run that asks for `online` waits for a login that nobody gives."""
     mode = "auto" if run is None else run.log.wandb
     login = "a login is there" if logged_in else "no login"
     if mode == "disabled":
-        return Finding("W&B", "log.wandb=disabled")
+        return DoctorFinding("W&B", "log.wandb=disabled")
     if mode == "online" and not logged_in:
-        return Finding("W&B", "no login, and log.wandb=online", "FAIL", "run `wandb login`, or set log.wandb=offline")
+        return DoctorFinding(
+            "W&B", "no login, and log.wandb=online", "FAIL", "run `wandb login`, or set log.wandb=offline"
+        )
     if mode == "auto" and not logged_in:
         do = "run `wandb login`, or upload later with `wandb sync`"
-        return Finding("W&B", "no login: runs are recorded offline", "note", do)
-    return Finding("W&B", f"{login}; log.wandb={mode}")
+        return DoctorFinding("W&B", "no login: runs are recorded offline", "note", do)
+    return DoctorFinding("W&B", f"{login}; log.wandb={mode}")
 
 
-def wandb_login() -> bool:
+def has_wandb_login() -> bool:
     """Whether wandb would find a login."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text())
 
 
-def existing(path: Path) -> Path:
+def nearest_existing_folder(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there."""
     return next(above for above in (path, *path.absolute().parents) if above.exists())

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from nld_train.doctor.finding import Finding
+from nld_train.doctor.finding import DoctorFinding
 
 PROJECT = "nld-train"
 MAKE = "run `make setup`"
@@ -18,34 +18,36 @@ MAKE = "run `make setup`"
 PARTS_OF_TRANSFORMER_ENGINE = {"transformer-engine-cu13", "transformer-engine-torch"}
 
 
-def software() -> list[Finding]:
+def software_findings() -> list[DoctorFinding]:
     """Python and packages."""
     try:
         wanted, pins = metadata(PROJECT)["Requires-Python"], requires(PROJECT)
     except PackageNotFoundError:
         do = "install the project: `make setup`, or `pip install --no-deps -e .` in a container"
-        return [Finding("packages", f"{PROJECT} is not installed, so its pins are unknown", "note", do)]
+        return [DoctorFinding("packages", f"{PROJECT} is not installed, so its pins are unknown", "note", do)]
     assert wanted is not None and pins is not None, f"{PROJECT} is installed without its requirements"
-    return [python(wanted, platform.python_version()), *packages(pins)]
+    return [python_finding(wanted, platform.python_version()), *package_findings(pins)]
 
 
-def python(wanted: str, running: str) -> Finding:
+def python_finding(wanted: str, running: str) -> DoctorFinding:
     """The running Python against a specifier such as ">=3.12,<3.13"."""
     if running in SpecifierSet(wanted):
-        return Finding("Python", running)
-    return Finding("Python", f"{running}, the project wants {wanted}", "FAIL", f"{MAKE}; it gets that Python itself")
+        return DoctorFinding("Python", running)
+    return DoctorFinding(
+        "Python", f"{running}, the project wants {wanted}", "FAIL", f"{MAKE}; it gets that Python itself"
+    )
 
 
-def packages(pins: Sequence[str]) -> list[Finding]:
+def package_findings(pins: Sequence[str]) -> list[DoctorFinding]:
     """Installed versions against requirements such as "torch==2.13.0": one line if all agree, else one for each that
     does not."""
     wanted = [Requirement(pin) for pin in pins]
     wanted = [pin for pin in wanted if pin.marker is None or pin.marker.evaluate()]
-    others = [finding for finding in map(package, wanted) if finding is not None]
-    return others or [Finding("packages", f"all {len(wanted)} as pinned")]
+    others = [finding for finding in map(package_problem, wanted) if finding is not None]
+    return others or [DoctorFinding("packages", f"all {len(wanted)} as pinned")]
 
 
-def package(pin: Requirement) -> Finding | None:
+def package_problem(pin: Requirement) -> DoctorFinding | None:
     """What is wrong with one installed package, or None."""
     check, wanted = f"package {pin.name}", f"the project is made for {pin.specifier or 'any version'}"
     try:
@@ -53,8 +55,10 @@ def package(pin: Requirement) -> Finding | None:
     except PackageNotFoundError:
         if pin.name in PARTS_OF_TRANSFORMER_ENGINE:
             do = "nothing, where Transformer Engine loads (below); else " + MAKE
-            return Finding(check, f"not installed; {wanted}", "note", do)
-        return Finding(check, f"not installed; {wanted}", "FAIL", MAKE)
+            return DoctorFinding(check, f"not installed; {wanted}", "note", do)
+        return DoctorFinding(check, f"not installed; {wanted}", "FAIL", MAKE)
     if pin.specifier.contains(found, prereleases=True):
         return None
-    return Finding(check, f"{found}; {wanted}", "note", f"{MAKE}; or, in a container, run `make test` with its version")
+    return DoctorFinding(
+        check, f"{found}; {wanted}", "note", f"{MAKE}; or, in a container, run `make test` with its version"
+    )

@@ -10,12 +10,23 @@ from pathlib import Path
 import torch
 
 from nld_train.config import DrafterConfig, RunConfig, require
-from nld_train.convert.config_json import read_config
-from nld_train.data.manifest import Manifest, check_prefix, parse_blend
+from nld_train.convert.config_json import read_folder_config
+from nld_train.data.manifest import Manifest, check_token_file_tokenizer, parse_blend
 from nld_train.peft_names import CONFIG, WEIGHTS
-from nld_train.run_folder.checkpoints import check_contents, complete_steps, init_checkpoint, saved_steps
-from nld_train.run_folder.frozen import check_same_model, differences, model_record, read_run, trained_drafter
-from nld_train.run_folder.paths import MODEL, RUN, checkpoints, is_hugging_face
+from nld_train.run_folder.checkpoints import (
+    check_checkpoint_contents,
+    checkpoint_steps,
+    complete_steps,
+    init_checkpoint,
+)
+from nld_train.run_folder.frozen import (
+    check_same_model,
+    is_drafter_run,
+    model_record,
+    read_frozen_run,
+    setting_differences,
+)
+from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "drafter")
@@ -34,11 +45,11 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
     )
 
 
-def check_data(run: RunConfig) -> None:
+def check_run_data(run: RunConfig) -> None:
     """Refuse missing or damaged token files, of another kind, tokenizer or vocabulary."""
     for _, prefix in parse_blend(run.data.blend):
-        manifest = check_prefix(prefix, run.data.tokenizer)
-        check_kind(prefix, manifest, run)
+        manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
+        _check_data_kind(prefix, manifest, run)
         vocabulary = manifest.vocab_size
         require(
             vocabulary <= run.model.vocab_size,
@@ -48,7 +59,7 @@ def check_data(run: RunConfig) -> None:
         )
 
 
-def check_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
+def _check_data_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
     """Refuse plain text where the run wants conversations, and the other way round."""
     holds, wanted = ("conversations" if chat else "plain text" for chat in (manifest.chat is not None, run.data.chat))
     require(
@@ -62,11 +73,11 @@ def check_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
 def check_start(run: RunConfig) -> None:
     """Refuse an output folder of another run, and weights to start from that are missing or of another shape."""
     output = Path(run.output)
-    if run.init is not None and is_hugging_face(Path(run.init)):
-        if not saved_steps(output):
-            check_shape(run)
+    if run.init is not None and is_hf_folder(Path(run.init)):
+        if not checkpoint_steps(output):
+            check_init_shape(run)
         return
-    if saved_steps(output):
+    if checkpoint_steps(output):
         check_same_run(run, output)
     if run.init is not None and (run.drafter is not None or not complete_steps(output)):
         check_init(run)
@@ -77,13 +88,13 @@ def check_same_run(run: RunConfig, output: Path) -> None:
     frozen = output / RUN
     require(
         frozen.is_file(),
-        f"{checkpoints(output)} holds a checkpoint, but {frozen} is missing",
+        f"{checkpoints_folder(output)} holds a checkpoint, but {frozen} is missing",
         "a folder that `nld train` wrote",
         "choose another output=, or start from it with init=",
     )
-    before = read_run(output)
+    before = read_frozen_run(output)
     for name in FIXED_ON_RESUME:
-        changed = differences(getattr(before, name), getattr(run, name), name)
+        changed = setting_differences(getattr(before, name), getattr(run, name), name)
         require(
             not changed,
             f"{output} holds a checkpoint of another run: {'; '.join(changed)}",
@@ -104,7 +115,7 @@ def check_init(run: RunConfig) -> None:
     folder = Path(run.init)
     newest = init_checkpoint(run.init)
     require(
-        not trained_drafter(folder),
+        not is_drafter_run(folder),
         f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",
         "the folder of a model",
         "give the init of that run",
@@ -112,18 +123,18 @@ def check_init(run: RunConfig) -> None:
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
     check_same_model(run.init, json.loads(shape.read_text()), run.model)
-    check_contents(newest)
+    check_checkpoint_contents(newest)
     if run.drafter is not None and run.drafter.adapter is not None:
-        check_adapter(run.drafter, Path(run.drafter.adapter))
+        check_init_adapter(run.drafter, Path(run.drafter.adapter))
 
 
-def check_shape(run: RunConfig) -> None:
+def check_init_shape(run: RunConfig) -> None:
     """Refuse a Hugging Face folder of another shape before it is read whole."""
     assert run.init is not None
-    check_same_model(run.init, model_record(read_config(Path(run.init)).model), run.model)
+    check_same_model(run.init, model_record(read_folder_config(Path(run.init)).model), run.model)
 
 
-def check_adapter(drafter: DrafterConfig, folder: Path) -> None:
+def check_init_adapter(drafter: DrafterConfig, folder: Path) -> None:
     """Refuse an adapter to start from that is missing, or of another rank or scale."""
     said, weights = folder / CONFIG, folder / WEIGHTS
     there = said.is_file() and weights.is_file()

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DiffusionConfig, LossAverage
-from nld_train.dual_stream.context import WHOLE, Cut, cut_batch
-from nld_train.dual_stream.layout import Layout
-from nld_train.noise.corrupt import maskable
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard, shard_batch
+from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.noise.corrupt import maskable_tokens
 from nld_train.types import Batch, NoisyRow, Row
 
 
-def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, cut: Cut = WHOLE) -> Batch:
+def collate_rows(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, cut: ContextShard = WHOLE) -> Batch:
     """A micro-batch of rows of one length: `NoisyRow`s where the configuration is dual, plain `Row`s where it is not.
     A context rank is given its `cut` of it.
 
@@ -28,14 +28,14 @@ def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, c
     assert len(noisy) == (len(rows) if config.dual else 0), "a dual batch is made of NoisyRows, an AR batch of Rows"
     plain = [row.row if isinstance(row, NoisyRow) else row for row in rows]
     tokens = torch.stack([row.tokens for row in plain])
-    layout = Layout(tokens.shape[1] - 1, config.block_size, config.dual)
-    documents = packed_documents(plain, config, layout.length)
+    layout = RowLayout(tokens.shape[1] - 1, config.block_size, config.dual)
+    documents = stack_documents(plain, config, layout.length)
     counts = _ar_counts(torch.stack([row.supervised for row in plain]), documents)
     shares, denominator = _shares(counts, config.average)
     ar_rows, ar_places = (counts & (shares > 0)[:, None]).nonzero(as_tuple=True)
     inputs, masked, inverse_p = _noisy_half(noisy, tokens)
     diffusion_rows, diffusion_places = (masked & (shares > 0)[:, None]).nonzero(as_tuple=True)
-    may = torch.stack([maskable(row, config) for row in plain]) & (shares > 0)[:, None]
+    may = torch.stack([maskable_tokens(row, config) for row in plain]) & (shares > 0)[:, None]
     whole = Batch(
         input_ids=torch.cat([*inputs, tokens[:, :-1]], 1),
         documents=documents,
@@ -49,7 +49,7 @@ def collate(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, c
         maskable=may.sum().float(),
         sample_indices=torch.tensor([row.index for row in plain]),
     )
-    return cut_batch(whole, layout, cut)
+    return shard_batch(whole, layout, cut)
 
 
 def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -62,7 +62,7 @@ def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Te
     return [torch.stack([row.noisy for row in noisy])], masked, inverse_p
 
 
-def packed_documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -> Tensor | None:
+def stack_documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -> Tensor | None:
     """[B, L], or None where nothing is packed or documents may see each other; a row without any is one document."""
     if not config.document_mask or all(row.documents is None for row in rows):
         return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nld_train.config import require
-from nld_train.dual_stream.layout import Layout, Places, places
+from nld_train.dual_stream.row_layout import PositionInfo, RowLayout, locate_row
 from nld_train.dual_stream.visibility import visible_table
 
 CELL, FILL = 14, 13  # pixels from cell to cell, and of a cell's colour
@@ -32,7 +32,7 @@ STYLE = """
 Span = tuple[int, int, str]  # first position, position after the last, label
 
 
-def picture_svg(layout: Layout, documents: Tensor | None = None) -> str:
+def visibility_svg(layout: RowLayout, documents: Tensor | None = None) -> str:
     """An SVG of the dense table that needs nothing beside it and follows the reader's light or dark mode.
 
     Rows: who looks; columns: who is seen. `documents`: [L] int64 of one row, or None.
@@ -58,7 +58,7 @@ def picture_svg(layout: Layout, documents: Tensor | None = None) -> str:
     return "\n".join(parts) + "\n"
 
 
-def picture_text(layout: Layout, documents: Tensor | None = None) -> str:
+def visibility_text(layout: RowLayout, documents: Tensor | None = None) -> str:
     """The dense table for the terminal: one letter per pair, a bar between the halves and a space between blocks."""
     table, where = _row(layout, documents)
     kinds = _kinds(table, where)
@@ -82,15 +82,15 @@ def _gap(key: int, starts: set[int], seam: int) -> str:
     return " | " if key == seam else " "
 
 
-def _row(layout: Layout, documents: Tensor | None) -> tuple[Tensor, Places]:
+def _row(layout: RowLayout, documents: Tensor | None) -> tuple[Tensor, PositionInfo]:
     """Table [S, S] and places [S] of one row."""
     require(layout.size <= MOST, f"a picture of {layout.size} positions", f"up to {MOST}", "lower the length")
     if documents is None:
-        return visible_table(layout), places(layout)
-    return visible_table(layout, documents[None])[0], places(layout, documents[None]).at(torch.tensor(0))
+        return visible_table(layout), locate_row(layout)
+    return visible_table(layout, documents[None])[0], locate_row(layout, documents[None]).at(torch.tensor(0))
 
 
-def _kinds(table: Tensor, where: Places) -> list[list[str]]:
+def _kinds(table: Tensor, where: PositionInfo) -> list[list[str]]:
     """[S][S]: the kind of each visible pair, "" where nothing is seen."""
     halves = ["n" if noisy else "c" for noisy in where.noisy.tolist()]
     return [
@@ -99,7 +99,7 @@ def _kinds(table: Tensor, where: Places) -> list[list[str]]:
     ]
 
 
-def _blocks(where: Places) -> list[Span]:
+def _blocks(where: PositionInfo) -> list[Span]:
     """The blocks of both halves, in input order."""
     spans: list[Span] = []
     for (_, block), members in groupby(zip(where.noisy.tolist(), where.block.tolist(), strict=True)):
@@ -108,12 +108,12 @@ def _blocks(where: Places) -> list[Span]:
     return spans
 
 
-def _halves(layout: Layout) -> list[Span]:
+def _halves(layout: RowLayout) -> list[Span]:
     clean = (layout.clean_start, layout.size, "clean")
     return [(0, layout.clean_start, "noisy"), clean] if layout.dual else [clean]
 
 
-def _cells(table: Tensor, where: Places) -> list[str]:
+def _cells(table: Tensor, where: PositionInfo) -> list[str]:
     return [
         f'<rect class="{kind}" x="{LEFT + key * CELL}" y="{TOP + query * CELL}" width="{FILL}" height="{FILL}"/>'
         for query, row in enumerate(_kinds(table, where))

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from nld_train.dual_stream.layout import Layout, Places, place, places
+from nld_train.dual_stream.row_layout import PositionInfo, RowLayout, locate_positions, locate_row
 
 
-def visible(query: Places, key: Places) -> Tensor:
+def is_visible(query: PositionInfo, key: PositionInfo) -> Tensor:
     """Whether a query place sees a key place: bool, of the shape the two broadcast to.
 
     Element-wise operators only, so that it also runs inside an attention kernel.
@@ -19,25 +19,25 @@ def visible(query: Places, key: Places) -> Tensor:
     return (query.document == key.document) & (own_block | earlier_blocks | causal)
 
 
-def visible_between(layout: Layout, queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
+def visible_between(layout: RowLayout, queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
     """A cut of the dense table: which input positions `keys` [K] are visible to which `queries` [Q].
 
     Returns: [Q, K] bool, or [B, Q, K] for `documents` [B, L].
     """
     if documents is None:
-        return visible(place(layout, queries[:, None]), place(layout, keys[None, :]))
-    table = places(layout, documents)
+        return is_visible(locate_positions(layout, queries[:, None]), locate_positions(layout, keys[None, :]))
+    table = locate_row(layout, documents)
     rows = torch.arange(documents.shape[0], device=documents.device)[:, None, None]
-    return visible(table.at(rows, queries[:, None]), table.at(rows, keys[None, :]))
+    return is_visible(table.at(rows, queries[:, None]), table.at(rows, keys[None, :]))
 
 
-def visible_table(layout: Layout, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+def visible_table(layout: RowLayout, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
     """The dense table, rows who looks, columns who is seen: [S, S] bool, or [B, S, S] for `documents` [B, L]."""
     index = torch.arange(layout.size, device=device if documents is None else documents.device)
     return visible_between(layout, index, index, documents)
 
 
-def visible_pairs(layout: Layout) -> int:
+def count_visible_pairs(layout: RowLayout) -> int:
     """The number of True entries of the dense table of one document, without making the table. O(1)."""
     length, size = layout.length, layout.block_size
     causal = length * (length + 1) // 2

@@ -28,7 +28,7 @@ class InputError(ValueError):
         self.got, self.allowed, self.do = got, allowed, do
 
 
-def require(ok: bool, got: str, allowed: str, do: str) -> None:
+def require_input(ok: bool, got: str, allowed: str, do: str) -> None:
     """Raise InputError unless `ok`."""
     if not ok:
         raise InputError(got, allowed, do)
@@ -106,39 +106,39 @@ class NemotronLabsDiffusionConfig(PreTrainedConfig):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
-        check(self)
+        check_configuration(self)
 
 
-def check(config: NemotronLabsDiffusionConfig) -> None:
+def check_configuration(config: NemotronLabsDiffusionConfig) -> None:
     """Raises: InputError."""
     rope = config.rope_parameters
-    require(
+    require_input(
         config.dlm_paradigm in PARADIGMS,
         f"dlm_paradigm={config.dlm_paradigm!r}",
         ", ".join(PARADIGMS),
         'write "bidirectional" into config.json: training names do not belong into an export',
     )
-    require(not config.tie_word_embeddings, "tie_word_embeddings=true", "false", "write the head out as a tensor")
-    require(rope["rope_type"] == "yarn", f"rope_type={rope['rope_type']!r}", "yarn", "correct rope_parameters")
+    require_input(not config.tie_word_embeddings, "tie_word_embeddings=true", "false", "write the head out as a tensor")
+    require_input(rope["rope_type"] == "yarn", f"rope_type={rope['rope_type']!r}", "yarn", "correct rope_parameters")
     missing = ROPE_KEYS - rope.keys()
-    require(
+    require_input(
         not missing,
         f"rope_parameters without {', '.join(sorted(missing))}",
         "all of " + ", ".join(sorted(ROPE_KEYS)),
         "add them to config.json",
     )
-    check_mask(config.mask_token_id, config.vocab_size)
+    check_mask_token(config.mask_token_id, config.vocab_size)
     for name, value, computed in (
         ("hidden_act", config.hidden_act, "silu"),
         ("sliding_window", config.sliding_window, None),
         ("attention_dropout", config.attention_dropout, 0.0),
     ):
-        require(value == computed, f"{name}={value!r}", repr(computed), "correct config.json")
+        require_input(value == computed, f"{name}={value!r}", repr(computed), "correct config.json")
 
 
-def check_mask(mask_token_id: int, vocab_size: int) -> None:
+def check_mask_token(mask_token_id: int, vocab_size: int) -> None:
     """Raises: InputError for a mask id outside the vocabulary."""
-    require(
+    require_input(
         0 <= mask_token_id < vocab_size,
         f"mask_token_id={mask_token_id}",
         f"ids below vocab_size={vocab_size}",

@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from .modeling_ministral import KVCache
-from .rows_nemotron_labs_diffusion import Rows
-from .sampling_nemotron_labs_diffusion import Sampler, confident_places, even_quota, most_confident, propose, verify
+from .rows_nemotron_labs_diffusion import Generations
+from .sampling_nemotron_labs_diffusion import (
+    Sampler,
+    confident_places,
+    even_quota,
+    most_confident,
+    propose_drafts,
+    verify_proposal,
+)
 
 
 @contextmanager
-def evaluation(model: Any) -> Iterator[None]:
+def evaluation_mode(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module's training flag is put back, whatever happens inside."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -33,7 +40,7 @@ def evaluation(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def adapters(model: Any, on: bool) -> Iterator[None]:
+def adapters_switched(model: Any, on: bool) -> Iterator[None]:
     """PEFT LoRA layers in `model` switched on or off, then back to what they were, gradient flags included."""
     layers = [(module, module.disable_adapters) for module in model.modules() if hasattr(module, "lora_A")]
     flags = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
@@ -48,7 +55,7 @@ def adapters(model: Any, on: bool) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
     """Prompts as ids [B, longest], and the mask of what is no padding; None where all are as long."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
@@ -58,9 +65,9 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None
     return ids, (torch.arange(width) >= missing).long()
 
 
-def prefill(model: Any, rows: Rows, causal: bool = True) -> tuple[KVCache, Tensor]:
+def prefill_prompts(model: Any, rows: Generations, causal: bool = True) -> tuple[KVCache, Tensor]:
     """One forward over all prompts. Returns: their cache, and the logits [B, V] behind the last token of each."""
-    ids, real = left_padded([row.prompt for row in rows.rows])
+    ids, real = pad_left([row.prompt for row in rows.rows])
     rows.count("prefill", rows.active)
     output = model(
         ids.to(model.device),
@@ -72,13 +79,13 @@ def prefill(model: Any, rows: Rows, causal: bool = True) -> tuple[KVCache, Tenso
     return output.past_key_values, output.logits[:, -1]
 
 
-def append(model: Any, ids: Tensor, cache: KVCache, causal: bool = True, keep: int = 0) -> Tensor:
+def extend_cache(model: Any, ids: Tensor, cache: KVCache, causal: bool = True, keep: int = 0) -> Tensor:
     """Forward of ids [B, n] that stay in the cache. Returns: logits of the last `keep` positions (0: all)."""
     ids = ids.to(model.device)
     return model(ids, past_key_values=cache, use_cache=True, use_causal_mask=causal, logits_to_keep=keep).logits
 
 
-def look(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int) -> Tensor:
+def noisy_logits(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int) -> Tensor:
     """Logits [B, n, V] of a noisy block over the cached past, which stays as it is.
 
     The mask itself is never predicted.
@@ -89,24 +96,24 @@ def look(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int) -> Tensor:
     return logits
 
 
-def pick(rows: Rows, sampler: Sampler, logits: Tensor) -> None:
+def sample_next(rows: Generations, sampler: Sampler, logits: Tensor) -> None:
     """Draw the next token of every active row from logits [B, V]."""
     rows.extend_each(sampler.draw(sampler.distribution(logits)[:, None], rows.active)[:, 0])
 
 
-def decode_ar(model: Any, rows: Rows, sampler: Sampler) -> None:
+def decode_ar(model: Any, rows: Generations, sampler: Sampler) -> None:
     """One token per forward."""
-    cache, logits = prefill(model, rows)
+    cache, logits = prefill_prompts(model, rows)
     while True:
-        pick(rows, sampler, logits)
+        sample_next(rows, sampler, logits)
         if not rows.active:
             return
         rows.count("verify", rows.active)
-        logits = append(model, rows.last_tokens(), cache)[:, -1]
+        logits = extend_cache(model, rows.last_tokens(), cache)[:, -1]
 
 
 @dataclass(frozen=True)
-class Denoising:
+class DenoisingPlan:
     """How block diffusion fills its blocks."""
 
     block_length: int
@@ -117,7 +124,7 @@ class Denoising:
 
 
 @dataclass
-class Block:
+class DiffusionBlocks:
     """The blocks that the rows are filling, on the host."""
 
     ids: Tensor  # [B, n] int64
@@ -135,13 +142,13 @@ class Block:
         return False
 
 
-def open_block(rows: Rows, cache: KVCache, plan: Denoising) -> Block:
+def start_blocks(rows: Generations, cache: KVCache, plan: DenoisingPlan) -> DiffusionBlocks:
     """Blocks that begin with what the cache does not hold yet (the seed token), then masks.
 
     Where the thinking budget ends within a block, the end of thinking stands there from the start.
     """
     shape = (len(rows.rows), plan.block_length)
-    block = Block(
+    block = DiffusionBlocks(
         torch.full(shape, plan.mask_token_id),
         torch.ones(shape, dtype=torch.bool),
         torch.zeros(shape, dtype=torch.long),
@@ -149,7 +156,7 @@ def open_block(rows: Rows, cache: KVCache, plan: Denoising) -> Block:
     )
     for number in rows.active:
         row = rows[number]
-        known = row.tokens[len(row.tokens) - seed_count(rows, cache, number) :]
+        known = row.tokens[len(row.tokens) - uncached_count(rows, cache, number) :]
         block.ids[number, : len(known)] = torch.tensor(known, dtype=torch.long)
         block.masked[number, : len(known)] = False
         forced = rows.forced_place(row)
@@ -162,18 +169,20 @@ def open_block(rows: Rows, cache: KVCache, plan: Denoising) -> Block:
     return block
 
 
-def seed_count(rows: Rows, cache: KVCache, number: int) -> int:
+def uncached_count(rows: Generations, cache: KVCache, number: int) -> int:
     """Tokens of a row that its cache does not hold yet."""
     return rows[number].length - cache.lengths[number]
 
 
-def denoise(model: Any, rows: Rows, cache: KVCache, sampler: Sampler, plan: Denoising) -> Block:
+def denoise_blocks(
+    model: Any, rows: Generations, cache: KVCache, sampler: Sampler, plan: DenoisingPlan
+) -> DiffusionBlocks:
     """Fill one block of every active row, one forward per step; a row stops when no mask is left that matters."""
-    block, step = open_block(rows, cache, plan), 0
+    block, step = start_blocks(rows, cache, plan), 0
     total = plan.block_length if plan.steps_per_block is None else plan.steps_per_block
     while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_id)]:
         rows.count("draft", busy)
-        logits = look(model, block.ids, cache, plan.mask_token_id)
+        logits = noisy_logits(model, block.ids, cache, plan.mask_token_id)
         if rows.limits.thinking is not None:
             early = torch.arange(plan.block_length) < block.thinks_until[:, None]
             logits[..., rows.limits.thinking.end_token_id].masked_fill_(early.to(logits.device), -torch.inf)
@@ -191,26 +200,26 @@ def denoise(model: Any, rows: Rows, cache: KVCache, sampler: Sampler, plan: Deno
     return block
 
 
-def decode_diffusion(model: Any, rows: Rows, sampler: Sampler, plan: Denoising) -> None:
+def decode_diffusion(model: Any, rows: Generations, sampler: Sampler, plan: DenoisingPlan) -> None:
     """Block by block over a causal past: seed token, denoising, and one causal forward of the finished block.
 
     The last block is not run again: nothing would read it.
     """
-    cache, logits = prefill(model, rows, plan.causal_context)
+    cache, logits = prefill_prompts(model, rows, plan.causal_context)
     while True:
         if plan.causal_context:
-            pick(rows, sampler, logits)
-        block = denoise(model, rows, cache, sampler, plan)
+            sample_next(rows, sampler, logits)
+        block = denoise_blocks(model, rows, cache, sampler, plan)
         for number in rows.active:
-            known = seed_count(rows, cache, number)
+            known = uncached_count(rows, cache, number)
             rows.extend(number, block.ids[number, known:].tolist(), block.steps[number, known:].tolist())
         if not rows.active:
             return
         rows.count("verify", rows.active)
-        logits = append(model, block.ids, cache, plan.causal_context, keep=1)[:, -1]
+        logits = extend_cache(model, block.ids, cache, plan.causal_context, keep=1)[:, -1]
 
 
-def accept_draft(rows: Rows, cache: KVCache, drafted: Tensor, accepted: Tensor, behind: Tensor) -> None:
+def accept_draft(rows: Generations, cache: KVCache, drafted: Tensor, accepted: Tensor, behind: Tensor) -> None:
     """Append each active row's accepted tokens of drafted [B, n] and the one behind them; the cache drops the rest."""
     drafts, counts, last = drafted.tolist(), accepted.tolist(), behind.tolist()
     for number in rows.active:
@@ -219,24 +228,24 @@ def accept_draft(rows: Rows, cache: KVCache, drafted: Tensor, accepted: Tensor, 
     cache.crop([length - 1 for length in rows.lengths])
 
 
-def decode_linear(
-    model: Any, rows: Rows, sampler: Sampler, block_length: int, mask_token_id: int, threshold: float
+def decode_linear_speculation(
+    model: Any, rows: Generations, sampler: Sampler, block_length: int, mask_token_id: int, threshold: float
 ) -> None:
     """Linear self-speculation: a noisy block drafts, a causal forward verifies. Follows AR decoding exactly.
 
     LoRA layers of a drafter are on while drafting, off otherwise.
     """
-    with adapters(model, on=False):
-        cache, logits = prefill(model, rows)
-        pick(rows, sampler, logits)
+    with adapters_switched(model, on=False):
+        cache, logits = prefill_prompts(model, rows)
+        sample_next(rows, sampler, logits)
         while rows.active:
             seed, active = rows.last_tokens(), rows.active
             masks = torch.full((len(rows.rows), block_length - 1), mask_token_id)
-            with adapters(model, on=True):
+            with adapters_switched(model, on=True):
                 rows.count("draft", active)
-                logits = look(model, torch.cat([seed, masks], 1), cache, mask_token_id)[:, 1:]
-            proposal = propose(sampler, logits, active, threshold)
+                logits = noisy_logits(model, torch.cat([seed, masks], 1), cache, mask_token_id)[:, 1:]
+            proposal = propose_drafts(sampler, logits, active, threshold)
             rows.count("verify", active)
-            logits = append(model, torch.cat([seed, proposal.tokens.cpu()], 1), cache)
-            accepted, behind = verify(sampler, sampler.distribution(logits), proposal, active)
+            logits = extend_cache(model, torch.cat([seed, proposal.tokens.cpu()], 1), cache)
+            accepted, behind = verify_proposal(sampler, sampler.distribution(logits), proposal, active)
             accept_draft(rows, cache, proposal.tokens, accepted, behind)

@@ -60,7 +60,7 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class Visibility:
+class AttentionMask:
     """Who may see whom, as scaled_dot_product_attention takes it."""
 
     mask: Tensor | None  # [B, 1, n, K] bool; None: everything, or what comes before
@@ -81,22 +81,24 @@ def token_places(lengths: Sequence[int], width: int, real: Tensor | None, device
     return past + torch.where(real, own, behind)
 
 
-def visibility(lengths: Sequence[int], places: Tensor, real: Tensor | None, cached: bool, causal: bool) -> Visibility:
+def build_attention_mask(
+    lengths: Sequence[int], places: Tensor, real: Tensor | None, cached: bool, causal: bool
+) -> AttentionMask:
     """Who sees whom among the given tokens and the past: earlier places (causal), or every real one."""
     width = places.shape[1]
     even = real is None and len(set(lengths)) == 1
     if even and (not causal or width == 1):
-        return Visibility(None)
+        return AttentionMask(None)
     if even and lengths[0] == 0:
-        return Visibility(None, is_causal=True)
+        return AttentionMask(None, is_causal=True)
     keys = torch.arange(max(lengths) + width, device=places.device)[None] if cached else places
     query, key = places[:, :, None], keys[:, None, :]
     if causal:
-        return Visibility((key <= query)[:, None])
+        return AttentionMask((key <= query)[:, None])
     given = places.new_full((len(places), 1), width) if real is None else real.sum(1, keepdim=True)
     end = torch.tensor(lengths, device=places.device)[:, None] + given
     # Padding sees itself, so that no query is left without a key.
-    return Visibility(((key < end[:, :, None]) | (key == query))[:, None])
+    return AttentionMask(((key < end[:, :, None]) | (key == query))[:, None])
 
 
 def inverse_frequencies(rope: dict[str, Any], dim: int, device: torch.device) -> Tensor:
@@ -120,14 +122,14 @@ def _turning_dimension(rope: dict[str, Any], dim: int, turns: float) -> float:
     return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
 
 
-def attention_factor(rope: dict[str, Any]) -> float:
+def rotary_attention_factor(rope: dict[str, Any]) -> float:
     """YaRN's factor on sine and cosine: 1 where mscale equals mscale_all_dim."""
     grown = 0.1 * math.log(max(rope["factor"], 1.0))
     return (grown * rope["mscale"] + 1.0) / (grown * rope["mscale_all_dim"] + 1.0)
 
 
 @dataclass(frozen=True)
-class Positions:
+class RotaryPositions:
     """What attention needs to know of the positions of the given tokens."""
 
     cos: Tensor  # [B, n, 1, D]
@@ -135,20 +137,20 @@ class Positions:
     query_scale: Tensor  # [B, n, 1, 1]: 1 + beta * ln(1 + floor(position / original_max_position_embeddings))
 
 
-def encode_positions(positions: Tensor, rope: dict[str, Any], dim: int, dtype: torch.dtype) -> Positions:
+def encode_positions(positions: Tensor, rope: dict[str, Any], dim: int, dtype: torch.dtype) -> RotaryPositions:
     """Rotary angles (float32, as in training) and Llama-4 query scale of positions [B, n], as factors in `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
     angles = (positions[..., None].float() * inverse_frequencies(rope, dim, positions.device)).to(wide)
     angles = torch.cat([angles, angles], -1)[:, :, None]
-    scale = attention_factor(rope)
+    scale = rotary_attention_factor(rope)
     wraps = torch.div(positions, rope["original_max_position_embeddings"], rounding_mode="floor")
     query_scale = 1.0 + rope["llama_4_scaling_beta"] * torch.log1p(wraps.to(wide))
-    return Positions(
+    return RotaryPositions(
         (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype), query_scale[..., None, None].to(dtype)
     )
 
 
-def rotate(x: Tensor, positions: Positions) -> Tensor:
+def rotate_by_positions(x: Tensor, positions: RotaryPositions) -> Tensor:
     """Rotary embedding of x [B, n, heads, D], halves paired."""
     first, second = x.chunk(2, -1)
     return x * positions.cos + torch.cat([-second, first], -1) * positions.sin
@@ -167,14 +169,14 @@ class MinistralAttention(nn.Module):
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, hidden: Tensor, positions: Positions, visible: Visibility, places: Tensor, cache: KVCache | None
+        self, hidden: Tensor, positions: RotaryPositions, visible: AttentionMask, places: Tensor, cache: KVCache | None
     ) -> Tensor:
         """hidden [B, n, E] -> [B, n, E]; writes keys and values of `places` into the cache, where there is one."""
         query, key, value = (
             project(hidden).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query = rotate(query, positions) * positions.query_scale
-        key = rotate(key, positions)
+        query = rotate_by_positions(query, positions) * positions.query_scale
+        key = rotate_by_positions(key, positions)
         if cache is not None:
             key, value = cache.write(self.layer, key, value, places, cache.get_seq_length() + places.shape[1])
         seen = scaled_dot_product_attention(
@@ -213,7 +215,7 @@ class MinistralDecoderLayer(nn.Module):
         self.mlp = MinistralMLP(config)
 
     def forward(
-        self, hidden: Tensor, positions: Positions, visible: Visibility, places: Tensor, cache: KVCache | None
+        self, hidden: Tensor, positions: RotaryPositions, visible: AttentionMask, places: Tensor, cache: KVCache | None
     ) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visible, places, cache)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -249,7 +251,11 @@ class MinistralEncoder(nn.Module):
         whole = attention_mask is not None and attention_mask.dim() == 4
         real = None if attention_mask is None or whole else attention_mask[:, -width:].bool()
         places = token_places(lengths, width, real, hidden.device)
-        seen = Visibility(attention_mask) if whole else visibility(lengths, places, real, cache is not None, causal)
+        seen = (
+            AttentionMask(attention_mask)
+            if whole
+            else build_attention_mask(lengths, places, real, cache is not None, causal)
+        )
         chosen = places if position_ids is None else position_ids
         positions = encode_positions(chosen, self.rope, self.head_dim, hidden.dtype)
         for layer in self.layers:

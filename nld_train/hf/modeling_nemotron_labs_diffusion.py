@@ -11,10 +11,23 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, check_mask
-from .decoding_nemotron_labs_diffusion import Denoising, decode_ar, decode_diffusion, decode_linear, evaluation
+from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, check_mask_token
+from .decoding_nemotron_labs_diffusion import (
+    DenoisingPlan,
+    decode_ar,
+    decode_diffusion,
+    decode_linear_speculation,
+    evaluation_mode,
+)
 from .modeling_ministral import KVCache, MinistralEncoder
-from .rows_nemotron_labs_diffusion import Limits, Rows, Streamer, check_blocks, check_request, thinking_budget
+from .rows_nemotron_labs_diffusion import (
+    GenerationLimits,
+    Generations,
+    Streamer,
+    check_generation_request,
+    check_whole_blocks,
+    thinking_budget,
+)
 from .sampling_nemotron_labs_diffusion import Sampler
 
 
@@ -98,7 +111,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel):
         """Left to right. The forwards equal the generated tokens of the longest row."""
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
-        with evaluation(self):
+        with evaluation_mode(self):
             decode_ar(self, rows, Sampler(temperature, top_p, generator, len(prompt_ids)))
         return self._finished(prompt_ids, rows), rows.forwards.total()
 
@@ -123,11 +136,11 @@ class NemotronLabsDiffusionModel(PreTrainedModel):
         threshold an even share, block_length / steps_per_block. Counts denoising forwards and one causal forward per
         finished block that another one follows; not the prefill.
         """
-        check_blocks(max_new_tokens, block_length)
-        plan = Denoising(block_length, self.config.mask_token_id, threshold, steps_per_block, causal_context)
+        check_whole_blocks(max_new_tokens, block_length)
+        plan = DenoisingPlan(block_length, self.config.mask_token_id, threshold, steps_per_block, causal_context)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
-        with evaluation(self):
+        with evaluation_mode(self):
             decode_diffusion(self, rows, Sampler(temperature, top_p, generator, len(prompt_ids)), plan)
         return self._finished(prompt_ids, rows), rows.forwards["draft"] + rows.forwards["verify"]
 
@@ -151,25 +164,29 @@ class NemotronLabsDiffusionModel(PreTrainedModel):
         stops where no token has `threshold`. Counts the prefill, and a draft and a verification per round.
         """
         mask = self.config.mask_token_id if mask_token_id is None else mask_token_id
-        check_mask(mask, self.config.vocab_size)
+        check_mask_token(mask, self.config.vocab_size)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
         sampler = Sampler(temperature, top_p, generator, len(prompt_ids))
-        with evaluation(self):
-            decode_linear(self, rows, sampler, block_length, mask, threshold)
+        with evaluation_mode(self):
+            decode_linear_speculation(self, rows, sampler, block_length, mask, threshold)
         return self._finished(prompt_ids, rows), rows.forwards.total()
 
-    def _limits(self, new: int, eos: int | None, thinking: int | None, end_think: int | None) -> Limits:
-        return Limits(new, self.config.eos_token_id if eos is None else eos, thinking_budget(thinking, end_think))
+    def _limits(self, new: int, eos: int | None, thinking: int | None, end_think: int | None) -> GenerationLimits:
+        return GenerationLimits(
+            new, self.config.eos_token_id if eos is None else eos, thinking_budget(thinking, end_think)
+        )
 
-    def _rows(self, prompt_ids: Tensor, mask: Tensor | None, limits: Limits, streamer: Streamer | None) -> Rows:
+    def _rows(
+        self, prompt_ids: Tensor, mask: Tensor | None, limits: GenerationLimits, streamer: Streamer | None
+    ) -> Generations:
         prompts = [
             ids.tolist() if mask is None else ids[mask[row].bool()].tolist() for row, ids in enumerate(prompt_ids)
         ]
-        check_request(self.config, prompts, limits)
-        return Rows(prompts, limits, streamer)
+        check_generation_request(self.config, prompts, limits)
+        return Generations(prompts, limits, streamer)
 
-    def _finished(self, prompt_ids: Tensor, rows: Rows) -> Tensor:
+    def _finished(self, prompt_ids: Tensor, rows: Generations) -> Tensor:
         """[B, P + longest], shorter rows filled with the end-of-sequence token."""
         new = [torch.tensor(row.tokens, device=prompt_ids.device) for row in rows.rows]
         eos = rows.limits.eos_token_id  # rows of different lengths exist only where it ended one

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .configuration_nemotron_labs_diffusion import InputError, require
+from .configuration_nemotron_labs_diffusion import InputError, require_input
 
 Streamer = Callable[[int, list[int]], None]  # called with a row's number and its new tokens
 Kind = Literal["prefill", "draft", "verify"]
@@ -23,7 +23,7 @@ class ThinkingBudget:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GenerationLimits:
     """When a row ends, and when its thinking does."""
 
     max_new_tokens: int
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass
-class Row:
+class Generation:
     """One prompt and what was made of it."""
 
     prompt: list[int]
@@ -48,15 +48,17 @@ class Row:
         return len(self.prompt) + len(self.tokens)
 
 
-class Rows:
+class Generations:
     """The rows of one call."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], limits: Limits, streamer: Streamer | None = None) -> None:
-        self.rows = [Row(list(prompt)) for prompt in prompts]
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], limits: GenerationLimits, streamer: Streamer | None = None
+    ) -> None:
+        self.rows = [Generation(list(prompt)) for prompt in prompts]
         self.limits, self.streamer = limits, streamer
         self.forwards: Counter[Kind] = Counter()  # of the batch: a row that waits for others does not count them
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> Generation:
         return self.rows[number]
 
     @property
@@ -92,7 +94,7 @@ class Rows:
             self.streamer(number, row.tokens[start:])
         return len(row.tokens) - start
 
-    def _forced(self, row: Row, token: int) -> int:
+    def _forced(self, row: Generation, token: int) -> int:
         """The token itself, or the end of thinking where the budget is spent."""
         place = self.forced_place(row)
         if self.limits.thinking is not None and place == len(row.tokens):
@@ -100,7 +102,7 @@ class Rows:
         row.thought |= self.limits.thinking is not None and token == self.limits.thinking.end_token_id
         return token
 
-    def forced_place(self, row: Row) -> int | None:
+    def forced_place(self, row: Generation) -> int | None:
         """Where among the row's generated tokens its thinking must end; None: nowhere."""
         return None if self.limits.thinking is None or row.thought else self.limits.thinking.tokens
 
@@ -111,20 +113,20 @@ class Rows:
             self.extend(number, [given[number]])
 
 
-def check_request(config: Any, prompts: Sequence[Sequence[int]], limits: Limits) -> None:
+def check_generation_request(config: Any, prompts: Sequence[Sequence[int]], limits: GenerationLimits) -> None:
     """Raises: InputError for prompts and limits that the model cannot serve."""
     context, new = config.max_position_embeddings, limits.max_new_tokens
-    require(new > 0, f"max_new_tokens={new}", "1 or more", "raise max_new_tokens")
+    require_input(new > 0, f"max_new_tokens={new}", "1 or more", "raise max_new_tokens")
     for number, prompt in enumerate(prompts):
-        require(len(prompt) > 0, f"prompt {number} is empty", "one token or more", "give a prompt")
-        require(
+        require_input(len(prompt) > 0, f"prompt {number} is empty", "one token or more", "give a prompt")
+        require_input(
             len(prompt) + new <= context,
             f"prompt {number} of {len(prompt)} tokens with max_new_tokens={new}",
             f"{context} positions together",
             "shorten the prompt or lower max_new_tokens",
         )
         beyond = max(prompt)
-        require(
+        require_input(
             beyond < config.vocab_size,
             f"prompt {number} with token id {beyond}",
             f"ids below {config.vocab_size}",
@@ -143,10 +145,10 @@ def thinking_budget(tokens: int | None, end_token_id: int | None) -> ThinkingBud
     return ThinkingBudget(tokens, end_token_id)
 
 
-def check_blocks(max_new_tokens: int, block_length: int) -> None:
+def check_whole_blocks(max_new_tokens: int, block_length: int) -> None:
     """Raises: InputError unless the new tokens are whole blocks."""
-    require(block_length > 0, f"block_length={block_length}", "1 or more", "use the block size of training")
-    require(
+    require_input(block_length > 0, f"block_length={block_length}", "1 or more", "use the block size of training")
+    require_input(
         max_new_tokens % block_length == 0,
         f"max_new_tokens={max_new_tokens} with block_length={block_length}",
         f"multiples of {block_length}",

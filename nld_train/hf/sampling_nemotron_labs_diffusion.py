@@ -37,7 +37,7 @@ class Sampler:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature == 0:
             return torch.zeros_like(wide).scatter(-1, wide.argmax(-1, keepdim=True), 1.0)
-        return nucleus((wide / self.temperature).softmax(-1), self.top_p)
+        return truncate_to_nucleus((wide / self.temperature).softmax(-1), self.top_p)
 
     def uniforms(self, active: Sequence[int], rows: int, count: int, device: torch.device) -> Tensor:
         """Numbers in [0, 1) for the active rows, 0 for the others: [B, count] float64."""
@@ -56,7 +56,7 @@ class Sampler:
         return torch.searchsorted(sums, level, right=True).squeeze(-1).clamp(max=size - 1)
 
 
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
+def truncate_to_nucleus(probs: Tensor, top_p: float) -> Tensor:
     """The fewest most probable tokens that together have `top_p` or more, renormalised. probs [..., V]."""
     if top_p >= 1:
         return probs
@@ -67,7 +67,7 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class DraftProposal:
     """What was drafted, to be verified."""
 
     tokens: Tensor  # [B, n] int64
@@ -75,7 +75,7 @@ class Proposal:
     lengths: Tensor  # [B] int64: how many of a row's tokens are proposed
 
 
-def propose(sampler: Sampler, logits: Tensor, active: Sequence[int], threshold: float) -> Proposal:
+def propose_drafts(sampler: Sampler, logits: Tensor, active: Sequence[int], threshold: float) -> DraftProposal:
     """Draft one token per position from logits [B, n, V].
 
     A row proposes up to its first position whose most probable token has less than `threshold`. That does not look at
@@ -83,15 +83,17 @@ def propose(sampler: Sampler, logits: Tensor, active: Sequence[int], threshold: 
     """
     probs = sampler.distribution(logits)
     confident = logits.to(probs.dtype).softmax(-1).amax(-1) >= threshold
-    return Proposal(sampler.draw(probs, active), probs, leading(confident))
+    return DraftProposal(sampler.draw(probs, active), probs, count_leading(confident))
 
 
-def leading(flags: Tensor) -> Tensor:
+def count_leading(flags: Tensor) -> Tensor:
     """How many flags are True before the first that is not: [B, n] bool -> [B] int64."""
     return flags.long().cumprod(1).sum(1)
 
 
-def verify(sampler: Sampler, target: Tensor, proposal: Proposal, active: Sequence[int]) -> tuple[Tensor, Tensor]:
+def verify_proposal(
+    sampler: Sampler, target: Tensor, proposal: DraftProposal, active: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Speculative sampling: what is accepted, with the one token behind it, follows `target` exactly.
 
     Draft i is accepted with probability min(1, p_i / q_i); behind the accepted ones comes a token drawn from the
@@ -104,11 +106,11 @@ def verify(sampler: Sampler, target: Tensor, proposal: Proposal, active: Sequenc
     p = target[:, :count].gather(-1, proposal.tokens[..., None]).squeeze(-1)
     q = proposal.probs.gather(-1, proposal.tokens[..., None]).squeeze(-1)
     kept = sampler.uniforms(active, rows, count, target.device) * q < p
-    accepted = torch.minimum(leading(kept), proposal.lengths)
-    return accepted, sampler.draw(residual(target, proposal, accepted)[:, None], active).squeeze(1)
+    accepted = torch.minimum(count_leading(kept), proposal.lengths)
+    return accepted, sampler.draw(residual_weights(target, proposal, accepted)[:, None], active).squeeze(1)
 
 
-def residual(target: Tensor, proposal: Proposal, accepted: Tensor) -> Tensor:
+def residual_weights(target: Tensor, proposal: DraftProposal, accepted: Tensor) -> Tensor:
     """Weights [B, V] of the token behind the accepted ones: max(p - q, 0) where a draft was refused, p elsewhere."""
     rows = torch.arange(len(accepted), device=accepted.device)
     p = target[rows, accepted]
@@ -122,7 +124,7 @@ def residual(target: Tensor, proposal: Proposal, accepted: Tensor) -> Tensor:
     return torch.where(usable[:, None], rest, p)
 
 
-def mixture(left: Tensor, right: Tensor, weight: float) -> Tensor:
+def mix_logits(left: Tensor, right: Tensor, weight: float) -> Tensor:
     """Logits of (1 - weight) * softmax(left) + weight * softmax(right); `left` itself for weight 0. [..., V]."""
     if weight == 0:
         return left

@@ -15,9 +15,9 @@ from nemo_run.config import get_nemorun_home  # type: ignore[import-untyped]
 
 from nld_train.config import RunConfig, require
 from nld_train.exit_status import CANCELLED_JOB, STOPPED
-from nld_train.launch.placement import place
+from nld_train.launch.placement import place_on_nodes
 from nld_train.launch.site import NONE, Site
-from nld_train.recipe import from_anywhere
+from nld_train.recipe import portable_recipe_name
 from nld_train.run_folder.paths import JOBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,11 +44,11 @@ trap 'if again; then scontrol requeue "$SLURM_JOB_ID"; fi' EXIT"""
 ON_NODE = """cd {folder} && {path}trap "" USR1 TERM && exec "$@\""""
 
 
-def task(recipe: str, overrides: Sequence[str] = ()) -> nemo_run.Script:
+def recipe_task(recipe: str, overrides: Sequence[str] = ()) -> nemo_run.Script:
     """`nld train RECIPE key=value ...`, for an executor of this file. Raises: UserError for words it cannot pass on."""
-    named = from_anywhere(recipe)
+    named = portable_recipe_name(recipe)
     for word in (named, *overrides):
-        check_plain(word, "put it into a recipe file of your own, or use --executor slurm")
+        check_plain_word(word, "put it into a recipe file of your own, or use --executor slurm")
     return nemo_run.Script(path="nld_train.cli", args=["train", named, *overrides], entrypoint="python", m=True)
 
 
@@ -56,7 +56,7 @@ def local_executor(run: RunConfig) -> nemo_run.LocalExecutor:
     """All ranks on this machine, with the code where it lies."""
     return nemo_run.LocalExecutor(
         ntasks_per_node=run.parallel.world_size,
-        launcher=launcher(run),
+        launcher=torchrun_launcher(run),
         env_vars={"PATH": str(Path(sys.executable).parent), "LOGLEVEL": "WARNING"},
     )
 
@@ -67,11 +67,11 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
     The code is a copy of the working tree, uncommitted changes included; data and outputs lie in the site's folder.
     Raises: UserError for ranks that do not fit.
     """
-    placement, values = place(run, nodes, site.gpus_per_node), site.values
+    placement, values = place_on_nodes(run, nodes, site.gpus_per_node), site.values
     for path in (ROOT, site.folder, get_nemorun_home()):
-        check_plain(str(path), "use another folder (NEMORUN_HOME is nemo-run's own)")
+        check_plain_word(str(path), "use another folder (NEMORUN_HOME is nemo-run's own)")
     in_pyxis = values["NLD_CONTAINER"] == "pyxis"
-    variables = environment(site)
+    variables = job_environment(site)
     return nemo_run.SlurmExecutor(
         account=None if values["NLD_ACCOUNT"] == NONE else values["NLD_ACCOUNT"],
         partition=values["NLD_PARTITION"],
@@ -84,7 +84,7 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
         exclusive=True,
         mem="0",
         signal=f"USR1@{values['NLD_SAVE_SECONDS']}",
-        additional_parameters=more_options(site),
+        additional_parameters=extra_sbatch_options(site),
         container_image=values["NLD_IMAGE"] if in_pyxis else None,
         container_mounts=values["NLD_MOUNTS"].split(",") if in_pyxis and values["NLD_MOUNTS"] else [],
         container_env=sorted(variables) if in_pyxis else None,
@@ -99,19 +99,19 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
         packager=nemo_run.PatternPackager(
             include_pattern=[str(ROOT / name) for name in PACKAGES], relative_path=[str(ROOT)] * len(PACKAGES)
         ),
-        launcher=launcher(run),
+        launcher=torchrun_launcher(run),
         tunnel=nemo_run.LocalTunnel(job_dir=""),  # nemo-run's own folder, which every node must see
         poll_estimated_start_time=False,
     )
 
 
-def launcher(run: RunConfig) -> nemo_run.Torchrun:
+def torchrun_launcher(run: RunConfig) -> nemo_run.Torchrun:
     """torchrun; runs that share a node meet on ports of their own."""
     number = FIRST_PORT + zlib.crc32(run.output.encode()) % PORTS
     return nemo_run.Torchrun(rdzv_port=number, rdzv_id=number)
 
 
-def environment(site: Site) -> dict[str, str]:
+def job_environment(site: Site) -> dict[str, str]:
     """Variables of the job, in the spelling of bash; nemo-run writes them into the script as they are."""
     code = f"{JOB_FOLDER}/code"
     passed_on = {name: shlex.quote(value) for name, value in site.environment.items()}
@@ -137,7 +137,7 @@ def before_torchrun(site: Site) -> list[str]:
     return [*words, "bash", "-c", shlex.quote(ON_NODE.format(folder=folder, path=path)), "bash"]
 
 
-def more_options(site: Site) -> dict[str, str | bool]:
+def extra_sbatch_options(site: Site) -> dict[str, str | bool]:
     """NLD_SBATCH as names and values. Raises: UserError for short options."""
     options: dict[str, str | bool] = {}
     for word in shlex.split(site.values["NLD_SBATCH"]):
@@ -148,7 +148,7 @@ def more_options(site: Site) -> dict[str, str | bool]:
     return options
 
 
-def check_plain(word: str, do: str) -> None:
+def check_plain_word(word: str, do: str) -> None:
     """Refuse what nemo-run would not pass on as it is: its executors quote words in different ways, and in its Slurm
     script every JOB_FOLDER is replaced. Raises: UserError."""
     plain = shlex.quote(word) == word and JOB_FOLDER not in word

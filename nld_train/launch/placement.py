@@ -11,7 +11,7 @@ class Placement:
     ranks: int  # on each node
 
 
-def place(run: RunConfig, nodes: int | None, gpus_per_node: int) -> Placement:
+def place_on_nodes(run: RunConfig, nodes: int | None, gpus_per_node: int) -> Placement:
     """The run on `nodes` nodes; None: as few as hold it. gpus_per_node: 0 for CPU nodes.
 
     Raises: UserError for ranks that do not fit.
@@ -20,22 +20,27 @@ def place(run: RunConfig, nodes: int | None, gpus_per_node: int) -> Placement:
     if nodes is None:
         require(gpus_per_node > 0, "CPU nodes without a count", "--nodes N", "say on how many nodes")
         nodes = -(-size // gpus_per_node)
-    fits = [count for count in range(1, size + 1) if allowed(size, count, tensor, gpus_per_node)]
+    fits = [count for count in range(1, size + 1) if fits_nodes(size, count, tensor, gpus_per_node)]
     do = "change parallel.world_size or parallel.tensor"
     if fits:
         do = f"give --nodes {min(fits, key=lambda count: (abs(count - nodes), count))}"
-    require(nodes in fits, f"{run.name} on {nodes} node(s): {reason(size, nodes, tensor, gpus_per_node)}", RULE, do)
+    require(
+        nodes in fits,
+        f"{run.name} on {nodes} node(s): {placement_problem(size, nodes, tensor, gpus_per_node)}",
+        RULE,
+        do,
+    )
     return Placement(nodes, size // nodes)
 
 
 RULE = "the same number of ranks on every node, at most one for each GPU, and no tensor-parallel group on two nodes"
 
 
-def allowed(size: int, nodes: int, tensor: int, gpus_per_node: int) -> bool:
-    return not reason(size, nodes, tensor, gpus_per_node)
+def fits_nodes(size: int, nodes: int, tensor: int, gpus_per_node: int) -> bool:
+    return not placement_problem(size, nodes, tensor, gpus_per_node)
 
 
-def reason(size: int, nodes: int, tensor: int, gpus_per_node: int) -> str:
+def placement_problem(size: int, nodes: int, tensor: int, gpus_per_node: int) -> str:
     """Why `size` ranks cannot be laid so, or ""."""
     if nodes < 1 or size % nodes:
         return f"{size} ranks cannot be shared out evenly"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.errors import UserError
-from nld_train.fields import nearest
+from nld_train.fields import nearest_name
 from nld_train.run_folder.attempts import STARTS, STARTS_DEFAULT
 
 NONE = "none"
@@ -52,26 +52,26 @@ def read_site(path: Path) -> Site:
     require(
         path.is_file(), f"no site file {path}", "a file of NAME=value lines", f"copy {EXAMPLE} there and fill it in"
     )
-    found = dict(parse_line(path, number, line) for number, line in assignments(path))
+    found = dict(parse_site_line(path, number, line) for number, line in site_lines(path))
     unknown = [name for name in found if name not in KNOWN and not name.startswith(PASSED_ON)]
     if unknown:
-        guess = nearest(unknown[0], KNOWN)
+        guess = nearest_name(unknown[0], KNOWN)
         allowed = f"the names of {EXAMPLE}, and names that begin with {', '.join(PASSED_ON)}"
         raise UserError(f"{path}: unknown name {unknown[0]}", allowed, f"did you mean {guess}?")
     missing = [name for name in REQUIRED if not found.get(name)]
     require(not missing, f"{path} without {', '.join(missing)}", f"all of {', '.join(REQUIRED)}", f"see {EXAMPLE}")
     values = DEFAULTS | {name: value for name, value in found.items() if name in KNOWN}
-    check(path, values)
+    check_site_values(path, values)
     return Site(path, values, {name: value for name, value in found.items() if name not in KNOWN})
 
 
-def assignments(path: Path) -> list[tuple[int, str]]:
+def site_lines(path: Path) -> list[tuple[int, str]]:
     """Lines that are neither empty nor a comment, with their numbers."""
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     return [(number, line.strip()) for number, line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-def parse_line(path: Path, number: int, line: str) -> tuple[str, str]:
+def parse_site_line(path: Path, number: int, line: str) -> tuple[str, str]:
     """NAME=value, quoted as in a shell, with an optional comment behind it."""
     do = "quote values with spaces"
     try:
@@ -84,7 +84,7 @@ def parse_line(path: Path, number: int, line: str) -> tuple[str, str]:
     return name, value
 
 
-def check(path: Path, values: dict[str, str]) -> None:
+def check_site_values(path: Path, values: dict[str, str]) -> None:
     """Refuse values that no job could start with."""
 
     def demand(ok: bool, name: str, allowed: str, do: str = f"see {EXAMPLE}") -> None:

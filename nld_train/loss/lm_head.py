@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nld_train.loss.chunks import chunk_width
-from nld_train.loss.vocabulary import VocabularyCut, gathered, logits_at, summed
+from nld_train.loss.vocabulary import VocabularyShard, gather_over_ranks, logits_at, sum_over_ranks
 
-WHOLE = VocabularyCut()
+WHOLE_VOCABULARY = VocabularyShard()
 
 
-def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, cut: VocabularyCut = WHOLE) -> Tensor:
+def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, cut: VocabularyShard = WHOLE_VOCABULARY) -> Tensor:
     """-log softmax(hidden @ weight.T)[target], in nats, for a vocabulary that may be cut over ranks.
 
     hidden [R, E], the same on every rank, its gradient summed over the ranks; weight [V / ranks, E], this rank's cut;
@@ -31,7 +31,7 @@ def head_nll(hidden: Tensor, weight: Tensor, targets: Tensor, cut: VocabularyCut
 
 class _HeadNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, width: int, cut: VocabularyCut) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, width: int, cut: VocabularyShard) -> Tensor:
         own = targets - cut.offset
         sum_exp = torch.full(own.shape, -torch.inf, dtype=_wide(hidden), device=hidden.device)  # its logarithm
         picked = torch.zeros_like(sum_exp)  # the logit of each target, on the rank that holds it
@@ -39,8 +39,8 @@ class _HeadNll(torch.autograd.Function):
         for chunk in _chunks(weight, width):
             logits = _product(hidden, weight[chunk].T)
             sum_exp = torch.logaddexp(sum_exp, logits.logsumexp(1))
-            picked += logits_at(logits, own[:, None], VocabularyCut(chunk.start))[:, 0]
-        sum_exp, picked = gathered(sum_exp, cut).logsumexp(0), summed(picked, cut)
+            picked += logits_at(logits, own[:, None], VocabularyShard(chunk.start))[:, 0]
+        sum_exp, picked = gather_over_ranks(sum_exp, cut).logsumexp(0), sum_over_ranks(picked, cut)
         # The last chunk's logits are kept for the backward, so that a small vocabulary is multiplied only once.
         ctx.save_for_backward(hidden, weight, own, sum_exp, logits)
         ctx.width, ctx.cut = width, cut
@@ -63,7 +63,7 @@ class _HeadNll(torch.autograd.Function):
             if weight_grad is not None:
                 weight_grad[chunk] = _product(share.T, hidden)
         if hidden_grad is not None:
-            hidden_grad = summed(hidden_grad, ctx.cut).to(hidden.dtype)
+            hidden_grad = sum_over_ranks(hidden_grad, ctx.cut).to(hidden.dtype)
         return hidden_grad, weight_grad, None, None, None
 
 

@@ -10,7 +10,7 @@ from nld_train.types import DrafterTerms, LossTerms
 KEPT = "drafts kept up to "  # and a place in the block, from 1 on: share of the blocks
 
 
-def summed(terms: Sequence[LossTerms]) -> LossTerms:
+def sum_loss_terms(terms: Sequence[LossTerms]) -> LossTerms:
     """The terms of several micro-batches, or ranks, as one."""
     return LossTerms(
         ar_sum=torch.stack([term.ar_sum for term in terms]).sum(),
@@ -21,18 +21,18 @@ def summed(terms: Sequence[LossTerms]) -> LossTerms:
     )
 
 
-def numerator(terms: LossTerms, alpha: float) -> Tensor:
+def loss_numerator(terms: LossTerms, alpha: float) -> Tensor:
     """What a micro-batch adds to the objective before the division by N: ar_sum + alpha * diffusion_sum. Scalar."""
     return terms.ar_sum + alpha * terms.diffusion_sum
 
 
-def objective(terms: Sequence[LossTerms], alpha: float) -> Tensor:
+def objective_value(terms: Sequence[LossTerms], alpha: float) -> Tensor:
     """(ar_sum + alpha * diffusion_sum) / N over the whole global batch: one denominator for both terms. Scalar."""
-    whole = summed(terms)
-    return _per(numerator(whole, alpha), whole.denominator)
+    whole = sum_loss_terms(terms)
+    return _per(loss_numerator(whole, alpha), whole.denominator)
 
 
-def pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
+def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count) of every figure that is shown of a step: both add up over micro-batches and ranks; scalars.
 
     Losses in nats per supervised token (under sequence averaging: the mean of the rows' means). The diffusion loss is
@@ -41,14 +41,14 @@ def pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
     return {
         "AR loss": (terms.ar_sum, terms.denominator),
         "diffusion loss": (terms.diffusion_sum, terms.denominator),
-        "total loss": (numerator(terms, alpha), terms.denominator),
+        "total loss": (loss_numerator(terms, alpha), terms.denominator),
         "mask ratio": (terms.masked, terms.maskable),
     }
 
 
-def report(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
+def reported_figures(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
     """The figures themselves, from the terms summed over the global batch; scalars, left on their device."""
-    return {name: _per(*pair) for name, pair in pairs(terms, alpha).items()}
+    return {name: _per(*pair) for name, pair in reported_pairs(terms, alpha).items()}
 
 
 def drafter_numerator(terms: DrafterTerms) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from nld_train.types import Batch, LossTerms
 
 
-def terms(ar_nll: Tensor, diffusion_nll: Tensor, batch: Batch) -> LossTerms:
+def loss_terms(ar_nll: Tensor, diffusion_nll: Tensor, batch: Batch) -> LossTerms:
     """Weighted sums of the cross-entropies, in the order of the batch's positions.
 
     ar_nll [R_ar], clean position i predicting x_{i+1}; diffusion_nll [R_diff], noisy position i predicting x_i; nats.

@@ -5,10 +5,10 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from nld_train.dual_stream.context import Cut
-from nld_train.dual_stream.layout import positions
-from nld_train.model.attention_slot import DualStreamAttention
-from nld_train.model.head import position_logits, position_nll
+from nld_train.dual_stream.context_shard import ContextShard
+from nld_train.dual_stream.row_layout import rotary_positions
+from nld_train.model.core_attention import DualStreamAttention
+from nld_train.model.position_head import position_logits, position_nll
 from nld_train.types import Batch, HeadRequest
 
 
@@ -17,9 +17,9 @@ class DualStreamGPTModel(GPTModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cut = Cut(self.pg_collection.cp.size(), self.pg_collection.cp.rank())
+        self.cut = ContextShard(self.pg_collection.cp.size(), self.pg_collection.cp.rank())
         self.rotary_pos_emb.cp_group = None  # or it would cut the angles its own way: `_rotary` does
-        check_attention(self)
+        _check_core_attention(self)
 
     def forward(self, batch: Batch | HeadRequest) -> Tensor:
         """Cross-entropy [R_ar + R_diff] of the batch on the last pipeline stage, hidden states [S, B, E] before it.
@@ -29,7 +29,9 @@ class DualStreamGPTModel(GPTModel):
         layout, documents, ids = self.config.layout, batch.documents, batch.input_ids
         return super().forward(
             input_ids=ids,
-            position_ids=None if documents is None else positions(layout, documents.to(ids.device, non_blocking=True)),
+            position_ids=None
+            if documents is None
+            else rotary_positions(layout, documents.to(ids.device, non_blocking=True)),
             attention_mask=batch.documents,
             output_processor=self._position_logits if isinstance(batch, HeadRequest) else self._position_nll,
             output_processor_context=batch,
@@ -53,10 +55,10 @@ class DualStreamGPTModel(GPTModel):
         here = self.cut.queries(layout, angles.device)
         if position_ids is not None:
             return angles.flatten(1)[position_ids[:, here].T].unsqueeze(2)
-        return angles[positions(layout, device=angles.device)[here]]
+        return angles[rotary_positions(layout, device=angles.device)[here]]
 
 
-def check_attention(model: GPTModel) -> None:
+def _check_core_attention(model: GPTModel) -> None:
     """Fail unless every layer attends through the dual stream's slot."""
     for number, layer in enumerate(model.decoder.layers):
         slot = type(layer.self_attention.core_attention)

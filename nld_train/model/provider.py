@@ -15,13 +15,13 @@ from megatron.core.pipeline_parallel.utils import (
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from nld_train.config import RunConfig
-from nld_train.model.attention_slot import DualStreamAttention
+from nld_train.model.core_attention import DualStreamAttention
 from nld_train.model.gpt import DualStreamGPTModel
 from nld_train.model.norm import FinalRMSNorm, LocalRMSNorm
 from nld_train.model.provider_config import DualStreamConfig
 
 
-def block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def decoder_block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """Transformer Engine layers on GPUs, Megatron's local layers on CPUs; our attention in every one."""
     on_gpu = torch.cuda.is_available()
     block = get_gpt_decoder_block_spec(
@@ -52,7 +52,7 @@ class DualStreamProvider(DualStreamConfig):
             post_process = is_vp_last_stage(vp_stage, chunks) and is_pp_last_stage(stages)
         return DualStreamGPTModel(
             self,
-            transformer_layer_spec=block_spec(self, vp_stage),
+            transformer_layer_spec=decoder_block_spec(self, vp_stage),
             vocab_size=self.vocab_size,
             max_sequence_length=self.seq_length,
             pre_process=pre_process,
@@ -65,12 +65,12 @@ class DualStreamProvider(DualStreamConfig):
         )
 
 
-def turns_alike(run: RunConfig) -> bool:
+def rows_share_positions(run: RunConfig) -> bool:
     """Whether the rows of a micro-batch have the same positions, as the fused kernel of the rotary embedding wants."""
     return not run.diffusion.document_mask or run.train.micro_batch == 1
 
 
-def provider(run: RunConfig) -> DualStreamProvider:
+def model_provider(run: RunConfig) -> DualStreamProvider:
     """The provider of a run's model, cut as the run's layout says."""
     model, rope, cut = run.model, run.model.rope, run.parallel
     on_gpu = torch.cuda.is_available()
@@ -127,7 +127,7 @@ def provider(run: RunConfig) -> DualStreamProvider:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # Fused kernels exist on GPUs only. Norms are fused into the maps behind them by Transformer Engine's layers.
-        apply_rope_fusion=on_gpu and turns_alike(run),
+        apply_rope_fusion=on_gpu and rows_share_positions(run),
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

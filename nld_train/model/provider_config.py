@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 from nld_train.config import AttentionBackend
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.row_layout import RowLayout
 
 
 @dataclass(kw_only=True)
@@ -19,5 +19,5 @@ class DualStreamConfig(GPTModelProvider):
     query_scale_beta: float
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.row_length, self.block_size, self.dual)
+    def layout(self) -> RowLayout:
+        return RowLayout(self.row_length, self.block_size, self.dual)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nld_train.config import RunConfig
-from nld_train.doctor.start_checks import check_data, check_start
+from nld_train.doctor.start_checks import check_run_data, check_start
 from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED, REFUSED, UNHEALTHY_NODE
 from nld_train.node_check.node_facts import NodeRequirements, read_node_facts
@@ -14,8 +14,8 @@ from nld_train.node_check.nodes import Nodes
 from nld_train.node_check.rendezvous import RendezvousLimits, RendezvousVerdict, hold_rendezvous
 from nld_train.plan.memory import checkpoint_size
 from nld_train.run_folder.attempts import record_end, record_start
-from nld_train.run_folder.checkpoints import saved_step
-from nld_train.run_folder.restart_limit import check_progress
+from nld_train.run_folder.checkpoints import step_reached
+from nld_train.run_folder.restart_limit import check_restart_limit
 
 logger = logging.getLogger(__name__)
 GPUS = "NLD_GPUS_PER_NODE"  # variable that the site file sets
@@ -26,7 +26,9 @@ def check_nodes_before_start(run: RunConfig, nodes: Nodes) -> int | None:
 
     The first node says what is wrong, and puts it into the run's record.
     """
-    verdict = nodes_verdict(run, nodes, [check_data, check_start, check_progress] if nodes.first else [check_data])
+    verdict = nodes_verdict(
+        run, nodes, [check_run_data, check_start, check_restart_limit] if nodes.first else [check_run_data]
+    )
     if verdict.healthy:
         if nodes.first:
             logger.info(_healthy_text(run, nodes, verdict))
@@ -40,7 +42,7 @@ def check_nodes_before_start(run: RunConfig, nodes: Nodes) -> int | None:
             logger.error("node %s is unhealthy: %s", name, problem)
         output = Path(run.output)
         output.mkdir(parents=True, exist_ok=True)
-        step = saved_step(output)
+        step = step_reached(output)
         record_start(output, step, nodes.labels, os.environ)
         record_end(output, step, UNHEALTHY_NODE, verdict.unhealthy)
     return UNHEALTHY_NODE
@@ -48,7 +50,7 @@ def check_nodes_before_start(run: RunConfig, nodes: Nodes) -> int | None:
 
 def check_nodes_only(run: RunConfig, nodes: Nodes) -> tuple[str, int]:
     """The check by itself: what the first node says, "" on the others, and the exit status. Nothing is recorded."""
-    verdict = nodes_verdict(run, nodes, [check_data])
+    verdict = nodes_verdict(run, nodes, [check_run_data])
     status = FINISHED if verdict.healthy else REFUSED if verdict.refused else UNHEALTHY_NODE
     if not nodes.first:
         return "", status

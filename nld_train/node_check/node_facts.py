@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from nld_train.doctor.finding import gb, plural
-from nld_train.doctor.machine import SHARED, existing
+from nld_train.doctor.finding import counted_noun, gb_text
+from nld_train.doctor.machine import SHARED, nearest_existing_folder
 
 TEMPORARY_BYTES = 5e8  # for compiled kernels and the like
 SHARED_BYTES = 3e7  # less is left where ended jobs forgot their segments
@@ -47,11 +47,13 @@ def read_node_facts(wanted: NodeRequirements, refused: str = "") -> NodeFacts:
 
 def missing_room(wanted: NodeRequirements) -> list[str]:
     """Folders that are full, or not to be written in."""
-    output = existing(Path(wanted.output).absolute())
+    output = nearest_existing_folder(Path(wanted.output).absolute())
     needs = [(output, wanted.output_bytes), (Path(tempfile.gettempdir()), wanted.temporary_bytes)]
     needs += [(SHARED, wanted.shared_bytes)] if SHARED.is_dir() else []
     free = [(folder, shutil.disk_usage(folder).free, need) for folder, need in needs]
-    found = [f"{gb(there)} free in {folder}, expected {gb(need)}" for folder, there, need in free if there < need]
+    found = [
+        f"{gb_text(there)} free in {folder}, expected {gb_text(need)}" for folder, there, need in free if there < need
+    ]
     return found if os.access(output, os.W_OK) else [f"{output} cannot be written", *found]
 
 
@@ -59,7 +61,7 @@ def node_problems(facts: NodeFacts, wanted: NodeRequirements, gpus: int, skew: f
     """What keeps a node out of the run. gpus: that every node must have; skew: seconds its clock is ahead."""
     found = [f"refused there: {facts.refused}"] if facts.refused else []
     if facts.gpus < gpus:
-        found.append(f"{plural(facts.gpus, 'GPU')}, expected {gpus}")
+        found.append(f"{counted_noun(facts.gpus, 'GPU')}, expected {gpus}")
     found += facts.lacks
     if abs(skew) > wanted.clock_seconds:
         found.append(f"its clock is {skew:+.1f} s off the first node's, expected at most {wanted.clock_seconds:g} s")

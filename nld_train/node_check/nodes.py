@@ -62,7 +62,7 @@ class Nodes:
 ALONE = Nodes()
 
 
-def nodes_of(meet: str | None, count: int | None, here: int | None, environment: Mapping[str, str]) -> Nodes:
+def parse_nodes(meet: str | None, count: int | None, here: int | None, environment: Mapping[str, str]) -> Nodes:
     """The nodes that `nld train --meet HOST:PORT --nodes N --node I` names; under srun, Slurm names the last two.
 
     Raises: UserError.

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from nld_train.config import DiffusionConfig
 from nld_train.noise.blocks import row_block_ids
-from nld_train.noise.law import Sample, draw
+from nld_train.noise.law import NoiseSample, draw_mask
 from nld_train.types import NoisyRow, Row
 
 
-def maskable(row: Row, config: DiffusionConfig) -> Tensor:
+def maskable_tokens(row: Row, config: DiffusionConfig) -> Tensor:
     """Which of the row's first L tokens may be masked: [L] bool.
 
     The supervised ones. A token of the text that already is mask_token_id stays as it is and never counts as masked:
@@ -18,7 +18,7 @@ def maskable(row: Row, config: DiffusionConfig) -> Tensor:
     return row.supervised[:-1] & (row.tokens[:-1] != config.mask_token_id)
 
 
-def corrupt(row: Row, config: DiffusionConfig, purpose: str, global_batch: int) -> NoisyRow:
+def corrupt_row(row: Row, config: DiffusionConfig, purpose: str, global_batch: int) -> NoisyRow:
     """The row with its noise: a pure function of the arguments and of `row.index`.
 
     `purpose` ("train", "validation", ...) keeps uses of the same row independent. `global_batch`: rows per step over
@@ -30,7 +30,7 @@ def corrupt(row: Row, config: DiffusionConfig, purpose: str, global_batch: int) 
     clean = row.tokens[:-1]
     documents = row.documents if config.document_mask else None
     blocks = row_block_ids(clean.numel(), config.block_size, documents)
-    sample = Sample(config.noise_seed, purpose, row.index, global_batch, blocks)
-    p, drawn = draw(config.noise_law, config.noise_eps, sample)
-    masked = drawn & maskable(row, config)
+    sample = NoiseSample(config.noise_seed, purpose, row.index, global_batch, blocks)
+    p, drawn = draw_mask(config.noise_law, config.noise_eps, sample)
+    masked = drawn & maskable_tokens(row, config)
     return NoisyRow(row=row, noisy=torch.where(masked, config.mask_token_id, clean), masked=masked, p=p)

@@ -9,7 +9,7 @@ from torch import Tensor
 MANTISSA_BITS = 53  # of a float64: every number drawn is a whole multiple of 2**-53
 
 
-def uniforms(seed: int, index: int, purpose: str, count: int) -> Tensor:
+def keyed_uniforms(seed: int, index: int, purpose: str, count: int) -> Tensor:
     """`count` uniform numbers in [0, 1) for one sample, equal on every machine; no global state is read or changed.
 
     Philox is keyed by a 64-bit digest of (seed, purpose) and by the sample index: every index has a stream of its own

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nld_train.config import RunConfig
 from nld_train.plan.parameters import matrix_parameters
-from nld_train.plan.rows import expected_head_rows, positions, run_pairs, tokens
+from nld_train.plan.row_counts import expected_head_rows, row_positions, run_tokens, run_visible_pairs
 
 PASSES = 3  # forward once, backward twice; of a drafter: draft, verify, and the backward of inputs alone
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
@@ -36,8 +36,8 @@ class RowFlops:
 def row_flops(run: RunConfig) -> RowFlops:
     """FLOPs of one row of L tokens (S positions in the model)."""
     model = run.model
-    layers = 2 * matrix_parameters(model) * positions(run)
-    attention = 2 * 2 * model.heads * model.head_dim * run_pairs(run)
+    layers = 2 * matrix_parameters(model) * row_positions(run)
+    attention = 2 * 2 * model.heads * model.head_dim * run_visible_pairs(run)
     head = 2 * model.hidden * model.vocab_size * expected_head_rows(run)
     return RowFlops(PASSES * model.layers * layers, PASSES * model.layers * attention, PASSES * head)
 
@@ -49,9 +49,9 @@ def flops_per_token(run: RunConfig) -> float:
 
 def run_flops(run: RunConfig) -> float:
     """FLOPs of all iterations, evaluations left out."""
-    return flops_per_token(run) * tokens(run)
+    return flops_per_token(run) * run_tokens(run)
 
 
-def days(run: RunConfig) -> float:
+def run_days(run: RunConfig) -> float:
     """Days on parallel.world_size H100s at `MFU`."""
     return run_flops(run) / (run.parallel.world_size * H100_BF16 * MFU) / SECONDS_PER_DAY

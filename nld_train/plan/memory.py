@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
 from nld_train.loss.chunks import chunk_width
-from nld_train.plan.parameters import adapter_parameters, on_rank, padded_vocab, whole
-from nld_train.plan.rows import micro_batches, most_head_rows, positions
+from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
+from nld_train.plan.row_counts import micro_batches, most_head_rows, row_positions
 
 CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
 FP32 = 4  # bytes
@@ -67,17 +67,17 @@ def worst_stage(run: RunConfig) -> StageMemory:
 
 def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     """Memory of a GPU of pipeline stage `stage`."""
-    parameters = on_rank(run.model, run.parallel, stage).total
+    parameters = rank_parameters(run.model, run.parallel, stage).total
     adapter = adapter_on_rank(run)
     trained = parameters if run.drafter is None else adapter
     return StageMemory(
         stage=stage,
-        weights=(parameters + adapter) * element(run),
+        weights=(parameters + adapter) * element_bytes(run),
         gradients=trained * FP32,
         optimizer=math.ceil(trained * optimizer_bytes(run) / optimizer_shards(run.parallel)),
         activations=math.ceil(layers_in_flight(run, stage) * kept_per_layer(run)),
-        layer_backward=layer_backward(run),
-        head=head(run) if stage == run.parallel.pipeline - 1 else 0,
+        layer_backward=layer_backward_bytes(run),
+        head=head_bytes(run) if stage == run.parallel.pipeline - 1 else 0,
     )
 
 
@@ -86,7 +86,7 @@ def adapter_on_rank(run: RunConfig) -> int:
     return 0 if run.drafter is None else adapter_parameters(run.model, run.drafter) // run.parallel.tensor
 
 
-def element(run: RunConfig) -> int:
+def element_bytes(run: RunConfig) -> int:
     """Bytes of a weight or an activation."""
     return 2 if run.train.precision == "bf16" else FP32
 
@@ -103,7 +103,7 @@ def optimizer_shards(cut: ParallelConfig) -> int:
 
 def rank_positions(run: RunConfig) -> int:
     """Positions of a micro-batch on one rank; context parallelism cuts the row."""
-    return run.train.micro_batch * positions(run) // run.parallel.context
+    return run.train.micro_batch * row_positions(run) // run.parallel.context
 
 
 def stream_elements(run: RunConfig) -> float:
@@ -135,7 +135,7 @@ def layer_kept(run: RunConfig, recompute_attention: bool) -> int:
     """
     gathered = run.parallel.context > 1 and not recompute_attention
     statistics = 0.0 if recompute_attention else FP32 * run.model.heads / run.parallel.tensor
-    own = rank_positions(run) * (element(run) * layer_elements(run, gathered) + statistics)
+    own = rank_positions(run) * (element_bytes(run) * layer_elements(run, gathered) + statistics)
     return math.ceil(own + (gathered_keys(run) if gathered else 0.0))
 
 
@@ -145,13 +145,13 @@ def gathered_keys(run: RunConfig) -> float:
     length, cut = run.data.sequence_length, run.parallel
     noisy = length if run.diffusion.document_mask else length // cut.context
     keys = length + (noisy if run.diffusion.dual else 0)
-    return run.train.micro_batch * keys * 2 * run.model.kv_heads * run.model.head_dim * element(run) / cut.tensor
+    return run.train.micro_batch * keys * 2 * run.model.kv_heads * run.model.head_dim * element_bytes(run) / cut.tensor
 
 
 def kept_per_layer(run: RunConfig) -> int:
     """Bytes of one micro-batch in one layer under parallel.recompute; "full" keeps the layer's input alone."""
     if run.parallel.recompute == "full":
-        return math.ceil(rank_positions(run) * element(run) * stream_elements(run))
+        return math.ceil(rank_positions(run) * element_bytes(run) * stream_elements(run))
     return layer_kept(run, recompute_attention=run.parallel.recompute == "selective")
 
 
@@ -169,7 +169,7 @@ def layers_in_flight(run: RunConfig, stage: int) -> float:
     return min(started, micro_batches(run) * chunks) * run.model.layers / (cut.pipeline * chunks)
 
 
-def layer_backward(run: RunConfig) -> int:
+def layer_backward_bytes(run: RunConfig) -> int:
     """Bytes alive while one layer runs its backward pass, at its MLP, where it holds most.
 
     The gradients of gate and up (2F) and of their product (F), cut over tensor ranks, and two whole streams: the input
@@ -178,10 +178,10 @@ def layer_backward(run: RunConfig) -> int:
     """
     gradients = 3 * run.model.ffn / run.parallel.tensor + 2 * run.model.hidden
     again = layer_kept(run, recompute_attention=False) if run.parallel.recompute == "full" else 0
-    return math.ceil(rank_positions(run) * element(run) * gradients) + again
+    return math.ceil(rank_positions(run) * element_bytes(run) * gradients) + again
 
 
-def head(run: RunConfig) -> int:
+def head_bytes(run: RunConfig) -> int:
     """Bytes alive while the LM head and the loss run, with every noisy token masked (noise level near 1).
 
     The logits exist in chunks of the vocabulary (loss/lm_head.py): in the backward pass four chunks of fp32, those kept
@@ -192,13 +192,13 @@ def head(run: RunConfig) -> int:
 
     Of a drafter: the fp32 logits of drafter and verifier, and the gradient of the former.
     """
-    model, streams = run.model, rank_positions(run) * 4 * run.model.hidden * element(run)
+    model, streams = run.model, rank_positions(run) * 4 * run.model.hidden * element_bytes(run)
     columns = padded_vocab(model.vocab_size, run.parallel.tensor) // run.parallel.tensor
     if run.drafter is not None:
         return run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32 + streams
     rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
     chunks = LOGIT_CHUNKS * rows * min(columns, chunk_width(rows)) * FP32
-    return chunks + columns * model.hidden * element(run) + 2 * rows * model.hidden * FP32 + streams
+    return chunks + columns * model.hidden * element_bytes(run) + 2 * rows * model.hidden * FP32 + streams
 
 
 def checkpoint_size(run: RunConfig) -> CheckpointSize:
@@ -206,6 +206,8 @@ def checkpoint_size(run: RunConfig) -> CheckpointSize:
 
     In fp32 the distributed optimizer still writes its copy of the weights. A drafter's holds its adapter alone.
     """
-    parameters = whole(run.model).total if run.drafter is None else adapter_parameters(run.model, run.drafter)
+    parameters = (
+        model_parameters(run.model).total if run.drafter is None else adapter_parameters(run.model, run.drafter)
+    )
     master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
-    return CheckpointSize(parameters * element(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))
+    return CheckpointSize(parameters * element_bytes(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

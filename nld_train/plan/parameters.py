@@ -9,7 +9,7 @@ VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this, time
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """Numbers of parameters. The head is a matrix of its own: it is never tied to the embedding."""
 
     embedding: int
@@ -34,11 +34,11 @@ def norm_parameters(model: ModelConfig) -> int:
     return 2 * model.hidden
 
 
-def whole(model: ModelConfig) -> Parameters:
+def model_parameters(model: ModelConfig) -> ParameterCounts:
     """The network as published, with the vocabulary not padded."""
     table = model.vocab_size * model.hidden
     layer = matrix_parameters(model) + norm_parameters(model)
-    return Parameters(table, layer, model.layers, model.hidden, table)
+    return ParameterCounts(table, layer, model.layers, model.hidden, table)
 
 
 def adapter_parameters(model: ModelConfig, drafter: DrafterConfig) -> int:
@@ -52,7 +52,7 @@ def padded_vocab(vocab_size: int, tensor: int) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
-def on_rank(model: ModelConfig, cut: ParallelConfig, stage: int) -> Parameters:
+def rank_parameters(model: ModelConfig, cut: ParallelConfig, stage: int) -> ParameterCounts:
     """What a GPU of pipeline stage `stage` (0 .. pipeline - 1) holds.
 
     Matrices are cut over the tensor ranks, norms are whole on each of them. The embedding is on the first stage, the
@@ -62,7 +62,7 @@ def on_rank(model: ModelConfig, cut: ParallelConfig, stage: int) -> Parameters:
     assert 0 <= stage < cut.pipeline, f"stage {stage} of {cut.pipeline}"
     last = stage == cut.pipeline - 1
     table = padded_vocab(model.vocab_size, cut.tensor) // cut.tensor * model.hidden
-    return Parameters(
+    return ParameterCounts(
         embedding=table if stage == 0 else 0,
         layer=matrix_parameters(model) // cut.tensor + norm_parameters(model),
         layers=model.layers // cut.pipeline,

@@ -33,22 +33,22 @@ STYLE = """
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     x: float
     y: float
     tip: str  # shown where the pointer rests
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     name: str  # in the legend, once for all lines of that name
     style: str  # ar, diffusion or plain: the colour
-    points: Sequence[Point]
+    points: Sequence[ChartPoint]
     marked: bool = False  # a ring on every point, and the last value written at the right
 
 
 @dataclass(frozen=True)
-class Span:
+class StageSpan:
     """A part of the x axis with a name: a stage."""
 
     start: float
@@ -60,8 +60,8 @@ class Span:
 class Chart:
     title: str
     unit: str
-    lines: Sequence[Line]
-    spans: Sequence[Span]
+    lines: Sequence[ChartLine]
+    spans: Sequence[StageSpan]
     level: tuple[float, str] | None  # a horizontal line and its name
     width: int  # pixels
     height: int
@@ -70,7 +70,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PlotFrame:
     """Where data lie on the page."""
 
     x: tuple[float, float]
@@ -98,36 +98,36 @@ def chart_svg(chart: Chart) -> str:
     parts = [
         f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}">',
         f'<text class="title" x="0" y="14">{escape(chart.title)}<tspan font-weight="400">{escape(unit)}</tspan></text>',
-        *axes(frame),
-        *borders(chart.spans, frame),
+        *axes_svg(frame),
+        *stage_borders_svg(chart.spans, frame),
         *level_line(chart, frame),
-        *[part for line in lines for part in curve(line, frame)],
-        *[part for line in lines for part in spots(line, frame)],
+        *[part for line in lines for part in line_svg(line, frame)],
+        *[part for line in lines for part in hover_spots_svg(line, frame)],
         *end_labels(chart, lines, frame),
-        *legend(lines, frame),
+        *legend_svg(lines, frame),
         "</svg>",
     ]
     return "\n".join(parts)
 
 
-def thin(pairs: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+def thin_points(pairs: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """At most `most` (x, y): the means of equally many neighbours, so that a long run stays a small page."""
     size = max(1, math.ceil(len(pairs) / most))
     groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return [(mean([x for x, _ in group]), mean([y for _, y in group])) for group in groups]
+    return [(mean_value([x for x, _ in group]), mean_value([y for _, y in group])) for group in groups]
 
 
-def mean(values: Sequence[float]) -> float:
+def mean_value(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def frame_of(chart: Chart, lines: Sequence[Line]) -> Frame:
+def frame_of(chart: Chart, lines: Sequence[ChartLine]) -> PlotFrame:
     x = (0.0, max([span.end for span in chart.spans] + [1.0]))
     right, bottom = chart.width - chart.right, chart.height - BOTTOM
-    return Frame(x, value_range(chart, lines), LEFT, right, chart.top, bottom)
+    return PlotFrame(x, value_range(chart, lines), LEFT, right, chart.top, bottom)
 
 
-def value_range(chart: Chart, lines: Sequence[Line]) -> tuple[float, float]:
+def value_range(chart: Chart, lines: Sequence[ChartLine]) -> tuple[float, float]:
     """From the lowest to the highest value, with some air; a few spikes may leave at the top."""
     kept = [point.y for line in lines if line.marked for point in line.points]
     kept += [chart.level[0]] if chart.level else []
@@ -147,7 +147,7 @@ def without_spikes(values: Sequence[float]) -> float:
     return high if high - low <= SPIKE * (usual - low) else usual
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
+def tick_values(low: float, high: float, most: int) -> list[float]:
     """Round numbers from low to high, at most `most` of them: steps of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power, 20 * power) if (high - low) / step <= most)
@@ -155,7 +155,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick as text: 5,000, 0.25 or 3e-5."""
     if value == 0:
         return "0"
@@ -165,22 +165,22 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def axes(frame: Frame) -> list[str]:
+def axes_svg(frame: PlotFrame) -> list[str]:
     parts = []
-    for y in ticks(*frame.y, max(2, int((frame.bottom - frame.top) / 36))):
+    for y in tick_values(*frame.y, max(2, int((frame.bottom - frame.top) / 36))):
         down = frame.down(y)
         parts.append(f'<path class="grid" d="M{frame.left} {down:.1f}H{frame.right}"/>')
-        parts.append(f'<text x="{frame.left - 8}" y="{down + 4:.1f}" text-anchor="end">{number(y)}</text>')
+        parts.append(f'<text x="{frame.left - 8}" y="{down + 4:.1f}" text-anchor="end">{tick_text(y)}</text>')
     parts.append(f'<path class="axis" d="M{frame.left} {frame.bottom}H{frame.right}"/>')
-    for x in ticks(*frame.x, max(2, int((frame.right - frame.left) / 90))):
+    for x in tick_values(*frame.x, max(2, int((frame.right - frame.left) / 90))):
         across = frame.across(x)
         parts.append(f'<path class="axis" d="M{across:.1f} {frame.bottom}v4"/>')
-        parts.append(f'<text x="{across:.1f}" y="{frame.bottom + 17}" text-anchor="middle">{number(x)}</text>')
+        parts.append(f'<text x="{across:.1f}" y="{frame.bottom + 17}" text-anchor="middle">{tick_text(x)}</text>')
     parts.append(f'<text x="{frame.right}" y="{frame.bottom + 34}" text-anchor="end">steps</text>')
     return parts
 
 
-def borders(spans: Sequence[Span], frame: Frame) -> list[str]:
+def stage_borders_svg(spans: Sequence[StageSpan], frame: PlotFrame) -> list[str]:
     """A line where a stage starts, and its name above, where there is room for it."""
     parts = []
     for index, span in enumerate(spans):
@@ -192,7 +192,7 @@ def borders(spans: Sequence[Span], frame: Frame) -> list[str]:
     return parts
 
 
-def level_line(chart: Chart, frame: Frame) -> list[str]:
+def level_line(chart: Chart, frame: PlotFrame) -> list[str]:
     if chart.level is None:
         return []
     value, name = chart.level
@@ -203,13 +203,13 @@ def level_line(chart: Chart, frame: Frame) -> list[str]:
     ]
 
 
-def curve(line: Line, frame: Frame) -> list[str]:
+def line_svg(line: ChartLine, frame: PlotFrame) -> list[str]:
     places = [f"{frame.across(point.x):.1f} {frame.down(point.y):.1f}" for point in line.points]
     marked = " marked" if line.marked else ""
     return [f'<path class="line {line.style}{marked}" d="M{"L".join(places)}"/>']
 
 
-def spots(line: Line, frame: Frame) -> list[str]:
+def hover_spots_svg(line: ChartLine, frame: PlotFrame) -> list[str]:
     """What answers the pointer: the rings of a marked line, invisible discs on the others."""
     kind, radius = ("mark", 3.5) if line.marked else ("spot", 4)
     return [
@@ -219,7 +219,7 @@ def spots(line: Line, frame: Frame) -> list[str]:
     ]
 
 
-def end_labels(chart: Chart, lines: Sequence[Line], frame: Frame) -> list[str]:
+def end_labels(chart: Chart, lines: Sequence[ChartLine], frame: PlotFrame) -> list[str]:
     """The last value of each marked name, right of the frame, moved apart where two would overlap."""
     last = {line.name: line for line in lines if line.marked}
     parts, free = [], frame.top - SPACE
@@ -230,7 +230,7 @@ def end_labels(chart: Chart, lines: Sequence[Line], frame: Frame) -> list[str]:
     return parts
 
 
-def legend(lines: Sequence[Line], frame: Frame) -> list[str]:
+def legend_svg(lines: Sequence[ChartLine], frame: PlotFrame) -> list[str]:
     """A sample and a name for each kind of line; none where there is one only."""
     kinds = {line.name: line for line in lines}
     parts, x = [], frame.left

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 
 from nld_train.config import RunConfig
-from nld_train.run_folder.frozen import read_run
-from nld_train.run_folder.metrics import KINDS, Entry, of_kind, read_entries
+from nld_train.run_folder.frozen import read_frozen_run
+from nld_train.run_folder.metrics import KINDS, Entry, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS
 
 
@@ -43,7 +43,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Losses:
+class StageLosses:
     """Validation losses of a stage, in nats per token: at its first and at its last evaluation. None: not measured."""
 
     ar_start: float | None
@@ -63,12 +63,14 @@ class Losses:
         return self.diffusion_start - self.diffusion_end
 
 
-def losses(stage: Stage) -> Losses:
+def stage_losses(stage: Stage) -> StageLosses:
     """Start and end of both terms over the stage, on the validation rows."""
-    return Losses(*ends(stage.validation, "AR loss"), *ends(stage.validation, "diffusion loss"))
+    return StageLosses(
+        *first_and_last_value(stage.validation, "AR loss"), *first_and_last_value(stage.validation, "diffusion loss")
+    )
 
 
-def ends(entries: Sequence[Entry], name: str) -> tuple[float | None, float | None]:
+def first_and_last_value(entries: Sequence[Entry], name: str) -> tuple[float | None, float | None]:
     """First and last value of `name`; (None, None) where no entry has it."""
     values = [entry[name] for entry in entries if name in entry]
     return (values[0], values[-1]) if values else (None, None)
@@ -84,7 +86,7 @@ def read_stage(output: Path) -> Stage:
 
     Raises: UserError when run.json or metrics.jsonl is missing, empty, or not what `nld train` writes.
     """
-    run = read_run(output)
-    entries = read_entries(output / METRICS)
-    train, validation = (of_kind(entries, kind) for kind in KINDS)
+    run = read_frozen_run(output)
+    entries = read_metrics(output / METRICS)
+    train, validation = (entries_of_kind(entries, kind) for kind in KINDS)
     return Stage(output, run, train, validation)

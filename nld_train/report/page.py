@@ -11,13 +11,13 @@ from pathlib import Path
 from nld_train import recipe
 from nld_train.config import require
 from nld_train.data.manifest import parse_blend
-from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.picture import picture_svg
+from nld_train.dual_stream.picture import visibility_svg
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.files import write_text
-from nld_train.report import chart, decoded, drafter
-from nld_train.report.chart import Chart, Line, Point, Span, chart_svg
-from nld_train.report.history import Stage, losses, read_stages
-from nld_train.report.table import NATS, html_table
+from nld_train.report import chart, decoded_answers, drafter_figures
+from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
+from nld_train.report.history import Stage, read_stages, stage_losses
+from nld_train.report.stage_table import NATS, html_table
 from nld_train.run_folder.metrics import Entry
 
 TERMS = (("AR loss", "ar"), ("diffusion loss", "diffusion"))
@@ -63,11 +63,11 @@ def write_report(
     """
     read = read_stages(stages)
     require(target.parent.is_dir(), f"no folder {target.parent}", "an existing folder", "make it, or choose another")
-    made_by = command(read, target, unigram_entropy, title, answers)
-    write_text(target, page(read, unigram_entropy, title, made_by, answers))
+    made_by = report_command(read, target, unigram_entropy, title, answers)
+    write_text(target, report_page(read, unigram_entropy, title, made_by, answers))
 
 
-def command(
+def report_command(
     stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str, answers: Path | None
 ) -> str:
     """The `nld report` that writes this report; the entropy is that of the data the runs name."""
@@ -80,63 +80,67 @@ def command(
     return shlex.join(words)
 
 
-def page(stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None) -> str:
+def report_page(
+    stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None
+) -> str:
     """The whole HTML file: it needs no other file, no network and no script."""
     body = [
         f"<h1>{escape(title)}</h1>",
-        findings(stages, unigram_entropy),
-        figures(stages, unigram_entropy),
+        loss_sentences(stages, unigram_entropy),
+        report_figures(stages, unigram_entropy),
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
-        drafter.section(stages),
-        *([] if answers is None else [decoded.section(answers)]),
-        visibility(stages),
+        drafter_figures.drafter_section(stages),
+        *([] if answers is None else [decoded_answers.decoded_section(answers)]),
+        visibility_figure(stages),
         "<h2>How this page was made</h2>",
         f"<pre>{escape(made_by)}</pre>",
-        *[settings(stage) for stage in stages],
+        *[settings_html(stage) for stage in stages],
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    style = f"<style>{STYLE}{chart.STYLE}{decoded.STYLE}</style>"
+    style = f"<style>{STYLE}{chart.STYLE}{decoded_answers.STYLE}</style>"
     start = f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>'
     return "\n".join([start, *body, "</body></html>\n"])
 
 
-def findings(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
+def loss_sentences(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     """What the figures say, in sentences."""
     on_text = [stage for stage in stages if not stage.on_answers]
     ends = [*on_text[-1:], *[stage for stage in stages if stage.on_answers]]
     said = [sentence for stage in ends if (sentence := ar_end(stage, unigram_entropy))]
     for stage in stages:
-        found = losses(stage)
+        found = stage_losses(stage)
         if found.diffusion_drop is not None:
             said.append(
                 f"Diffusion loss at the end of {escape(stage.run.name)}: <b>{found.diffusion_end:.3f}</b> {NATS}, "
-                f"{apart(found.diffusion_drop, 'where the stage started')} ({found.diffusion_start:.3f})."
+                f"{difference_text(found.diffusion_drop, 'where the stage started')} ({found.diffusion_start:.3f})."
             )
-    said += [sentence for pair in zip(stages, stages[1:], strict=False) if (sentence := handover(*pair))]
+    said += [sentence for pair in zip(stages, stages[1:], strict=False) if (sentence := handover_sentence(*pair))]
     return "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in said) + "</ul>"
 
 
 def ar_end(stage: Stage, unigram_entropy: float | None) -> str | None:
     """Where the AR loss of a stage ended; None where it was not measured."""
-    last, name = losses(stage), escape(stage.run.name)
+    last, name = stage_losses(stage), escape(stage.run.name)
     if last.ar_end is None:
         return None
     if stage.on_answers:
         end = f"AR loss on answers at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}"
         return f"{end} ({last.ar_start:.3f} at its start)."
     gain = last.gain(unigram_entropy)
-    below = "" if gain is None else f", {apart(gain, 'the unigram entropy of the data')} ({unigram_entropy:.3f})"
+    below = (
+        "" if gain is None else f", {difference_text(gain, 'the unigram entropy of the data')} ({unigram_entropy:.3f})"
+    )
     return f"AR loss at the end of {name}: <b>{last.ar_end:.3f}</b> {NATS}{below}."
 
 
-def apart(difference: float, other: str) -> str:
+def difference_text(difference: float, other: str) -> str:
     return f"{abs(difference):.3f} {'below' if difference >= 0 else 'above'} {other}"
 
 
-def handover(before: Stage, after: Stage) -> str | None:
+def handover_sentence(before: Stage, after: Stage) -> str | None:
     """The AR loss before the first step of a stage beside the last one of the stage it starts from."""
-    end, start = losses(before).ar_end, losses(after).ar_start
+    end, start = stage_losses(before).ar_end, stage_losses(after).ar_start
     if before.on_answers != after.on_answers:
         return None
     if end is None or start is None or after.run.init != before.run.output or after.validation[0]["step"] > 0:
@@ -145,12 +149,12 @@ def handover(before: Stage, after: Stage) -> str | None:
     return f"{names}: AR loss {end:.4f} at the end of the one, {start:.4f} before the first step of the other."
 
 
-def figures(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
+def report_figures(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     """The losses large, and beside each other mask ratio, gradient norm and learning rate."""
     level = None if unigram_entropy is None else (unigram_entropy, f"unigram entropy {unigram_entropy:.3f}")
     lines = [line for name, style in TERMS for line in loss_lines(stages, name, style)]
-    large = Chart("Loss", NATS, lines, spans(stages), level, width=1032, height=430, top=68, right=60)
-    unnamed = [Span(span.start, span.end, "") for span in spans(stages)]
+    large = Chart("Loss", NATS, lines, stage_spans(stages), level, width=1032, height=430, top=68, right=60)
+    unnamed = [StageSpan(span.start, span.end, "") for span in stage_spans(stages)]
     small = [
         Chart(
             title, unit, training_lines(stages, name, "plain"), unnamed, None, width=330, height=200, top=30, right=12
@@ -159,10 +163,10 @@ def figures(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     ]
     shown = "".join(f"<div>{chart_svg(figure)}</div>" for figure in small if any(line.points for line in figure.lines))
     losses_drawn = chart_svg(large) if any(line.points for line in lines) else ""  # a drafter alone has neither term
-    return f'{losses_drawn}<div class="small">{shown}</div>\n<p class="note">{escape(caption(stages))}</p>'
+    return f'{losses_drawn}<div class="small">{shown}</div>\n<p class="note">{escape(figure_caption(stages))}</p>'
 
 
-def caption(stages: Sequence[Stage]) -> str:
+def figure_caption(stages: Sequence[Stage]) -> str:
     text = (
         "Stages lie one after the other. Thin lines: training, means over the logged steps. Rings: validation, on the "
         "same rows and noise every time. The diffusion loss is the ELBO per token; SFT counts answers alone. A lone "
@@ -175,42 +179,44 @@ def caption(stages: Sequence[Stage]) -> str:
     return text + (f" Left out: {broken} values that are not finite." if broken else "")
 
 
-def spans(stages: Sequence[Stage]) -> list[Span]:
+def stage_spans(stages: Sequence[Stage]) -> list[StageSpan]:
     """Where the stages lie on the axis of steps."""
     ends = list(accumulate(stage.steps for stage in stages))
-    return [Span(end - stage.steps, end, stage.run.name) for stage, end in zip(stages, ends, strict=True)]
+    return [StageSpan(end - stage.steps, end, stage.run.name) for stage, end in zip(stages, ends, strict=True)]
 
 
-def loss_lines(stages: Sequence[Stage], name: str, style: str) -> list[Line]:
+def loss_lines(stages: Sequence[Stage], name: str, style: str) -> list[ChartLine]:
     """Training and validation lines of one term."""
     validation = [
-        Line(f"{name}, validation", style, points(stage, stage.validation, name, span, "validation"), marked=True)
-        for stage, span in zip(stages, spans(stages), strict=True)
+        ChartLine(
+            f"{name}, validation", style, stage_points(stage, stage.validation, name, span, "validation"), marked=True
+        )
+        for stage, span in zip(stages, stage_spans(stages), strict=True)
     ]
     return training_lines(stages, name, style) + validation
 
 
-def training_lines(stages: Sequence[Stage], name: str, style: str) -> list[Line]:
+def training_lines(stages: Sequence[Stage], name: str, style: str) -> list[ChartLine]:
     return [
-        Line(f"{name}, training", style, points(stage, stage.train, name, span, "training"))
-        for stage, span in zip(stages, spans(stages), strict=True)
+        ChartLine(f"{name}, training", style, stage_points(stage, stage.train, name, span, "training"))
+        for stage, span in zip(stages, stage_spans(stages), strict=True)
     ]
 
 
-def points(stage: Stage, entries: Sequence[Entry], name: str, span: Span, kind: str) -> list[Point]:
+def stage_points(stage: Stage, entries: Sequence[Entry], name: str, span: StageSpan, kind: str) -> list[ChartPoint]:
     """The finite values of `name` over the steps of the whole axis."""
     pairs = [(entry["step"], entry[name]) for entry in entries if name in entry and math.isfinite(entry[name])]
     return [
-        Point(span.start + step, value, f"{stage.run.name}, step {step:,.0f}, {kind}: {name} {value:.4g}")
-        for step, value in chart.thin(pairs, MOST)
+        ChartPoint(span.start + step, value, f"{stage.run.name}, step {step:,.0f}, {kind}: {name} {value:.4g}")
+        for step, value in chart.thin_points(pairs, MOST)
     ]
 
 
-def visibility(stages: Sequence[Stage]) -> str:
+def visibility_figure(stages: Sequence[Stage]) -> str:
     """The picture of who sees whom, of the dual stream where a stage has one."""
     joint = [stage for stage in stages if stage.run.diffusion.dual]
     length, block_size = PICTURE
-    svg = picture_svg(Layout(length, block_size, dual=bool(joint)))
+    svg = visibility_svg(RowLayout(length, block_size, dual=bool(joint)))
     if joint:
         used = joint[-1].run
         sentence = (
@@ -229,7 +235,7 @@ def visibility(stages: Sequence[Stage]) -> str:
     )
 
 
-def settings(stage: Stage) -> str:
+def settings_html(stage: Stage) -> str:
     """The frozen configuration, folded away."""
-    text = escape(recipe.dump(stage.run))
+    text = escape(recipe.dump_settings(stage.run))
     return f"<details><summary>Settings of {escape(stage.run.name)}</summary><pre>{text}</pre></details>"

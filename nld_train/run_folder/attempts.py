@@ -33,7 +33,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """What `nld launch` handed to a scheduler for this run."""
 
     job: str
@@ -45,14 +45,14 @@ def record_submission(output: Path, job: str, export: str | None) -> None:
     _append(output, {"event": "submitted", "job": job, "export": export})
 
 
-def this_job(environment: Mapping[str, str]) -> tuple[str, int]:
+def current_job(environment: Mapping[str, str]) -> tuple[str, int]:
     """Slurm's number of the job that this process belongs to, "" without one, and how often it was queued again."""
     return environment.get("SLURM_JOB_ID", ""), int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
 def record_start(output: Path, step: int, nodes: Sequence[str], environment: Mapping[str, str]) -> None:
     """Called on the first node, before the ranks start, or instead of starting them."""
-    job, restart = this_job(environment)
+    job, restart = current_job(environment)
     _append(output, {"event": "start", "job": job, "restart": restart, "nodes": list(nodes), "step": step})
 
 
@@ -61,7 +61,7 @@ def record_end(output: Path, step: int, status: int, unhealthy: Mapping[str, str
     _append(output, {"event": "end", "step": step, "status": status, "unwell": dict(unhealthy or {})})
 
 
-def record_next(
+def record_requeue_decision(
     output: Path, how: str, unhealthy: Mapping[str, str], excluded: Sequence[str], kept: Sequence[str], stopped: str
 ) -> None:
     """Called by the scheduler's script after the end: whether and how the job goes on."""
@@ -81,7 +81,7 @@ def _entries(output: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def attempts(output: Path) -> list[Attempt]:
+def read_attempts(output: Path) -> list[Attempt]:
     """Every recorded start, oldest first. What follows a start belongs to it; one without an end was killed, or is
     running."""
     found: list[Attempt] = []
@@ -106,19 +106,19 @@ def attempts(output: Path) -> list[Attempt]:
     return found
 
 
-def submissions(output: Path) -> list[Submitted]:
+def read_submissions(output: Path) -> list[SubmittedJob]:
     """Every job that `nld launch` submitted for this run, oldest first."""
     entries = [entry for entry in _entries(output) if entry["event"] == "submitted"]
-    return [Submitted(entry["job"], datetime.fromisoformat(entry["time"]), entry["export"]) for entry in entries]
+    return [SubmittedJob(entry["job"], datetime.fromisoformat(entry["time"]), entry["export"]) for entry in entries]
 
 
-def first_time(output: Path) -> datetime | None:
+def first_recorded_time(output: Path) -> datetime | None:
     """When the run was first submitted or started; None where it never was."""
     entries = _entries(output)
     return datetime.fromisoformat(entries[0]["time"]) if entries else None
 
 
-def without_progress(found: Sequence[Attempt], job: str, step: int) -> int:
+def starts_without_progress(found: Sequence[Attempt], job: str, step: int) -> int:
     """How many starts of this job, counted back from the newest, saved no new step. step: the newest saved now."""
     count, reached = 0, step
     for attempt in reversed(found):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.errors import UserError
-from nld_train.run_folder.paths import checkpoints, step_folder
+from nld_train.run_folder.paths import checkpoints_folder, step_folder
 
 MANIFEST = "manifest.json"
 STEP_PREFIX = "iter_"
@@ -24,32 +24,36 @@ CHECKSUM = "crc32"
 Files = Mapping[str, Mapping[str, int | str]]  # path inside the folder -> {"bytes": ..., "crc32": ...}
 
 
-def saved_steps(output: Path) -> list[int]:
+def checkpoint_steps(output: Path) -> list[int]:
     """Steps that have a checkpoint folder, complete or not, ascending."""
-    names = [path.name.removeprefix(STEP_PREFIX) for path in checkpoints(output).glob(f"{STEP_PREFIX}*")]
+    names = [path.name.removeprefix(STEP_PREFIX) for path in checkpoints_folder(output).glob(f"{STEP_PREFIX}*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def complete_steps(output: Path) -> list[int]:
     """Steps whose checkpoint is complete by its manifest and the sizes of its files, ascending."""
-    return [step for step in saved_steps(output) if problem(step_folder(output, step), contents=False) is None]
+    return [
+        step
+        for step in checkpoint_steps(output)
+        if checkpoint_problem(step_folder(output, step), contents=False) is None
+    ]
 
 
-def saved_step(output: Path) -> int:
+def step_reached(output: Path) -> int:
     """How far a run has come: the newest complete step, 0 where there is none."""
     return max(complete_steps(output), default=0)
 
 
-def newest_step(output: Path) -> int | None:
+def newest_complete_step(output: Path) -> int | None:
     """Step of the newest complete checkpoint in an output folder; None where there is no checkpoint at all.
 
     Raises: UserError where there are checkpoints and none is complete.
     """
-    complete, saved = complete_steps(output), saved_steps(output)
+    complete, saved = complete_steps(output), checkpoint_steps(output)
     if saved and not complete:
-        wrong = problem(step_folder(output, saved[-1]), contents=False)
+        wrong = checkpoint_problem(step_folder(output, saved[-1]), contents=False)
         raise UserError(
-            f"no complete checkpoint in {checkpoints(output)}: {wrong}",
+            f"no complete checkpoint in {checkpoints_folder(output)}: {wrong}",
             "a folder with one checkpoint that was saved to its end",
             "choose another folder, or make this one again",
         )
@@ -59,19 +63,19 @@ def newest_step(output: Path) -> int | None:
 def init_checkpoint(init: str) -> Path:
     """Newest complete checkpoint of `init`: a run's output folder, or one that an import wrote. Raises: UserError."""
     folder = Path(init)
-    step = newest_step(folder)
+    step = newest_complete_step(folder)
     if step is None:
         raise UserError(
-            f"init={init!r}: no checkpoint in {checkpoints(folder)}",
+            f"init={init!r}: no checkpoint in {checkpoints_folder(folder)}",
             "the output folder of a finished run or of an import, or a Hugging Face folder",
             "run the stage before first, or correct init=",
         )
     return step_folder(folder, step)
 
 
-def check_contents(folder: Path) -> None:
+def check_checkpoint_contents(folder: Path) -> None:
     """Read a checkpoint whole and refuse it where it is not what was saved. Raises: UserError."""
-    wrong = problem(folder, contents=True)
+    wrong = checkpoint_problem(folder, contents=True)
     require(
         wrong is None,
         f"{folder} is damaged: {wrong}",
@@ -80,7 +84,7 @@ def check_contents(folder: Path) -> None:
     )
 
 
-def problem(folder: Path, contents: bool) -> str | None:
+def checkpoint_problem(folder: Path, contents: bool) -> str | None:
     """What is wrong with a checkpoint: one line that names the file, or None for a complete one.
 
     contents: read the files and compare checksums too, not sizes alone.
@@ -88,7 +92,7 @@ def problem(folder: Path, contents: bool) -> str | None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return f"{folder.name} has no {MANIFEST}: its save was cut off"
-    files = read_manifest(manifest)
+    files = read_checkpoint_manifest(manifest)
     if files is None:
         return f"{folder.name}/{MANIFEST} is damaged"
     for name, recorded in files.items():
@@ -99,13 +103,13 @@ def problem(folder: Path, contents: bool) -> str | None:
         if size != recorded["bytes"]:
             return f"{folder.name}/{name} has {size:,} of {recorded['bytes']:,} bytes"
     if contents:
-        for name, found in measure(folder, files).items():
+        for name, found in checksum_files(folder, files).items():
             if found != files[name]:
                 return f"{folder.name}/{name} is not what was saved: its {CHECKSUM} is {found[CHECKSUM]}"
     return None
 
 
-def read_manifest(manifest: Path) -> Files | None:
+def read_checkpoint_manifest(manifest: Path) -> Files | None:
     """The files that a finished save has listed; None where the list is not what a save writes."""
     try:
         files = json.loads(manifest.read_bytes())["files"]
@@ -115,7 +119,7 @@ def read_manifest(manifest: Path) -> Files | None:
     return files if kinds == {(int, str)} else None
 
 
-def measure(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
+def checksum_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
     """Size and checksum of files of a folder, several read at a time."""
     listed = list(names)
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -130,13 +134,13 @@ def _measured(path: Path) -> dict[str, int | str]:
     return {"bytes": size, CHECKSUM: f"{checksum:08x}"}
 
 
-def file_names(folder: Path) -> list[str]:
+def checkpoint_file_names(folder: Path) -> list[str]:
     """Every file of a checkpoint but its manifest, as paths inside it."""
     inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(path) for path in inside if path.name.removeprefix(".").removesuffix(".partial") != MANIFEST)
 
 
-def write_manifest(folder: Path, files: Files) -> None:
+def write_checkpoint_manifest(folder: Path, files: Files) -> None:
     """Declare a checkpoint complete: `files` is all of it. On disk, and then renamed."""
     partial = folder / f".{MANIFEST}.partial"
     with partial.open("w", encoding="utf-8") as file:

@@ -8,34 +8,34 @@ from pathlib import Path
 from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.fields import from_tree
 from nld_train.files import write_text
-from nld_train.json_file import read_object
-from nld_train.recipe import from_json, to_json
+from nld_train.json_file import read_json_object
+from nld_train.recipe import run_from_json, run_to_json
 from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED
 
 
-def read_run(output: Path) -> RunConfig:
+def read_frozen_run(output: Path) -> RunConfig:
     """The frozen configuration of a run. Raises: UserError."""
     path = output / RUN
     require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
-    return from_json(path.read_text(encoding="utf-8"))
+    return run_from_json(path.read_text(encoding="utf-8"))
 
 
-def trained_drafter(output: Path) -> bool:
+def is_drafter_run(output: Path) -> bool:
     """Whether a folder is that of a drafter's run, whatever version of the product froze its settings."""
     path = output / RUN
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("drafter") is not None
 
 
-def read_model(output: Path) -> ModelConfig:
+def read_frozen_model(output: Path) -> ModelConfig:
     """The network's shape, of a run's folder or of an import's. Raises: UserError."""
-    return from_tree(ModelConfig, read_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
+    return from_tree(ModelConfig, read_json_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
 
 
 def freeze_run(run: RunConfig) -> None:
     """Write run.json and model.json into the output folder of a run that starts."""
     output = Path(run.output)
     write_text(output / MODEL, json.dumps(model_record(run.model), indent=2) + "\n")
-    write_text(output / RUN, to_json(run))
+    write_text(output / RUN, run_to_json(run))
 
 
 def model_record(model: ModelConfig) -> dict[str, object]:
@@ -59,7 +59,7 @@ def check_same_model(init: str, recorded: Mapping[str, object], model: ModelConf
     )
 
 
-def differences(before: object, now: object, name: str) -> list[str]:
+def setting_differences(before: object, now: object, name: str) -> list[str]:
     """What differs between two settings of one section, as text."""
     if before == now:
         return []
@@ -67,5 +67,5 @@ def differences(before: object, now: object, name: str) -> list[str]:
         return [f"{name} was {before!r}, is {now!r}"]
     found = []
     for entry in fields(before):  # type: ignore[arg-type]
-        found += differences(getattr(before, entry.name), getattr(now, entry.name), f"{name}.{entry.name}")
+        found += setting_differences(getattr(before, entry.name), getattr(now, entry.name), f"{name}.{entry.name}")
     return found

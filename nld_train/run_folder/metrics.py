@@ -14,7 +14,7 @@ SPIKE = "spike"  # a step whose gradient norm stood out
 Entry = Mapping[str, float]  # "step", and the values by their names in metrics.jsonl
 
 
-def read_entries(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     """The lines of metrics.jsonl as written. Raises UserError where it is missing, empty or broken, naming the line."""
     require(path.is_file(), f"no file {path}", "a run that has trained", "train it with `nld train` first")
     entries = [
@@ -40,13 +40,13 @@ def parse_metrics_line(line: str, where: str) -> dict:
     return entry
 
 
-def of_kind(entries: Sequence[dict], kind: str) -> list[Entry]:
+def entries_of_kind(entries: Sequence[dict], kind: str) -> list[Entry]:
     """The entries of a kind, ascending in step; a step that was written twice counts as it was written last."""
     last = {entry["step"]: entry for entry in entries if entry["kind"] == kind}
     return [{name: value for name, value in last[step].items() if name != "kind"} for step in sorted(last)]
 
 
-def keep_metrics(path: Path, step: int | None) -> None:
+def truncate_metrics(path: Path, step: int | None) -> None:
     """Drop the entries of metrics.jsonl after `step` (None: all): those steps are taken again, and a curve has each
     step once. A last line that was cut off goes too. Raises: UserError for a line that no run writes."""
     if not path.exists():

@@ -23,21 +23,21 @@ TRACKER = "latest_checkpointed_iteration.txt"
 TRAINED_OR_IMPORTED = "the output folder of `nld train` or of `nld convert import`"
 
 
-def is_hugging_face(folder: Path) -> bool:
+def is_hf_folder(folder: Path) -> bool:
     """Whether a folder is a Hugging Face checkpoint; output folders have no config.json."""
     return (folder / "config.json").is_file()
 
 
-def checkpoints(output: Path) -> Path:
+def checkpoints_folder(output: Path) -> Path:
     return output / "checkpoints"
 
 
 def step_folder(output: Path, step: int) -> Path:
     """The checkpoint of one step."""
-    return checkpoints(output) / f"iter_{step:07d}"
+    return checkpoints_folder(output) / f"iter_{step:07d}"
 
 
-def logs(output: str) -> Path:
+def logs_folder(output: str) -> Path:
     """The folder of log files, made where it is missing."""
     folder = Path(output) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def logs(output: str) -> Path:
 
 def launcher_log(output: str, node: int) -> Path:
     """What torchrun of a node writes to its stderr."""
-    return logs(output) / (f"launcher_node{node}.log" if node else "launcher.log")
+    return logs_folder(output) / (f"launcher_node{node}.log" if node else "launcher.log")
 
 
 def stop_file(output: str) -> Path:
@@ -54,6 +54,6 @@ def stop_file(output: str) -> Path:
     return Path(output) / "stop"
 
 
-def data_index(output: str) -> Path:
+def data_index_folder(output: str) -> Path:
     """The folder of what is kept of reading the data."""
     return Path(output) / "data_index"

@@ -15,23 +15,23 @@ from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED, REFUSED, STOPPED
 from nld_train.node_check.nodes import NAMES, PATIENCE, Nodes
 from nld_train.signals import die_with_parent
-from nld_train.start.start_run import start, train_ranks
+from nld_train.start.start_run import start_run, train_ranks
 from nld_train.start.torchrun import rank_command, rank_environment
 
 KEY = "what the first rank found"
 READY = "ready"  # the ranks may start; any other word is the exit status of all
 
 
-def start_rank(run: RunConfig) -> int:
+def start_foreign_rank(run: RunConfig) -> int:
     """This rank's exit status; a rank that trains and is not the first becomes another program and does not return.
 
     torchrun takes every status but 0 for a failure, so a run that stopped as asked ends with 0 as well: the run's
     jobs.jsonl tells the two apart. Raises: UserError on the first rank.
     """
-    nodes = nodes_of_torchrun(os.environ)
-    store = open_store()
+    nodes = torchrun_nodes(os.environ)
+    store = _open_store()
     if os.environ["RANK"] == "0":
-        return start_first(run, nodes, store)
+        return _start_first_rank(run, nodes, store)
     word = store.get(KEY).decode()
     if word != READY:
         return int(word)
@@ -40,20 +40,20 @@ def start_rank(run: RunConfig) -> int:
     os.execve(command[0], command, {**os.environ, **rank_environment(run)})
 
 
-def nodes_of_torchrun(variables: Mapping[str, str]) -> Nodes:
+def torchrun_nodes(variables: Mapping[str, str]) -> Nodes:
     """The nodes as torchrun numbers them: the first rank is on the first. Their names, where a scheduler's script gives
     them, are for the record, and in its own order."""
     count = int(variables["WORLD_SIZE"]) // int(variables["LOCAL_WORLD_SIZE"])
     return Nodes(count, int(variables["GROUP_RANK"]), names=tuple(variables.get(NAMES, "").split()))
 
 
-def open_store() -> Store:
+def _open_store() -> Store:
     """Where torchrun's ranks leave word for each other; who asks for a word waits for it."""
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE)))
     return PrefixStore("nld train", store)
 
 
-def start_first(run: RunConfig, nodes: Nodes, store: Store) -> int:
+def _start_first_rank(run: RunConfig, nodes: Nodes, store: Store) -> int:
     """The first rank: the doors, the output folder, the record of the start and of the end."""
 
     def train(prepared: RunConfig, nodes: Nodes) -> int:
@@ -62,8 +62,8 @@ def start_first(run: RunConfig, nodes: Nodes, store: Store) -> int:
 
     die_with_parent()
     try:
-        check_size(run, int(os.environ["WORLD_SIZE"]))
-        status = start(run, nodes, train)
+        check_torchrun_size(run, int(os.environ["WORLD_SIZE"]))
+        status = start_run(run, nodes, train)
     except UserError:
         store.set(KEY, str(REFUSED))
         raise
@@ -72,7 +72,7 @@ def start_first(run: RunConfig, nodes: Nodes, store: Store) -> int:
     return FINISHED if status == STOPPED else status
 
 
-def check_size(run: RunConfig, ranks: int) -> None:
+def check_torchrun_size(run: RunConfig, ranks: int) -> None:
     """Refuse a torchrun of other ranks than the run is planned for. Raises UserError."""
     size = run.parallel.world_size
     do = f"start {size} ranks in all, or set parallel.world_size={ranks}"

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nld_train.config import RunConfig
-from nld_train.convert.run import load
-from nld_train.doctor.start_checks import check_shape
-from nld_train.run_folder.checkpoints import saved_steps
-from nld_train.run_folder.paths import IMPORTED, is_hugging_face
+from nld_train.convert.actions import import_folder
+from nld_train.doctor.start_checks import check_init_shape
+from nld_train.run_folder.checkpoints import checkpoint_steps
+from nld_train.run_folder.paths import IMPORTED, is_hf_folder
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ def with_imported_init(run: RunConfig) -> RunConfig:
     A fresh run imports the folder, whatever an earlier try left there; a resumed one has its weights already.
     Raises: UserError.
     """
-    if run.init is None or not is_hugging_face(Path(run.init)):
+    if run.init is None or not is_hf_folder(Path(run.init)):
         return run
     output = Path(run.output)
     target = output / IMPORTED
-    if not saved_steps(output):
-        check_shape(run)
+    if not checkpoint_steps(output):
+        check_init_shape(run)
         logger.info("importing %s into %s", run.init, target)
-        load(Path(run.init), target, None, verified=True, overwrite=True)
+        import_folder(Path(run.init), target, None, verified=True, overwrite=True)
     return replace(run, init=str(target))

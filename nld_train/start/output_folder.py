@@ -4,9 +4,9 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.doctor.start_checks import check_init, check_same_run
-from nld_train.run_folder.checkpoints import saved_steps
+from nld_train.run_folder.checkpoints import checkpoint_steps
 from nld_train.run_folder.frozen import freeze_run
-from nld_train.run_folder.metrics import keep_metrics
+from nld_train.run_folder.metrics import truncate_metrics
 from nld_train.run_folder.paths import METRICS, stop_file
 from nld_train.start.resume import resume_step
 
@@ -18,7 +18,7 @@ def open_output(run: RunConfig) -> int | None:
     weights to start from are not there.
     """
     output = Path(run.output)
-    if saved_steps(output):
+    if checkpoint_steps(output):
         check_same_run(run, output)
     step = resume_step(output)
     # A drafter's checkpoints hold the adapter alone: every start reads the model itself from `init`.
@@ -26,6 +26,6 @@ def open_output(run: RunConfig) -> int | None:
         check_init(run)
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)
-    keep_metrics(output / METRICS, step)
+    truncate_metrics(output / METRICS, step)
     freeze_run(run)
     return step

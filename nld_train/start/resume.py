@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.files import write_text
-from nld_train.run_folder.checkpoints import MANIFEST, problem, saved_steps
-from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
 # Megatron-Bridge reads the step from this copy of the newest checkpoint's own file.
@@ -25,8 +25,8 @@ def resume_step(output: Path) -> int | None:
     """
     wrong: dict[int, str] = {}
     whole = None
-    for step in reversed(saved_steps(output)):
-        found = problem(step_folder(output, step), contents=True)
+    for step in reversed(checkpoint_steps(output)):
+        found = checkpoint_problem(step_folder(output, step), contents=True)
         if found is None:
             whole = step
             break
@@ -34,17 +34,17 @@ def resume_step(output: Path) -> int | None:
     lost = [found for step, found in wrong.items() if (step_folder(output, step) / MANIFEST).exists()]
     require(
         whole is not None or not lost,
-        f"no whole checkpoint left in {checkpoints(output)}: {'; '.join(lost)}",
+        f"no whole checkpoint left in {checkpoints_folder(output)}: {'; '.join(lost)}",
         "one checkpoint as it was saved",
         "copy one back, or start again with another output=",
     )
     for step, found in wrong.items():
-        logger.warning("%s; set aside as %s", found, set_aside(step_folder(output, step)).name)
-    follow(output, whole)
+        logger.warning("%s; set aside as %s", found, _set_checkpoint_aside(step_folder(output, step)).name)
+    _point_tracker_at(output, whole)
     return whole
 
 
-def set_aside(folder: Path) -> Path:
+def _set_checkpoint_aside(folder: Path) -> Path:
     """Rename a checkpoint out of the way; returns its new path. The name must not begin as a checkpoint's does:
     Megatron reads a number from every name that does."""
     name, count = folder.with_name(f"damaged_{folder.name}"), 1
@@ -54,9 +54,9 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(name)
 
 
-def follow(output: Path, step: int | None) -> None:
+def _point_tracker_at(output: Path, step: int | None) -> None:
     """Point the files that Megatron reads first at the checkpoint of `step`; None: take them away."""
-    tracker, newest = checkpoints(output) / TRACKER, checkpoints(output) / NEWEST_TRAIN_STATE
+    tracker, newest = checkpoints_folder(output) / TRACKER, checkpoints_folder(output) / NEWEST_TRAIN_STATE
     if step is None:
         tracker.unlink(missing_ok=True)
         newest.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FIRST_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 
 
-class Job:
+class TorchrunSupervisor:
     """torchrun with its ranks, as one child process."""
 
     def __init__(self, name: str, stop: Path) -> None:

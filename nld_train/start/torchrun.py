@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from nld_train.config import RunConfig
-from nld_train.doctor.machine import wandb_login
+from nld_train.doctor.machine import has_wandb_login
 from nld_train.node_check.nodes import Nodes
 from nld_train.run_folder.paths import RUN
 
@@ -37,12 +37,12 @@ def rank_environment(run: RunConfig) -> dict[str, str]:
         # the product could fill the GPU first.
         variables[ONE_QUEUE] = os.environ.get(ONE_QUEUE, "1")
     if run.log.wandb != "disabled":
-        variables["WANDB_MODE"] = wandb_mode(run)
+        variables["WANDB_MODE"] = _wandb_mode(run)
     return variables
 
 
-def wandb_mode(run: RunConfig) -> str:
+def _wandb_mode(run: RunConfig) -> str:
     """ "auto" is online where wandb would find a login, offline elsewhere (`wandb sync` uploads later)."""
     if run.log.wandb != "auto":
         return run.log.wandb
-    return "online" if wandb_login() else "offline"
+    return "online" if has_wandb_login() else "offline"

@@ -9,7 +9,7 @@ from torch.distributed.run import main as torchrun
 from nld_train.signals import SIGNALS, die_with_parent
 
 
-def main() -> None:
+def torchrun_main() -> None:
     """torchrun's own command line."""
     die_with_parent()
     for number in SIGNALS:
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    torchrun_main()

@@ -19,12 +19,12 @@ from megatron.bridge.training.config import (
 )
 
 from nld_train.config import RunConfig
-from nld_train.model.drafter import draft_lora
-from nld_train.model.provider import provider
-from nld_train.recipe import to_json
-from nld_train.run_folder.checkpoints import init_checkpoint, newest_step
-from nld_train.run_folder.paths import TENSORBOARD, checkpoints, data_index
-from nld_train.train.dataset import RowsProvider
+from nld_train.model.drafter_adapter import drafter_lora
+from nld_train.model.provider import model_provider
+from nld_train.recipe import run_to_json
+from nld_train.run_folder.checkpoints import init_checkpoint, newest_complete_step
+from nld_train.run_folder.paths import TENSORBOARD, checkpoints_folder, data_index_folder
+from nld_train.train.dataset import RunRowsProvider
 
 NEVER = 1 << 60  # steps
 
@@ -33,16 +33,16 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
     """Everything Megatron-Bridge needs to train this run."""
     output = Path(run.output)
     return ConfigContainer(
-        model=provider(run),
+        model=model_provider(run),
         train=TrainingConfig(
             train_iters=run.train.iterations,
             global_batch_size=run.train.global_batch,
             micro_batch_size=run.train.micro_batch,
         ),
         validation=ValidationConfig(eval_interval=run.train.eval_interval, eval_iters=run.train.eval_batches),
-        optimizer=optimizer(run),
+        optimizer=optimizer_config(run),
         scheduler=_schedule(run),
-        ddp=data_parallel(run),
+        ddp=data_parallel_config(run),
         dataset=_rows(run, output),
         # Tokens arrive as ids: Megatron needs the size of the vocabulary and no tokenizer.
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1),
@@ -51,11 +51,11 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         rng=RNGConfig(seed=run.train.seed),
         dist=_process_groups(run),
         mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
-        peft=None if run.drafter is None else draft_lora(run.drafter, run.train.seed),
+        peft=None if run.drafter is None else drafter_lora(run.drafter, run.train.seed),
     )
 
 
-def optimizer(run: RunConfig) -> OptimizerConfig:
+def optimizer_config(run: RunConfig) -> OptimizerConfig:
     settings = run.optimizer
     return OptimizerConfig(
         optimizer="adam",
@@ -86,7 +86,7 @@ def _schedule(run: RunConfig) -> SchedulerConfig:
     )
 
 
-def data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
+def data_parallel_config(run: RunConfig) -> DistributedDataParallelConfig:
     # An adapter's gradients are too few to be worth hiding, and a drafter's step runs the network twice.
     overlap = torch.cuda.is_available() and run.drafter is None
     return DistributedDataParallelConfig(
@@ -102,11 +102,11 @@ def data_parallel(run: RunConfig) -> DistributedDataParallelConfig:
     )
 
 
-def _rows(run: RunConfig, output: Path) -> RowsProvider:
-    return RowsProvider(
-        run_json=to_json(run),
+def _rows(run: RunConfig, output: Path) -> RunRowsProvider:
+    return RunRowsProvider(
+        run_json=run_to_json(run),
         seq_length=run.data.sequence_length,
-        index_folder=str(data_index(run.output)),
+        index_folder=str(data_index_folder(run.output)),
         random_seed=run.data.shuffle_seed,
         dataloader_type="single",
         num_workers=run.data.workers,
@@ -129,9 +129,9 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
-    saved = str(checkpoints(output))
+    saved = str(checkpoints_folder(output))
     # An adapter's own checkpoint lacks the weights that it changes.
-    from_init = run.init is not None and (run.drafter is not None or newest_step(output) is None)
+    from_init = run.init is not None and (run.drafter is not None or newest_complete_step(output) is None)
     return CheckpointConfig(
         save=saved,
         load=saved,

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @functools.cache
-def install() -> None:
+def install_cpu_runtime() -> None:
     """Let this process train with Megatron on its CPU. Does nothing where there is a GPU, or the second time."""
     if torch.cuda.is_available():
         return
@@ -34,7 +34,7 @@ def install() -> None:
     _copy_before_asynchronous_saves()
 
 
-def install_in_writer() -> None:
+def install_cpu_runtime_in_writer() -> None:
     """As much of it as the process needs that writes checkpoints beside the training: a device to name."""
     if not torch.cuda.is_available():
         _name_cpu_the_current_device()
@@ -50,10 +50,10 @@ def _replace_fused_optimizers() -> None:
     fused.multi_tensor_l2norm = _l2_norm
     fused.multi_tensor_scale = _scale
     fused.multi_tensor_scale_tensor = _scale
-    fused.FusedAdam = HostAdam
+    fused.FusedAdam = CpuAdam
 
 
-class HostAdam(torch.optim.Optimizer):
+class CpuAdam(torch.optim.Optimizer):
     """torch's AdamW arithmetic behind the interface of Transformer Engine's FusedAdam.
 
     FusedAdam counts its steps per parameter group, not per parameter, and Megatron's checkpoints hold them so: a run

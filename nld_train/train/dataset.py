@@ -18,15 +18,15 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import Dataset
 
 from nld_train.config import DiffusionConfig, DrafterConfig, RunConfig
-from nld_train.data.chat_plan import Plans, open_plans
-from nld_train.data.chat_rows import ChatFile, ChatRows
+from nld_train.data.chat_packing import Plans, open_packings
+from nld_train.data.chat_rows import ChatFileRows, ChatRows
 from nld_train.data.manifest import parse_blend
-from nld_train.dual_stream.batch import collate
-from nld_train.dual_stream.context import WHOLE, Cut
-from nld_train.dual_stream.drafts import collate_drafts
-from nld_train.noise.corrupt import corrupt
-from nld_train.noise.drafts import DraftRow, draft
-from nld_train.recipe import from_json
+from nld_train.dual_stream.batch import collate_rows
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard
+from nld_train.dual_stream.drafter_batch import collate_drafts
+from nld_train.noise.corrupt import corrupt_row
+from nld_train.noise.drafter_blocks import DraftRow, draw_draft_blocks
+from nld_train.recipe import run_from_json
 from nld_train.types import Batch, DraftBatch, NoisyRow, Row
 
 ENDLESS = 1 << 40  # rows
@@ -44,7 +44,7 @@ class TokenRows(GPTDataset):
         }
 
 
-class Rows(Dataset):
+class RunRows(Dataset):
     """Rows numbered 0, 1, ... in the run; from `repeat_after` on they are the first ones again, noise included."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Rows(Dataset):
         global_batch: int,
         count: int,
         repeat_after: int,
-        cut: Cut = WHOLE,
+        cut: ContextShard = WHOLE,
         drafter: DrafterConfig | None = None,
     ) -> None:
         self.token_rows, self.diffusion, self.drafter = token_rows, diffusion, drafter
@@ -70,14 +70,14 @@ class Rows(Dataset):
         index = number % self.repeat_after
         row = self._row(index)
         if self.drafter is not None:
-            return draft(row, self.drafter, self.diffusion, self.purpose)
-        return corrupt(row, self.diffusion, self.purpose, self.global_batch) if self.diffusion.dual else row
+            return draw_draft_blocks(row, self.drafter, self.diffusion, self.purpose)
+        return corrupt_row(row, self.diffusion, self.purpose, self.global_batch) if self.diffusion.dual else row
 
     def collate_fn(self, rows: list[NoisyRow] | list[DraftRow] | list[Row]) -> Batch | DraftBatch:
         """Called by name by Megatron-Bridge's loader."""
         if self.drafter is not None:
             return collate_drafts(rows, self.diffusion)
-        return collate(rows, self.diffusion, self.cut)
+        return collate_rows(rows, self.diffusion, self.cut)
 
     def _row(self, index: int) -> Row:
         sample = self.token_rows[index]
@@ -88,28 +88,28 @@ class Rows(Dataset):
 
 
 @dataclass(kw_only=True)
-class RowsProvider(DatasetProvider):
+class RunRowsProvider(DatasetProvider):
     """Builds the run's rows when Megatron-Bridge asks for them. Holds plain text, so that checkpoints can record it."""
 
     run_json: str
     seq_length: int  # L; read by Megatron-Bridge's throughput log
     index_folder: str
     random_seed: int
-    validation_rows: ClassVar[Rows | None] = None  # set on the instance by build_datasets; no part of the record
+    validation_rows: ClassVar[RunRows | None] = None  # set on the instance by build_datasets; no part of the record
 
-    def build_datasets(self, context: DatasetBuildContext) -> tuple[Rows, Rows | None, None]:
-        run = from_json(self.run_json)
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[RunRows, RunRows | None, None]:
+        run = run_from_json(self.run_json)
         evaluated = run.train.eval_batches * run.train.global_batch
         if run.data.chat:
-            train, valid = chat_rows(run, self.index_folder, context.train_samples, evaluated)
+            train, valid = _build_chat_rows(run, self.index_folder, context.train_samples, evaluated)
         else:
             train, valid, _ = BlendedMegatronDatasetBuilder(
                 TokenRows, [context.train_samples, evaluated, 0], lambda: True, self._megatron_config(run, context)
             ).build()
         batch = run.train.global_batch
         # Every context rank is given whole rows: their noise is theirs, not a rank's.
-        cut = Cut(parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank())
-        training_rows = Rows(
+        cut = ContextShard(parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank())
+        training_rows = RunRows(
             train,
             run.diffusion,
             purpose="train",
@@ -122,7 +122,7 @@ class RowsProvider(DatasetProvider):
         if not evaluated:
             return training_rows, None, None
         # Every evaluation takes `evaluated` rows, so each one starts again at row 0.
-        validation_rows = Rows(
+        validation_rows = RunRows(
             valid,
             run.diffusion,
             purpose="validation",
@@ -153,23 +153,23 @@ class RowsProvider(DatasetProvider):
         )
 
 
-def chat_rows(
+def _build_chat_rows(
     run: RunConfig, index_folder: str, train_rows: int, validation_rows: int
 ) -> tuple[ChatRows, ChatRows | None]:
     """Training and validation rows of a run on chat files, planned by the first rank where nobody has yet."""
     first = torch.distributed.get_rank() == 0
     if not first:
         torch.distributed.barrier()
-    plans = open_plans(run, Path(index_folder))
+    plans = open_packings(run, Path(index_folder))
     if first:
         torch.distributed.barrier()
-    train = split_rows(run, plans, "train", train_rows)
-    return train, split_rows(run, plans, "validation", validation_rows) if validation_rows else None
+    train = _split_chat_rows(run, plans, "train", train_rows)
+    return train, _split_chat_rows(run, plans, "validation", validation_rows) if validation_rows else None
 
 
-def split_rows(run: RunConfig, plans: Plans, split: str, count: int) -> ChatRows:
+def _split_chat_rows(run: RunConfig, plans: Plans, split: str, count: int) -> ChatRows:
     """`count` rows of one split of the run's chat files."""
     length = run.data.sequence_length
-    files = [ChatFile(prefix, plan[split].rows, length) for prefix, plan in plans.items()]
+    files = [ChatFileRows(prefix, plan[split].rows, length) for prefix, plan in plans.items()]
     weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None]
     return ChatRows(files, weights or None, run.data.shuffle_seed, count)

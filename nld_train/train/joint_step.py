@@ -8,12 +8,12 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from nld_train.loss.objective import numerator, pairs
-from nld_train.loss.terms import terms
+from nld_train.loss.objective import loss_numerator, reported_pairs
+from nld_train.loss.terms import loss_terms
 from nld_train.types import Batch, LossTerms
 
 
-class ForwardStep:
+class JointStep:
     """Megatron-Bridge's forward step for a run with this alpha."""
 
     def __init__(self, alpha: float) -> None:
@@ -21,23 +21,23 @@ class ForwardStep:
 
     def __call__(self, state: GlobalState, data_iterator: Iterator[Batch], model: GPTModel) -> tuple[Tensor, partial]:
         batch = next(data_iterator).to(torch.cuda.current_device())
-        return model(batch=batch), partial(loss_function, batch, self.alpha)
+        return model(batch=batch), partial(joint_loss_function, batch, self.alpha)
 
 
-def loss_function(batch: Batch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def joint_loss_function(batch: Batch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What Megatron sums over the global batch: the numerator, its count, and (sum, count) pairs to report.
 
     nll: [R_ar + R_diff] of the batch. With `calculate_per_token_loss` Megatron divides the summed gradient by the
     summed count: one denominator for both terms, over all micro-batches and ranks [paper eq. 5].
     """
     ar_nll, diffusion_nll = nll.split([batch.ar_targets.numel(), batch.diffusion_targets.numel()])
-    sums = terms(ar_nll, diffusion_nll, batch)
-    return numerator(sums, alpha), sums.denominator.int(), reported(sums, alpha)
+    sums = loss_terms(ar_nll, diffusion_nll, batch)
+    return loss_numerator(sums, alpha), sums.denominator.int(), _stacked_pairs(sums, alpha)
 
 
-def reported(sums: LossTerms, alpha: float) -> dict[str, Tensor]:
+def _stacked_pairs(sums: LossTerms, alpha: float) -> dict[str, Tensor]:
     """(sum, count) pairs [2] by name; Megatron adds them up over the global batch and divides."""
-    shown = pairs(sums, alpha)
+    shown = reported_pairs(sums, alpha)
     if alpha == 0:
         shown = {"AR loss": shown["AR loss"]}
     return {name: torch.stack(pair).detach() for name, pair in shown.items()}

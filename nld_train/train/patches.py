@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def install() -> None:
+def apply_patches() -> None:
     """Apply every mend; before training is set up; the second call does nothing."""
     skip_compiling_prebuilt_helpers()
 

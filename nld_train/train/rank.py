@@ -9,21 +9,21 @@ from typing import TextIO
 import torch
 
 from nld_train.config import RunConfig
-from nld_train.recipe import from_json
+from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
 
 
-def main() -> int:
+def rank_main() -> int:
     """Train the run whose run.json is the only argument."""
-    run = from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    run = run_from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
     request = StopRequest()
     request.listen()
-    screen = terminal.take(run.output, rank)
+    screen = terminal.redirect_to_log(run.output, rank)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
-        train(run, screen, request)
+        train_rank(run, screen, request)
     except SystemExit:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
@@ -34,31 +34,31 @@ def main() -> int:
     return 0
 
 
-def train(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
+def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
     """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
     use_own_cores()
-    cpu_runtime.install()
-    patches.install()
+    cpu_runtime.install_cpu_runtime()
+    patches.apply_patches()
     # Megatron binds names when it is imported: only now may it be.
     from megatron.bridge.training.callbacks import CallbackManager
     from megatron.bridge.training.pretrain import pretrain
 
     from nld_train.train.bridge_config import bridge_config
-    from nld_train.train.callbacks.completion import Completion
+    from nld_train.train.callbacks.completion import CheckpointCompletion
     from nld_train.train.callbacks.first_evaluation import FirstEvaluation
-    from nld_train.train.callbacks.health import Health, Watched
-    from nld_train.train.callbacks.progress import Report
+    from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
+    from nld_train.train.callbacks.progress import ProgressReporter
     from nld_train.train.callbacks.stop import StopOnRequest
-    from nld_train.train.drafter_step import DraftStep
-    from nld_train.train.joint_step import ForwardStep
+    from nld_train.train.drafter_step import DrafterStep
+    from nld_train.train.joint_step import JointStep
 
     config = bridge_config(run)
-    forward_step = ForwardStep(run.diffusion.alpha) if run.drafter is None else DraftStep(run)
-    watched = Watched(forward_step)
+    forward_step = JointStep(run.diffusion.alpha) if run.drafter is None else DrafterStep(run)
+    watched = WatchedForwardStep(forward_step)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-    callbacks.add([Report(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
-    callbacks.add([Health(watched), Completion(run), StopOnRequest(run, request or StopRequest())])
+    callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
+    callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, request or StopRequest())])
     pretrain(config, watched, callbacks)
 
 
@@ -71,8 +71,8 @@ def use_own_cores() -> None:
 
 if __name__ == "__mp_main__":  # the process that a rank spawns to write checkpoints
     die_with_parent()
-    cpu_runtime.install_in_writer()
+    cpu_runtime.install_cpu_runtime_in_writer()
 if __name__ == "__main__":
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # loader workers, and what hands on a writer's results
-    sys.exit(main())
+    sys.exit(rank_main())

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TextIO
 
 from nld_train.run_folder.checkpoints import complete_steps
-from nld_train.run_folder.paths import checkpoints, logs
+from nld_train.run_folder.paths import checkpoints_folder, logs_folder
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves
 
 
 def rank_log(output: str, rank: int) -> Path:
-    return logs(output) / f"rank_{rank}.log"
+    return logs_folder(output) / f"rank_{rank}.log"
 
 
-def take(output: str, rank: int) -> TextIO:
+def redirect_to_log(output: str, rank: int) -> TextIO:
     """Send this process's stdout and stderr to OUTPUT/logs/rank_N.log; return the terminal they went to before.
 
     Done on the file descriptors, so that compiled libraries and child processes follow.
@@ -41,17 +41,17 @@ class SharedFailure(Exception):
 def tell_failure(terminal: TextIO, output: str, rank: int, error: BaseException) -> None:
     """Show what ended a rank, and where the rest of its log is."""
     if rank == 0 or not isinstance(error, SharedFailure):
-        terminal.write(f"{reason(output, rank, error)}\n  full log: {rank_log(output, rank)}\n")
+        terminal.write(f"{_failure_reason(output, rank, error)}\n  full log: {rank_log(output, rank)}\n")
         terminal.flush()
     with contextlib.suppress(OSError):  # the disk of the log may be the full one
         traceback.print_exception(error)
 
 
-def reason(output: str, rank: int, error: BaseException) -> str:
+def _failure_reason(output: str, rank: int, error: BaseException) -> str:
     """One line."""
     if isinstance(error, SharedFailure):
         return str(error)
-    full = no_room(Path(output), error)
+    full = _disk_full_reason(Path(output), error)
     if full is None:
         return f"rank {rank} failed: {''.join(traceback.format_exception_only(error)).strip().splitlines()[-1]}"
     steps = complete_steps(Path(output))
@@ -59,7 +59,7 @@ def reason(output: str, rank: int, error: BaseException) -> str:
     return f"rank {rank} failed: {full}; {kept}; make room and give the same command again"
 
 
-def no_room(output: Path, error: BaseException) -> str | None:
+def _disk_full_reason(output: Path, error: BaseException) -> str | None:
     """That the disk is full, if it is what ended a rank, else None.
 
     Megatron's writers hand on that they failed, and not why: a save that fails on a disk without room for another
@@ -70,7 +70,7 @@ def no_room(output: Path, error: BaseException) -> str | None:
         if os.strerror(number) in text:
             return f"{os.strerror(number)}: {output}"
     free = shutil.disk_usage(output).free
-    sizes = [sum(file.stat().st_size for file in step.rglob("*")) for step in checkpoints(output).glob("iter_*")]
+    sizes = [sum(file.stat().st_size for file in step.rglob("*")) for step in checkpoints_folder(output).glob("iter_*")]
     if not any(f"in {function}" in text for function in SAVING) or free >= max(sizes, default=0):
         return None
     return (

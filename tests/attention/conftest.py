@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 
-from nld_train.attention import merged, near
-from nld_train.attention.engine import PlainEngine
-from nld_train.dual_stream.layout import Layout
+from nld_train.attention.fused import local, lse_merge
+from nld_train.attention.fused.kernel import PlainKernel
+from nld_train.dual_stream.row_layout import RowLayout
 
 # The arithmetic of backend "te" on an engine that runs everywhere.
 IN_PIECES = partial(
-    merged.attend,
-    engine=PlainEngine(),
-    noisy_half=merged.Merged(PlainEngine(), near.Windows(PlainEngine())),
+    lse_merge.attend_fused,
+    engine=PlainKernel(),
+    noisy_half=lse_merge.MergedNoisyAttention(PlainKernel(), local.WindowedLocalAttention(PlainKernel())),
 )
 
 
@@ -30,7 +30,7 @@ def cpu_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 class Case:
     """Random inputs of one attention call; documents or none."""
 
-    layout: Layout
+    layout: RowLayout
     documents: Tensor | None
     query: Tensor
     key: Tensor
@@ -56,7 +56,7 @@ class Case:
 def case():
     """Makes a Case; `packed` gives every row documents of its own."""
 
-    def make(layout: Layout, heads=(4, 2), packed=False, dtype=torch.float64, dim=16, device="cpu") -> Case:
+    def make(layout: RowLayout, heads=(4, 2), packed=False, dtype=torch.float64, dim=16, device="cpu") -> Case:
         generator = torch.Generator().manual_seed(layout.size * 100 + heads[0])
         # Laid out as Megatron lays them out, [S, B, H, D], and seen as [B, H, S, D].
         query, key, value = (

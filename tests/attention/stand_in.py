@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.attention.engine import Band, PlainEngine, Problems
+from nld_train.attention.fused.kernel import PlainKernel, Segments, Window
 
-PLAIN = PlainEngine()
+PLAIN = PlainKernel()
 BACKEND = 1
 
 
-def band(attn_mask_type: str, window_size: tuple[int, int]) -> Band:
+def band(attn_mask_type: str, window_size: tuple[int, int]) -> Window:
     """Who sees whom, from the words of Transformer Engine. -1: without end."""
     left, right = (None if side == -1 else side for side in window_size)
     if attn_mask_type in ("no_mask", "padding"):
         assert (left is None) == (right is None), "a window without a causal mask has both ends"
-        return Band(left, right)
+        return Window(left, right)
     assert window_size[1] == 0
-    return Band(left, 0)
+    return Window(left, 0)
 
 
-def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Tensor, Tensor], words: dict) -> Problems:
+def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Tensor, Tensor], words: dict) -> Segments:
     """As a kernel reads them, contiguous: bshd of problems of equal length, or thd of any."""
     layout, mask = words["qkv_layout"], words["attn_mask_type"]
     assert key.shape == value.shape and query.shape[-2] % key.shape[-2] == 0 and query.shape[-1] == key.shape[-1]
@@ -46,7 +46,7 @@ def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Te
         assert mask.endswith("_bottom_right") or queries == keys, "causal is level at the first"
     else:
         assert words["bottom_right_diagonal"], "or a window is level at the first"
-    return Problems(queries, keys)
+    return Segments(queries, keys)
 
 
 def in_line(x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class DotProductAttention:
         else:
             assert not lengths and mask == ("causal" if query.shape[1] == key.shape[1] else "causal_bottom_right")
             queries, keys = ((x.shape[1],) * len(x) for x in (query, key))
-        problems = Problems(queries, keys)
+        problems = Segments(queries, keys)
         return PLAIN.causal(*map(in_line, (query, key, value)), problems, scale).view(query.shape).flatten(-2)
 
 

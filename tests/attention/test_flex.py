@@ -5,53 +5,58 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from nld_train.attention import flex, merged, reference
-from nld_train.attention.engine import PlainEngine
-from nld_train.dual_stream.context import WHOLE, Cut
-from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.sight import Sight
+from nld_train.attention import flex, reference
+from nld_train.attention.fused import lse_merge
+from nld_train.attention.fused.kernel import PlainKernel
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard
+from nld_train.dual_stream.mask_spec import MaskSpec
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_table
 
 TILE = 128  # flex_attention's own blocks of pairs
-SEVERAL_TILES = Layout(150, 32, True)
+SEVERAL_TILES = RowLayout(150, 32, True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(9, 4, False)], ids=str)
+@pytest.mark.parametrize("layout", [RowLayout(7, 3, True), SEVERAL_TILES, RowLayout(9, 4, False)], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_equals_the_reference_forward_and_backward(case, cpu_backward, layout, packed):
     c = case(layout, (4, 2), packed)
-    fast, slow = c.output_and_gradients(flex.attend), c.output_and_gradients(reference.attend_layout)
+    fast, slow = c.output_and_gradients(flex.attend_flex), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 PARTLY = {
-    "noisy": partial(merged.attend, engine=PlainEngine(), noisy_half=flex.noisy_half),
-    "near": partial(merged.attend, engine=PlainEngine(), noisy_half=merged.Merged(PlainEngine(), flex.Near())),
+    "noisy": partial(lse_merge.attend_fused, engine=PlainKernel(), noisy_half=flex.attend_noisy_flex),
+    "near": partial(
+        lse_merge.attend_fused,
+        engine=PlainKernel(),
+        noisy_half=lse_merge.MergedNoisyAttention(PlainKernel(), flex.FlexLocalAttention()),
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(7, 3, True), SEVERAL_TILES, Layout(5, 8, True), Layout(9, 4, True, True)], ids=str
+    "layout", [RowLayout(7, 3, True), SEVERAL_TILES, RowLayout(5, 8, True), RowLayout(9, 4, True, True)], ids=str
 )
 @pytest.mark.parametrize("part", PARTLY)
 @pytest.mark.parametrize("packed", [False, True])
 def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, cpu_backward, layout, part, packed):
     """As "te+flex" and "te+near_flex" use it, with the plain engine for the rest."""
     c = case(layout, packed=packed)
-    fast, slow = c.output_and_gradients(PARTLY[part]), c.output_and_gradients(reference.attend_layout)
+    fast, slow = c.output_and_gradients(PARTLY[part]), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", PARTLY)
 def test_for_a_part_of_the_row_on_two_ranks(case, cpu_backward, part):
-    c = case(Layout(24, 3, True))
-    expected = reference.attend_layout(c.query, c.key, c.value, c.layout, c.scale)
-    for cut in (Cut(2, 0), Cut(2, 1)):
+    c = case(RowLayout(24, 3, True))
+    expected = reference.attend_reference(c.query, c.key, c.value, c.layout, c.scale)
+    for cut in (ContextShard(2, 0), ContextShard(2, 1)):
         queries, keys = cut.queries(c.layout), cut.keys(c.layout, packed=False)
         here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
         output = PARTLY[part](*here, c.layout, c.scale, cut=cut)
@@ -60,23 +65,23 @@ def test_for_a_part_of_the_row_on_two_ranks(case, cpu_backward, part):
 
 def test_the_near_part_is_a_band_of_few_tiles():
     """At L 4096 a tile of queries meets its own noisy tile, and at most two of clean keys."""
-    mask = flex.block_mask(Sight(Layout(4096, 32, True)), torch.device("cpu"), "near")
+    mask = flex.flex_block_mask(MaskSpec(RowLayout(4096, 32, True)), torch.device("cpu"), "near")
     tiles = mask.to_dense()[0, 0].sum(1)
     assert mask.shape[-2:] == (4096, 8192) and len(tiles) == 32 and tiles.max() <= 3
 
 
 def test_equals_the_reference_with_a_key_head_per_query_head(case):
-    c = case(Layout(7, 3, True), (2, 2))
-    expected = reference.attend_layout(c.query, c.key, c.value, c.layout, c.scale)
-    torch.testing.assert_close(flex.attend(c.query, c.key, c.value, c.layout, c.scale), expected)
+    c = case(RowLayout(7, 3, True), (2, 2))
+    expected = reference.attend_reference(c.query, c.key, c.value, c.layout, c.scale)
+    torch.testing.assert_close(flex.attend_flex(c.query, c.key, c.value, c.layout, c.scale), expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_tiles_are_skipped_exactly_where_nobody_sees_anybody(case, packed):
     """A tile left out hides its pairs; a tile wrongly called full shows them. The CPU never reads either list."""
-    layout = Layout(320, 32, True)
+    layout = RowLayout(320, 32, True)
     c = case(layout, packed=packed)
-    mask = flex.block_mask(Sight.of(layout, WHOLE, c.documents), torch.device("cpu"))
+    mask = flex.flex_block_mask(MaskSpec.of(layout, WHOLE, c.documents), torch.device("cpu"))
     table = visible_table(layout, c.documents).expand(2 if packed else 1, 640, 640)
     tiles = table.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))  # [B, tile row, TILE, tile column, TILE]
     full = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
@@ -93,12 +98,14 @@ def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_layers_of_a_forward_share_one_mask(case):
-    layout, cpu = Layout(7, 3, True), torch.device("cpu")
-    assert flex.block_mask(Sight(layout), cpu) is flex.block_mask(Sight(Layout(7, 3, True), Cut(1, 0)), cpu)
+    layout, cpu = RowLayout(7, 3, True), torch.device("cpu")
+    assert flex.flex_block_mask(MaskSpec(layout), cpu) is flex.flex_block_mask(
+        MaskSpec(RowLayout(7, 3, True), ContextShard(1, 0)), cpu
+    )
     documents = case(layout, packed=True).documents
-    mask = flex.block_mask(Sight.of(layout, WHOLE, documents), cpu)
-    assert flex.block_mask(Sight.of(layout, WHOLE, documents.clone()), cpu) is mask
-    assert flex.block_mask(Sight.of(layout, WHOLE, documents.flip(0)), cpu) is not mask
+    mask = flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents), cpu)
+    assert flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents.clone()), cpu) is mask
+    assert flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents.flip(0)), cpu) is not mask
 
 
 @pytest.mark.slow
@@ -110,27 +117,27 @@ def test_other_documents_are_no_reason_to_compile_again(case, monkeypatch) -> No
         return compiled.setdefault(function, torch.compile(function, backend=counter, **settings))
 
     monkeypatch.setattr(flex, "fused", counted)
-    monkeypatch.setattr(merged, "fused", counted)
+    monkeypatch.setattr(lse_merge, "fused", counted)
     c, seen = case(SEVERAL_TILES, packed=True), []
     for documents in (c.documents, c.documents.flip(0), c.documents // 2, c.documents.clamp(1), c.documents.clamp(2)):
-        for attend in (flex.attend, *PARTLY.values()):
+        for attend in (flex.attend_flex, *PARTLY.values()):
             attend(c.query, c.key, c.value, c.layout, c.scale, documents)
         seen.append(counter.frame_count)
     assert seen[0] > 3 and seen[-1] <= seen[0] + 1  # of the merge: once it is known that its sizes differ
 
 
 def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):
-    c = case(Layout(11, 4, True))
+    c = case(RowLayout(11, 4, True))
     with torch.inference_mode():
-        flex.attend(c.query, c.key, c.value, c.layout, c.scale)
-    assert c.output_and_gradients(flex.attend)[1].abs().sum() > 0
+        flex.attend_flex(c.query, c.key, c.value, c.layout, c.scale)
+    assert c.output_and_gradients(flex.attend_flex)[1].abs().sum() > 0
 
 
 @needs_gpu
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("layout", [SEVERAL_TILES, Layout(512, 32, True), Layout(300, 32, False)], ids=str)
+@pytest.mark.parametrize("layout", [SEVERAL_TILES, RowLayout(512, 32, True), RowLayout(300, 32, False)], ids=str)
 def test_equals_the_reference_on_a_gpu(case, layout, packed):
     c = case(layout, (4, 2), packed, torch.float32, 64, "cuda")
-    fast, slow = c.output_and_gradients(flex.attend), c.output_and_gradients(reference.attend_layout)
+    fast, slow = c.output_and_gradients(flex.attend_flex), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)  # TF32 products

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from nld_train.attention import reference, sdpa
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.row_layout import RowLayout
 from tests.attention.conftest import IN_PIECES
 
-LAYOUT = Layout(10, 4, True)  # blocks 0-3, 4-7, 8-9
+LAYOUT = RowLayout(10, 4, True)  # blocks 0-3, 4-7, 8-9
 VOCABULARY, HEADS, GROUPS, DIM = 50, 4, 2, 8
-BACKENDS = {"reference": reference.attend_layout, "sdpa": sdpa.attend, "te": IN_PIECES}
+BACKENDS = {"reference": reference.attend_reference, "sdpa": sdpa.attend_sdpa, "te": IN_PIECES}
 
 
 class Net(nn.Module):

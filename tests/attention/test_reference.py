@@ -2,17 +2,17 @@ import math
 
 import torch
 
-from nld_train.attention.reference import attend, attend_layout
-from nld_train.dual_stream.layout import Layout
+from nld_train.attention.reference import attend_dense, attend_reference
+from nld_train.dual_stream.row_layout import RowLayout
 
 
 def test_attention_of_one_query_at_a_time(case):
     """Computed pair by pair with plain Python numbers."""
-    layout = Layout(3, 2, True)
+    layout = RowLayout(3, 2, True)
     c = case(layout, heads=(4, 2), dim=2)
     visible = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     visible |= torch.eye(6, dtype=torch.bool)
-    output = attend(c.query, c.key, c.value, visible, 0.7)
+    output = attend_dense(c.query, c.key, c.value, visible, 0.7)
     for head in range(4):
         for place in range(6):
             q = c.query[1, head, place].tolist()
@@ -25,20 +25,20 @@ def test_attention_of_one_query_at_a_time(case):
 
 
 def test_a_table_per_row_gives_each_row_its_own(case):
-    c = case(Layout(4, 2, True))
+    c = case(RowLayout(4, 2, True))
     tables = torch.stack([torch.eye(8, dtype=torch.bool), torch.ones(8, 8, dtype=torch.bool)])
-    both = attend(c.query, c.key, c.value, tables, 0.5)
+    both = attend_dense(c.query, c.key, c.value, tables, 0.5)
     for row in range(2):
-        alone = attend(c.query[row : row + 1], c.key[row : row + 1], c.value[row : row + 1], tables[row], 0.5)
+        alone = attend_dense(c.query[row : row + 1], c.key[row : row + 1], c.value[row : row + 1], tables[row], 0.5)
         torch.testing.assert_close(both[row : row + 1], alone)
     torch.testing.assert_close(both[0], c.value[0].repeat_interleave(2, 0))  # each place sees itself alone
 
 
 def test_half_precision_is_computed_in_float32_and_float64_stays(case):
-    c = case(Layout(4, 2, True))
-    exact = attend_layout(c.query, c.key, c.value, c.layout, 0.5)
+    c = case(RowLayout(4, 2, True))
+    exact = attend_reference(c.query, c.key, c.value, c.layout, 0.5)
     assert exact.dtype == torch.float64
     half = [part.bfloat16() for part in (c.query, c.key, c.value)]
-    output = attend_layout(*half, c.layout, 0.5)
+    output = attend_reference(*half, c.layout, 0.5)
     assert output.dtype == torch.bfloat16
-    assert torch.equal(output, attend_layout(*(part.float() for part in half), c.layout, 0.5).bfloat16())
+    assert torch.equal(output, attend_reference(*(part.float() for part in half), c.layout, 0.5).bfloat16())

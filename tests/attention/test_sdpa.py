@@ -2,18 +2,18 @@ import pytest
 import torch
 
 from nld_train.attention import reference, sdpa
-from nld_train.dual_stream.context import WHOLE
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.context_shard import WHOLE
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_table
 
 LAYOUTS = [
-    Layout(8, 4, True),
-    Layout(7, 3, True),  # a short last block
-    Layout(5, 8, True),  # one block, longer than the row
-    Layout(1, 1, True),
-    Layout(64, 4, True),  # 16 blocks in 8 chunks
-    Layout(45, 2, True),  # 23 blocks: chunks of 3, a short last one
-    Layout(9, 4, False),
+    RowLayout(8, 4, True),
+    RowLayout(7, 3, True),  # a short last block
+    RowLayout(5, 8, True),  # one block, longer than the row
+    RowLayout(1, 1, True),
+    RowLayout(64, 4, True),  # 16 blocks in 8 chunks
+    RowLayout(45, 2, True),  # 23 blocks: chunks of 3, a short last one
+    RowLayout(9, 4, False),
 ]
 
 
@@ -22,7 +22,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("packed", [False, True])
 def test_equals_the_reference_forward_and_backward(case, layout, heads, packed):
     c = case(layout, heads, packed)
-    fast, slow = c.output_and_gradients(sdpa.attend), c.output_and_gradients(reference.attend_layout)
+    fast, slow = c.output_and_gradients(sdpa.attend_sdpa), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -35,25 +35,25 @@ def test_chunks_cover_the_noisy_half_in_whole_blocks(layout):
 
 
 def test_most_of_what_nobody_sees_is_never_computed():
-    layout = Layout(256, 16, True)
+    layout = RowLayout(256, 16, True)
     computed = sum((stop - start) * (stop - start + stop) for start, stop in (p.queries for p in noisy_parts(layout)))
     assert computed < 1.6 * visible_table(layout)[:256].sum() < 0.6 * 256 * 512
 
 
-def noisy_parts(layout: Layout) -> list[sdpa.Part]:
-    return [part for part in sdpa.parts(layout, WHOLE, False) if part.noisy[1]]
+def noisy_parts(layout: RowLayout) -> list[sdpa.QueryChunk]:
+    return [part for part in sdpa.query_chunks(layout, WHOLE, False) if part.noisy[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_training_works_after_an_evaluation_in_inference_mode(case, dtype):
     sdpa._part_mask.cache_clear()
-    c = case(Layout(12, 5, True), dtype=dtype)
+    c = case(RowLayout(12, 5, True), dtype=dtype)
     with torch.inference_mode():
-        sdpa.attend(c.query, c.key, c.value, c.layout, c.scale)
-    assert c.output_and_gradients(sdpa.attend)[1].abs().sum() > 0
+        sdpa.attend_sdpa(c.query, c.key, c.value, c.layout, c.scale)
+    assert c.output_and_gradients(sdpa.attend_sdpa)[1].abs().sum() > 0
 
 
 def test_a_layout_of_another_size_is_refused(case):
-    c = case(Layout(8, 4, True))
+    c = case(RowLayout(8, 4, True))
     with pytest.raises(AssertionError, match="16 positions for a layout of 18"):
-        sdpa.attend(c.query, c.key, c.value, Layout(9, 4, True), 1.0)
+        sdpa.attend_sdpa(c.query, c.key, c.value, RowLayout(9, 4, True), 1.0)

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from nld_train.bench.outcome import Outcome, from_json
-from nld_train.bench.summary import summary
+from nld_train.bench.outcome import BenchOutcome, outcomes_from_json
+from nld_train.bench.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -77,9 +77,9 @@ def test_the_parts_share_the_time_and_stay_under_8_minutes(gpu: ModuleType, monk
     assert given[0] / given[1] == pytest.approx(gpu.PARTS[0].share / gpu.PARTS[1].share)
 
 
-def outcome(part: str, figures: dict, cuda: bool = True, wrong: bool = False) -> Outcome:
+def outcome(part: str, figures: dict, cuda: bool = True, wrong: bool = False) -> BenchOutcome:
     environment = {"device": "NVIDIA H200", "date": "2026-01-02T03:04:05+00:00"} | ({"cuda": "13.0"} if cuda else {})
-    return Outcome(part, "sizes", ["a"], [["b"]], [], figures, wrong, environment)
+    return BenchOutcome(part, "sizes", ["a"], [["b"]], [], figures, wrong, environment)
 
 
 def timed(seconds: float, useful: float = 1e12, peak: int = 100) -> dict:
@@ -89,7 +89,7 @@ def timed(seconds: float, useful: float = 1e12, peak: int = 100) -> dict:
 def test_the_summary_judges_what_a_gpu_gave() -> None:
     attention = {"ours: flex": timed(2.0), "ours: te": timed(1.0), "causal: cuDNN": timed(0.85)}
     step = {"ours, stage 2 (joint)": timed(1.0, useful=500e12)}
-    lines = summary(
+    lines = summary_table(
         [
             outcome("correctness", {"findings": [{"draws": 3, "verdict": "ok", "whole": 1e-3}], "asked": 1}),
             outcome("attention", {"results": attention}),
@@ -118,7 +118,7 @@ def test_the_summary_judges_what_a_gpu_gave() -> None:
     ],
 )
 def test_less_than_what_was_asked_is_not_called_right(findings, asked, wrong, said) -> None:
-    assert said in summary([outcome("correctness", {"findings": findings, "asked": asked}, wrong=wrong)])
+    assert said in summary_table([outcome("correctness", {"findings": findings, "asked": asked}, wrong=wrong)])
 
 
 def test_results_are_kept_by_date_and_device(gpu: ModuleType, tmp_path: Path) -> None:
@@ -126,4 +126,4 @@ def test_results_are_kept_by_date_and_device(gpu: ModuleType, tmp_path: Path) ->
     page = gpu.keep([one], "the summary", tmp_path)
     assert page.name == "2026-01-02T0304-NVIDIA-H200.md"
     assert "the summary" in page.read_text() and "| a |" in page.read_text()
-    assert from_json(page.with_suffix(".json").read_text()) == [one]
+    assert outcomes_from_json(page.with_suffix(".json").read_text()) == [one]

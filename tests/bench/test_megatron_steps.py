@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nld_train.bench.measure import Effort
-from nld_train.bench.outcome import markdown
-from nld_train.bench.step import AR, BRIDGE_AR, BRIDGE_JOINT, JOINT, ar_run, bench_steps, one_rank
+from nld_train.bench.outcome import outcome_markdown
+from nld_train.bench.step_bench import AR, BRIDGE_AR, BRIDGE_JOINT, JOINT, bench_steps, with_ar_objective, with_one_rank
 from tests.distributed.ranks import on, small_run
 
 CPU = torch.device("cpu")
@@ -25,15 +25,15 @@ def one_micro_batch():
 
 
 def test_both_stages_and_megatron_bridges_gpt_are_measured(one_micro_batch) -> None:
-    from nld_train.bench.megatron_steps import alternatives
+    from nld_train.bench.megatron_steps import megatron_alternatives
 
-    run = one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1)))
-    found = bench_steps(run, "Megatron's", alternatives(run, CPU), Effort(2, 1, budget=100), CPU)
+    run = with_one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1)))
+    found = bench_steps(run, "Megatron's", megatron_alternatives(run, CPU), Effort(2, 1, budget=100), CPU)
     results = found.figures["results"]
     assert list(results) == [JOINT, BRIDGE_JOINT, AR, BRIDGE_AR]
-    assert all(len(results[name]["seconds"]) == 2 for name in (JOINT, AR, BRIDGE_AR)), markdown(found)
+    assert all(len(results[name]["seconds"]) == 2 for name in (JOINT, AR, BRIDGE_AR)), outcome_markdown(found)
     assert results[JOINT]["useful"] > results[AR]["useful"] == results[BRIDGE_AR]["useful"]
-    assert f"{BRIDGE_JOINT} did not run: its flex_attention has no backward on the CPU" in markdown(found)
+    assert f"{BRIDGE_JOINT} did not run: its flex_attention has no backward on the CPU" in outcome_markdown(found)
 
 
 def test_a_step_that_is_dropped_leaves_no_model_behind(one_micro_batch) -> None:
@@ -46,9 +46,9 @@ def test_a_step_that_is_dropped_leaves_no_model_behind(one_micro_batch) -> None:
         gc.collect()
         return sum(isinstance(one, GPTModel) for one in gc.get_objects())
 
-    run = ar_run(one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1))))
+    run = with_ar_objective(with_one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1))))
     before = models()
-    for make in (megatron_steps.our_step, megatron_steps.bridge_ar_step):
+    for make in (megatron_steps.our_megatron_step, megatron_steps.bridge_ar_step):
         step = make(run, CPU)
         step()
         assert models() == before + 1
@@ -57,10 +57,10 @@ def test_a_step_that_is_dropped_leaves_no_model_behind(one_micro_batch) -> None:
 
 
 def test_megatron_bridges_batches_are_our_rows() -> None:
-    from nld_train.bench.megatron_steps import their_batches
-    from nld_train.bench.step import endless_batches
+    from nld_train.bench.megatron_steps import bridge_batches
+    from nld_train.bench.step_bench import endless_batches
 
-    run = ar_run(one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1))))
-    ours, theirs = next(endless_batches(run, CPU)), next(their_batches(run, CPU))
+    run = with_ar_objective(with_one_rank(small_run("test", Path("nowhere"), alpha=0.3, init=None, parallel=on(1))))
+    ours, theirs = next(endless_batches(run, CPU)), next(bridge_batches(run, CPU))
     assert torch.equal(ours.input_ids, theirs["tokens"])
     assert torch.equal(ours.ar_targets, theirs["labels"].flatten())

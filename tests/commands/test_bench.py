@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nld_train.bench.outcome import from_json, markdown
-from nld_train.commands.bench import main
+from nld_train.bench.outcome import outcome_markdown, outcomes_from_json
+from nld_train.commands.bench import bench_main
 from nld_train.errors import UserError
 
 TINY = {
@@ -24,10 +24,10 @@ TINY = {
 def test_every_part_prints_its_table_and_writes_its_figures(part: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "figures.json"
     words = [part, "--device=cpu", "--rounds=2", f"--json={file}", *TINY[part]]
-    assert main(words) == 0
+    assert bench_main(words) == 0
     printed = capsys.readouterr().out
-    (outcome,) = from_json(file.read_text())
-    assert markdown(outcome) in printed
+    (outcome,) = outcomes_from_json(file.read_text())
+    assert outcome_markdown(outcome) in printed
     ran = [name for name, one in outcome.figures["results"].items() if len(one["seconds"]) == 2]
     assert len(ran) >= 2
     assert outcome.environment["torch"] == torch.__version__.split("+")[0]
@@ -36,21 +36,21 @@ def test_every_part_prints_its_table_and_writes_its_figures(part: str, tmp_path:
 
 def test_check_exits_with_1_where_a_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     from nld_train.attention import reference
-    from nld_train.attention.choose import BACKENDS, choose
+    from nld_train.attention.backends import BACKENDS, choose_backend
 
     def forgetful(query, key, value, layout, scale, documents=None):
         """Lets documents see each other."""
-        return reference.attend_layout(query, key, value, layout, scale)
+        return reference.attend_reference(query, key, value, layout, scale)
 
     words = ["check", "--device=cpu", "--draws=1"]
-    assert main(words) == 0
+    assert bench_main(words) == 0
     assert "WRONG" not in capsys.readouterr().out
     monkeypatch.setitem(BACKENDS, "sdpa", forgetful)
-    choose.cache_clear()
+    choose_backend.cache_clear()
     try:
-        assert main(words) == 1
+        assert bench_main(words) == 1
     finally:
-        choose.cache_clear()
+        choose_backend.cache_clear()
     lines = [line for line in capsys.readouterr().out.splitlines() if "WRONG" in line]
     assert lines and all("packed" in line for line in lines)
 
@@ -67,14 +67,14 @@ def test_check_exits_with_1_where_a_kernel_is_wrong(monkeypatch: pytest.MonkeyPa
 def test_bad_input_is_one_line(words: list[str], said: str, capsys) -> None:
     if "--device=cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert main(words) == 2
+    assert bench_main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("nld: ") and said in line
 
 
 def test_sizes_below_one_are_refused(capsys) -> None:
     with pytest.raises(SystemExit):
-        main(["attention", "--length=0"])
+        bench_main(["attention", "--length=0"])
     assert "give 1 or more" in capsys.readouterr().err
 
 

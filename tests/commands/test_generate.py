@@ -7,11 +7,19 @@ from dataclasses import fields
 import pytest
 
 from nld_train import cli
-from nld_train.commands.generate import HELP, MODES, TextStream, chat_prompts, device_of, ending, settings_of
+from nld_train.commands.generate import (
+    HELP,
+    MODES,
+    TextStream,
+    chat_prompts,
+    choose_device,
+    decode_settings,
+    with_end_of_turn,
+)
 from nld_train.config import DecodeConfig
 from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
 from nld_train.errors import UserError
-from nld_train.report.decoded import read_answers
+from nld_train.report.decoded_answers import read_answers
 
 
 def nld(monkeypatch, *words: object) -> int:
@@ -25,7 +33,7 @@ def test_every_setting_has_a_flag_with_a_help_text():
 
 def test_flags_become_settings_and_the_rest_keeps_its_default():
     words = ["--model", "X", "--mode", "ar", "--max-new-tokens", "64", "--threshold", "none", "--temperature", "0.5"]
-    made = settings_of(cli.parse_words(["generate", *words]))
+    made = decode_settings(cli.parse_words(["generate", *words]))
     assert made == DecodeConfig(max_new_tokens=64, threshold=None, temperature=0.5)
 
 
@@ -82,8 +90,8 @@ def test_a_chat_prompt_is_a_users_turn_in_the_folders_template(folder, thinking,
 
 
 def test_a_chat_ends_with_the_turn_unless_told_otherwise():
-    assert ending(DecodeConfig(), 11) == DecodeConfig(eos_token_id=11)
-    assert ending(DecodeConfig(eos_token_id=7), 11) == DecodeConfig(eos_token_id=7)
+    assert with_end_of_turn(DecodeConfig(), 11) == DecodeConfig(eos_token_id=11)
+    assert with_end_of_turn(DecodeConfig(eos_token_id=7), 11) == DecodeConfig(eos_token_id=7)
 
 
 def test_chat_shows_the_answer_alone(folder, monkeypatch, capsys):
@@ -123,9 +131,13 @@ def test_an_empty_prompt_file_is_refused(folder, monkeypatch, capsys, tmp_path):
 
 
 def test_a_gpu_that_is_not_there_is_refused():
-    assert (device_of("auto", True), device_of("auto", False), device_of("cpu", True)) == ("cuda", "cpu", "cpu")
+    assert (choose_device("auto", True), choose_device("auto", False), choose_device("cpu", True)) == (
+        "cuda",
+        "cpu",
+        "cpu",
+    )
     with pytest.raises(UserError, match="cuda without a GPU"):
-        device_of("cuda", False)
+        choose_device("cuda", False)
 
 
 def test_the_stream_waits_for_whole_characters_and_hides_the_end_of_sequence():

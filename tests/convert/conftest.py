@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from nld_train.config import ModelConfig, ParallelConfig, RunConfig
-from nld_train.convert.config_json import to_config
-from nld_train.convert.export import ExportOptions, write_folder
-from nld_train.convert.load import write_checkpoint, write_output
-from nld_train.convert.output import open_source, open_tokenizer, read_traits
-from nld_train.convert.table import MINISTRAL, NLD, Unit, units
-from nld_train.convert.torch_dist import Piece
-from nld_train.recipe import to_json
+from nld_train.convert.config_json import make_config_json
+from nld_train.convert.export import ExportOptions, write_hf_folder
+from nld_train.convert.import_checkpoint import write_imported_output, write_initial_checkpoint
+from nld_train.convert.source import open_checkpoint_source, open_source_tokenizer, read_output_token_ids
+from nld_train.convert.torch_dist import TensorRange
+from nld_train.convert.weight_table import MINISTRAL, NLD, WeightMapping, weight_mappings
+from nld_train.recipe import run_to_json
 from tests.distributed.ranks import on, small_run, train_together
 
 
@@ -24,41 +24,47 @@ def random_output(run: RunConfig, dtype: torch.dtype) -> Path:
     """The output folder of a run that never ran: random weights, wide enough that every one of them shows in logits."""
     output = Path(run.output)
     output.mkdir(parents=True)
-    (output / "run.json").write_text(to_json(run))
+    (output / "run.json").write_text(run_to_json(run))
     (output / "model.json").write_text(json.dumps(asdict(run.model)))
     generator = torch.Generator().manual_seed(len(run.name))
-    table = units(run.model, NLD)
-    write_checkpoint(output, [piece for unit in table for piece in random_pieces(unit, run.model, dtype, generator)])
+    table = weight_mappings(run.model, NLD)
+    write_initial_checkpoint(
+        output, [piece for unit in table for piece in random_pieces(unit, run.model, dtype, generator)]
+    )
     return output
 
 
-def random_pieces(unit: Unit, model: ModelConfig, dtype: torch.dtype, generator: torch.Generator) -> list[Piece]:
+def random_pieces(
+    unit: WeightMapping, model: ModelConfig, dtype: torch.dtype, generator: torch.Generator
+) -> list[TensorRange]:
     """A stacked unit as one piece, another one as two ranges of rows, as two tensor ranks store it."""
     numbers = torch.randn(unit.shape, generator=generator) * 0.2
     numbers = numbers + 1 if len(unit.shape) == 1 else numbers
     rest = (0,) * (len(unit.shape) - 1)
     if unit.layer is not None:
         size, offsets = (model.layers, *unit.shape), (unit.layer, 0, *rest)
-        return [Piece(unit.name, size, offsets, (1, *unit.shape), dtype, lambda: numbers)]
+        return [TensorRange(unit.name, size, offsets, (1, *unit.shape), dtype, lambda: numbers)]
     half = unit.shape[0] // 2
     return [
-        Piece(unit.name, unit.shape, (first, *rest), tuple(cut.shape), dtype, lambda cut=cut: cut)
+        TensorRange(unit.name, unit.shape, (first, *rest), tuple(cut.shape), dtype, lambda cut=cut: cut)
         for first, cut in ((0, numbers[:half]), (half, numbers[half:]))
     ]
 
 
 def export(output: Path, target: Path, **options) -> Path:
     """Export the newest checkpoint of an output folder."""
-    source = open_source(output)
-    tokenizer = open_tokenizer(output, None, source.model.vocab_size)
+    source = open_checkpoint_source(output)
+    tokenizer = open_source_tokenizer(output, None, source.model.vocab_size)
     target.mkdir(parents=True)
-    write_folder(source, read_traits(output, tokenizer, False), tokenizer.folder, target, ExportOptions(**options))
+    write_hf_folder(
+        source, read_output_token_ids(output, tokenizer, False), tokenizer.folder, target, ExportOptions(**options)
+    )
     return target
 
 
 def imported(folder: Path, target: Path) -> Path:
     target.mkdir(parents=True)
-    write_output(folder, target)
+    write_imported_output(folder, target)
     return target
 
 
@@ -94,9 +100,11 @@ def ministral(random_run: Path, prepared: Path, tmp_path: Path):
     def make(tied: bool) -> Path:
         folder = tmp_path / f"ministral_{tied}"
         shutil.copytree(prepared / "tokenizer", folder)
-        source = open_source(random_run)
-        traits = read_traits(random_run, open_tokenizer(random_run, None, source.model.vocab_size), False)
-        text = to_config(source.model, traits, torch.bfloat16) | {"model_type": "ministral3"}
+        source = open_checkpoint_source(random_run)
+        traits = read_output_token_ids(
+            random_run, open_source_tokenizer(random_run, None, source.model.vocab_size), False
+        )
+        text = make_config_json(source.model, traits, torch.bfloat16) | {"model_type": "ministral3"}
         for name in ("mask_token_id", "block_size", "architectures", "auto_map", "eos_token_id"):
             del text[name]
         content = {
@@ -105,7 +113,7 @@ def ministral(random_run: Path, prepared: Path, tmp_path: Path):
             "text_config": text | {"tie_word_embeddings": tied},
         }
         (folder / "config.json").write_text(json.dumps(content))
-        parts = [part for unit in units(source.model, MINISTRAL) for part in unit.parts]
+        parts = [part for unit in weight_mappings(source.model, MINISTRAL) for part in unit.parts]
         stored = [part for part in parts if not (tied and part.name == MINISTRAL.head)]
         generator = torch.Generator().manual_seed(1)
         tensors = {part.name: torch.randn(part.shape, generator=generator).bfloat16() for part in stored}

@@ -10,19 +10,19 @@ from safetensors.torch import load_file, save_file
 
 from nld_train.cli import main
 from nld_train.config import DecodeConfig, DrafterConfig
+from nld_train.convert.actions import ExportRequest, export_adapter, export_checkpoint, verify_folder
 from nld_train.convert.adapter import open_adapter, write_adapter
-from nld_train.convert.run import Export, compare, export, export_adapter
-from nld_train.convert.table import adapter_units
-from nld_train.convert.torch_dist import Piece, write_weights
+from nld_train.convert.torch_dist import TensorRange, write_torch_dist
+from nld_train.convert.weight_table import adapter_mappings
 from nld_train.decode import ar, diffusion, self_speculation
-from nld_train.decode.load import load_adapter, load_model
+from nld_train.decode.load import load_drafter_adapter, load_model
 from nld_train.errors import UserError
 from nld_train.hf import decoding_nemotron_labs_diffusion as decoding
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
-from nld_train.recipe import to_json
-from nld_train.run_folder.checkpoints import file_names, measure, write_manifest
-from nld_train.run_folder.frozen import read_run
-from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
+from nld_train.recipe import run_to_json
+from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.frozen import read_frozen_run
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
 
 DRAFTER = DrafterConfig(rank=8, alpha=32)
 CPU = torch.device("cpu")
@@ -33,19 +33,23 @@ def drafter_run(random_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The output folder of a drafter's run for `random_run`, with random numbers in A and B."""
     output = tmp_path_factory.mktemp("drafter") / "run"
     output.mkdir()
-    run = replace(read_run(random_run), name="drafter", output=str(output), init=str(random_run), drafter=DRAFTER)
-    (output / "run.json").write_text(to_json(run))
+    run = replace(
+        read_frozen_run(random_run), name="drafter", output=str(output), init=str(random_run), drafter=DRAFTER
+    )
+    (output / "run.json").write_text(run_to_json(run))
     (output / "model.json").write_text(json.dumps(asdict(run.model)))
     generator = torch.Generator().manual_seed(8)
     pieces = []
-    for unit in adapter_units(run.model, DRAFTER.rank):
+    for unit in adapter_mappings(run.model, DRAFTER.rank):
         numbers = 0.2 * torch.randn(unit.shape, generator=generator)
         size, offsets = (run.model.layers, *unit.shape), (unit.layer, 0, 0)
-        pieces.append(Piece(unit.name, size, offsets, (1, *unit.shape), torch.float32, lambda numbers=numbers: numbers))
+        pieces.append(
+            TensorRange(unit.name, size, offsets, (1, *unit.shape), torch.float32, lambda numbers=numbers: numbers)
+        )
     folder = step_folder(output, 0)
-    write_weights(folder, pieces, {})
-    write_manifest(folder, measure(folder, file_names(folder)))
-    (checkpoints(output) / TRACKER).write_text("0")
+    write_torch_dist(folder, pieces, {})
+    write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
+    (checkpoints_folder(output) / TRACKER).write_text("0")
     return output
 
 
@@ -53,8 +57,8 @@ def drafter_run(random_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def both(drafter_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`nld convert export` of it: the model and the adapter, verified."""
     target = tmp_path_factory.mktemp("both") / "hf"
-    export(
-        Export(
+    export_checkpoint(
+        ExportRequest(
             output=drafter_run,
             target=target,
             step=None,
@@ -82,7 +86,7 @@ def test_the_folder_has_the_names_and_fields_of_the_published_format(both: Path,
         "lora_dropout": 0.0,
         "base_model_name_or_path": "run",
     }
-    model, stored = read_run(drafter_run).model, load_file(both / FOLDER / WEIGHTS)
+    model, stored = read_frozen_run(drafter_run).model, load_file(both / FOLDER / WEIGHTS)
     assert len(stored) == 2 * model.layers
     for layer in range(model.layers):
         prefix = f"base_model.model.encoder.layers.{layer}.self_attn.o_proj"
@@ -95,19 +99,19 @@ def test_what_was_exported_is_the_base_model_beside_the_adapter(both: Path, expo
 
 
 def test_verification_finds_another_number_and_another_scale(both: Path, drafter_run: Path, copy_of) -> None:
-    compare(drafter_run, both, None, 1)
+    verify_folder(drafter_run, both, None, 1)
     folder = copy_of(both)
     stored = load_file(folder / FOLDER / WEIGHTS)
     name = sorted(stored)[3]
     stored[name][0, 0] += 1
     save_file(stored, folder / FOLDER / WEIGHTS)
     with pytest.raises(UserError, match=f"{name} differs"):
-        compare(drafter_run, folder, None, 1)
+        verify_folder(drafter_run, folder, None, 1)
     write = json.loads((both / FOLDER / CONFIG).read_text()) | {"lora_alpha": 16}
     (folder / FOLDER / WEIGHTS).write_bytes((both / FOLDER / WEIGHTS).read_bytes())
     (folder / FOLDER / CONFIG).write_text(json.dumps(write))
     with pytest.raises(UserError, match="scale 2 are not the checkpoint's"):
-        compare(drafter_run, folder, None, 1)
+        verify_folder(drafter_run, folder, None, 1)
 
 
 def test_the_adapter_alone_goes_beside_an_export_or_into_a_new_folder(
@@ -154,7 +158,7 @@ def test_a_folder_of_another_kind_is_refused(both: Path, copy_of, change: dict, 
     (folder / FOLDER / CONFIG).write_text(json.dumps(content))
     model = load_model(folder, None, CPU)
     with pytest.raises(UserError, match=said):
-        load_adapter(model, folder, folder)
+        load_drafter_adapter(model, folder, folder)
 
 
 def test_half_the_precision_is_written_where_it_is_asked_for(drafter_run: Path, tmp_path: Path) -> None:
@@ -167,7 +171,7 @@ def test_stock_peft_drafts_with_it_and_the_text_stays_that_of_greedy_ar(both: Pa
     prompts = [[5, 9, 31, 7], [11, 12, 13]]
     settings = DecodeConfig(max_new_tokens=12, block_length=4, eos_token_id=-1)
     base, model = load_model(both, None, CPU), load_model(both, None, CPU)
-    load_adapter(model, both, both)
+    load_drafter_adapter(model, both, both)
     states = []
     forward = type(model).forward
 
@@ -178,22 +182,22 @@ def test_stock_peft_drafts_with_it_and_the_text_stays_that_of_greedy_ar(both: Pa
         return forward(self, *given, **named)
 
     monkeypatch.setattr(type(model), "forward", watched)
-    drafted = self_speculation.decode(model, prompts, settings)
+    drafted = self_speculation.generate_self_speculation(model, prompts, settings)
     assert set(states) == {(True, True), (False, False)}
     states.clear()
-    others = [decode(model, prompts, settings) for decode in (ar.decode, diffusion.decode)]
+    others = [decode(model, prompts, settings) for decode in (ar.generate_ar, diffusion.generate_diffusion)]
     assert not any(on for _, on in states)
     monkeypatch.undo()
-    greedy, plain = ar.decode(base, prompts, settings), diffusion.decode(base, prompts, settings)
+    greedy, plain = ar.generate_ar(base, prompts, settings), diffusion.generate_diffusion(base, prompts, settings)
     assert [each.ids for each in drafted] == [each.ids for each in greedy] == [each.ids for each in others[0]]
     assert [each.ids for each in others[1]] == [each.ids for each in plain]
 
 
 def test_drafts_are_those_of_the_adapter(both: Path) -> None:
     base, model = load_model(both, None, CPU), load_model(both, None, CPU)
-    load_adapter(model, both, both)
+    load_drafter_adapter(model, both, both)
     ids = torch.tensor([[5, 100, 100, 100]])
-    with torch.no_grad(), decoding.adapters(model, on=True):
+    with torch.no_grad(), decoding.adapters_switched(model, on=True):
         adapted = model(ids, use_causal_mask=False).logits
     plain = base(ids, use_causal_mask=False).logits
     assert (adapted - plain).abs().max() > 1e-2

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from nld_train.convert.config_json import Traits, read_config, to_config
-from nld_train.convert.table import MINISTRAL, NLD
+from nld_train.convert.config_json import SpecialTokenIds, make_config_json, read_folder_config
+from nld_train.convert.weight_table import MINISTRAL, NLD
 from nld_train.errors import UserError
 from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B, TINY
 
-TRAITS = Traits(bos_token_id=1, eos_token_id=2, mask_token_id=100, block_size=32)
+TRAITS = SpecialTokenIds(bos_token_id=1, eos_token_id=2, mask_token_id=100, block_size=32)
 PUBLISHED_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -62,25 +62,25 @@ PUBLISHED_8B = {
 
 
 def test_the_8b_is_the_published_config_key_by_key() -> None:
-    assert to_config(NLD_8B, TRAITS, torch.bfloat16) == PUBLISHED_8B
+    assert make_config_json(NLD_8B, TRAITS, torch.bfloat16) == PUBLISHED_8B
 
 
 def test_the_14b_has_its_own_rotary_base() -> None:
-    config = to_config(NLD_14B, TRAITS, torch.bfloat16)
+    config = make_config_json(NLD_14B, TRAITS, torch.bfloat16)
     assert config["rope_parameters"]["rope_theta"] == config["rope_theta"] == 1e9
 
 
 @pytest.mark.parametrize("model", [TINY, NLD_3B, NLD_8B, NLD_14B])
 def test_a_written_config_reads_as_the_model_it_was_written_from(tmp_path, model) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(to_config(model, TRAITS, torch.float32)))
-    described = read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(make_config_json(model, TRAITS, torch.float32)))
+    described = read_folder_config(tmp_path)
     assert (described.model, described.naming, described.tied) == (model, NLD, False)
 
 
 def test_the_model_files_read_it(tmp_path) -> None:
     from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 
-    (tmp_path / "config.json").write_text(json.dumps(to_config(TINY, TRAITS, torch.bfloat16)))
+    (tmp_path / "config.json").write_text(json.dumps(make_config_json(TINY, TRAITS, torch.bfloat16)))
     config = NemotronLabsDiffusionConfig.from_pretrained(tmp_path)
     assert config.rope_parameters["factor"] == TINY.rope.factor
     assert config.max_position_embeddings == TINY.rope.max_position == 1024
@@ -97,7 +97,7 @@ def ministral(**changes) -> dict:
 @pytest.mark.parametrize("tied", [True, False])
 def test_ministral_says_whether_it_is_tied(tmp_path, tied: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps(ministral(tie_word_embeddings=tied)))
-    described = read_config(tmp_path)
+    described = read_folder_config(tmp_path)
     assert (described.model, described.naming, described.tied) == (NLD_8B, MINISTRAL, tied)
 
 
@@ -107,7 +107,7 @@ def test_the_numbers_of_stock_transformers_are_understood(tmp_path) -> None:
     Mistral3Config(text_config=Ministral3Config(), architectures=["Mistral3ForConditionalGeneration"]).save_pretrained(
         tmp_path
     )
-    assert read_config(tmp_path).model == NLD_8B
+    assert read_folder_config(tmp_path).model == NLD_8B
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_the_numbers_of_stock_transformers_are_understood(tmp_path) -> None:
 def test_what_is_not_this_network_is_refused_in_one_line(tmp_path, content: dict, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as caught:
-        read_config(tmp_path)
+        read_folder_config(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_config_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="no config.json in"):
-        read_config(tmp_path)
+        read_folder_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is not JSON"):
-        read_config(tmp_path)
+        read_folder_config(tmp_path)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DrafterConfig, RunConfig
-from nld_train.run_folder.checkpoints import newest_step
-from nld_train.run_folder.frozen import read_run
+from nld_train.run_folder.checkpoints import newest_complete_step
+from nld_train.run_folder.frozen import read_frozen_run
 from nld_train.run_folder.paths import step_folder
 from tests.convert.test_parity import load
 from tests.model.build import build
@@ -27,7 +27,7 @@ def built_for_a_gpu(run: RunConfig) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def both(random_run: Path):
     """A run's model on the layers of CPUs, and on those of GPUs."""
-    run = read_run(random_run)
+    run = read_frozen_run(random_run)
     return build(run), built_for_a_gpu(run)
 
 
@@ -61,7 +61,7 @@ def test_an_import_has_all_that_a_gpu_asks_for(both, random_run: Path) -> None:
 
     on_cpu, on_gpu = both
     load(on_cpu, random_run)
-    folder = step_folder(random_run, newest_step(random_run))
+    folder = step_folder(random_run, newest_complete_step(random_run))
     state = dist_checkpointing.load(on_gpu.sharded_state_dict(), str(folder))
     del state["checkpoint_version"]
     on_gpu.load_state_dict(state)  # states of quantisation too
@@ -72,10 +72,10 @@ def test_an_import_has_all_that_a_gpu_asks_for(both, random_run: Path) -> None:
 
 
 def test_the_drafters_adapter_wraps_a_gpus_output_maps(random_run: Path) -> None:
-    from nld_train.model.drafter import adapted, draft_lora
+    from nld_train.model.drafter_adapter import adapted_linears, drafter_lora
 
-    model = draft_lora(DrafterConfig(rank=8), seed=1)([built_for_a_gpu(read_run(random_run))])[0]
-    maps = adapted(model)
+    model = drafter_lora(DrafterConfig(rank=8), seed=1)([built_for_a_gpu(read_frozen_run(random_run))])[0]
+    maps = adapted_linears(model)
     assert len(maps) == len(model.decoder.layers)
     assert {type(each.to_wrap).__name__ for each in maps} == {"TERowParallelLinear"}
     learned = {name for name, weight in model.named_parameters() if weight.requires_grad}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nld_train.config import RunConfig
-from nld_train.convert.output import open_source
-from nld_train.convert.table import NLD, units
-from nld_train.convert.verify import verify
+from nld_train.convert.source import open_checkpoint_source
+from nld_train.convert.verify import compare_with_checkpoint
+from nld_train.convert.weight_table import NLD, weight_mappings
 from tests.convert.conftest import export, imported
 from tests.distributed.ranks import logged
 
@@ -17,11 +17,11 @@ LAYOUTS = ["start", "tensor2", "pipeline2", "tensor2_pipeline2"]
 
 
 def same_weights(left: Path, right: Path) -> bool:
-    one, other = open_source(left), open_source(right)
+    one, other = open_checkpoint_source(left), open_checkpoint_source(right)
     assert one.model == other.model
     return all(
         torch.equal(one.weights.read(unit, torch.float32), other.weights.read(unit, torch.float32))
-        for unit in units(one.model, NLD)
+        for unit in weight_mappings(one.model, NLD)
     )
 
 
@@ -45,13 +45,13 @@ def test_every_layout_gives_the_same_file(saved: dict[str, RunConfig], tmp_path:
 
 @pytest.mark.parametrize("layout", ["tensor2", "tensor2_pipeline2"])
 def test_the_ranks_really_cut_the_tensors(saved: dict[str, RunConfig], layout: str) -> None:
-    source = open_source(Path(saved[layout].output))
-    assert len(source.weights.row_ranges(units(source.model, NLD)[0])) == 2
+    source = open_checkpoint_source(Path(saved[layout].output))
+    assert len(source.weights.row_ranges(weight_mappings(source.model, NLD)[0])) == 2
 
 
 def test_an_export_verifies(saved: dict[str, RunConfig], tmp_path: Path) -> None:
     output = Path(saved["tensor2_pipeline2"].output)
-    findings = verify(open_source(output), export(output, tmp_path / "hf"))
+    findings = compare_with_checkpoint(open_checkpoint_source(output), export(output, tmp_path / "hf"))
     assert [finding.what for finding in findings].count("logits, diffusion") == 2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.config import ModelConfig
-from nld_train.convert.table import EMBEDDING, NLD, parameter_count, units
+from nld_train.convert.weight_table import EMBEDDING, NLD, parameter_count, weight_mappings
 from nld_train.model_sizes import NLD_8B
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def first_stage(model: ModelConfig, stages: int) -> int:
     """Parameters of the pipeline stage that has the embedding."""
-    table = units(model, NLD)
+    table = weight_mappings(model, NLD)
     layer = sum(unit.shape[0] * (unit.shape[1:] or (1,))[0] for unit in table if unit.layer == 0)
     embedding = next(unit for unit in table if unit.name == EMBEDDING)
     return embedding.shape[0] * embedding.shape[1] + layer * model.layers // stages

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nld_train.convert.hugging_face import open_folder
-from nld_train.convert.network import Probe
-from nld_train.convert.travelling import Runnable
+from nld_train.convert.exported_code import ExportedModel
+from nld_train.convert.hf_folder import open_hf_folder
+from nld_train.convert.reference_network import ProbeRow
 from tests.convert.conftest import export, imported
 
 pytestmark = pytest.mark.slow
@@ -62,6 +62,6 @@ def test_the_logits_stay_those_of_stock_transformers(tied: bool, prepared: Path,
     ids = torch.randint(400, (48,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(input_ids=ids[None]).logits[0]
-    described, weights = open_folder(out)
-    found = Runnable(out, described, weights, described.model.layers).ar_logits(Probe(ids, ids, 16, 0))
+    described, weights = open_hf_folder(out)
+    found = ExportedModel(out, described, weights, described.model.layers).ar_logits(ProbeRow(ids, ids, 16, 0))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

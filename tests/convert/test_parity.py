@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from nld_train.config import RunConfig
-from nld_train.convert.hugging_face import open_folder
-from nld_train.convert.network import Network, Probe
-from nld_train.convert.output import open_source
-from nld_train.convert.travelling import Runnable
-from nld_train.run_folder.checkpoints import newest_step
-from nld_train.run_folder.frozen import read_run
+from nld_train.convert.exported_code import ExportedModel
+from nld_train.convert.hf_folder import open_hf_folder
+from nld_train.convert.reference_network import ProbeRow, ReferenceNetwork
+from nld_train.convert.source import open_checkpoint_source
+from nld_train.run_folder.checkpoints import newest_complete_step
+from nld_train.run_folder.frozen import read_frozen_run
 from nld_train.run_folder.paths import step_folder
 from tests.model.test_gpt import batch_at, build
 
@@ -23,7 +23,7 @@ def load(model: torch.nn.Module, output: Path) -> None:
     """Megatron's own loading of a checkpoint."""
     from megatron.core import dist_checkpointing
 
-    step = newest_step(output)
+    step = newest_complete_step(output)
     assert step is not None
     state = dist_checkpointing.load(model.sharded_state_dict(), str(step_folder(output, step)))
     weights = {name: state[name] for name in model.state_dict() if not name.endswith("_extra_state")}
@@ -45,16 +45,21 @@ def all_logits(model: torch.nn.Module, input_ids: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def both(random_run: Path, exported: Path):
     """A run's configuration, Megatron's model with its checkpoint's weights, that checkpoint, and its export."""
-    run = read_run(random_run)
+    run = read_frozen_run(random_run)
     model = build(run)
     load(model, random_run)
-    described, weights = open_folder(exported)
-    return run, model.eval(), open_source(random_run), Runnable(exported, described, weights, run.model.layers)
+    described, weights = open_hf_folder(exported)
+    return (
+        run,
+        model.eval(),
+        open_checkpoint_source(random_run),
+        ExportedModel(exported, described, weights, run.model.layers),
+    )
 
 
-def probes(run: RunConfig, input_ids: Tensor) -> list[Probe]:
+def probes(run: RunConfig, input_ids: Tensor) -> list[ProbeRow]:
     """The rows of a training batch, [noisy | clean] each."""
-    return [Probe(clean, noisy, run.diffusion.block_size, 0) for noisy, clean in (ids.chunk(2) for ids in input_ids)]
+    return [ProbeRow(clean, noisy, run.diffusion.block_size, 0) for noisy, clean in (ids.chunk(2) for ids in input_ids)]
 
 
 def test_logits_of_both_modes_are_the_training_ones(both) -> None:
@@ -85,7 +90,7 @@ def test_cross_entropies_are_those_the_loss_saw(both) -> None:
 def test_verify_compares_with_the_same_network(both) -> None:
     run, megatron, source, _ = both
     batch = batch_at(run)
-    network = Network(run.model, source.weights, torch.float32, run.model.layers)
+    network = ReferenceNetwork(run.model, source.weights, torch.float32, run.model.layers)
     with torch.no_grad():
         trained = all_logits(megatron, batch.input_ids)
     for row, expected in zip(probes(run, batch.input_ids), trained, strict=True):

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
-from nld_train.convert.table import Part
+from nld_train.convert.weight_table import HFTensor
 from nld_train.errors import UserError
 
-PARTS = [Part("a", (4, 3)), Part("b", (5,)), Part("c", (2, 1))]
+PARTS = [HFTensor("a", (4, 3)), HFTensor("b", (5,)), HFTensor("c", (2, 1))]
 
 
 def tensors(dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -74,9 +74,9 @@ def test_an_export_loads_and_generates_as_its_readme_says(python: Path, exported
 def test_its_logits_are_those_of_this_environment(python: Path, exported: Path, tmp_path: Path) -> None:
     import torch
 
-    from nld_train.convert.hugging_face import open_folder
-    from nld_train.convert.network import Probe
-    from nld_train.convert.travelling import Runnable
+    from nld_train.convert.exported_code import ExportedModel
+    from nld_train.convert.hf_folder import open_hf_folder
+    from nld_train.convert.reference_network import ProbeRow
 
     code = f"""
 import torch
@@ -87,7 +87,7 @@ with torch.no_grad():
     torch.save(model(torch.arange(24)[None], use_causal_mask=True).logits, {str(tmp_path / "logits.pt")!r})
 """
     run(python, code, exported, tmp_path)
-    described, weights = open_folder(exported)
-    row = Probe(torch.arange(24), torch.arange(24), 8, 0)
-    here = Runnable(exported, described, weights, described.model.layers).ar_logits(row)
+    described, weights = open_hf_folder(exported)
+    row = ProbeRow(torch.arange(24), torch.arange(24), 8, 0)
+    here = ExportedModel(exported, described, weights, described.model.layers).ar_logits(row)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt")[0], here, rtol=0, atol=1e-5)

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from nld_train.convert.table import EMBEDDING, MLP_OUT, Unit
-from nld_train.convert.torch_dist import Piece, StoredWeights, write_weights
+from nld_train.convert.torch_dist import StoredWeights, TensorRange, write_torch_dist
+from nld_train.convert.weight_table import EMBEDDING, MLP_OUT, WeightMapping
 from nld_train.errors import UserError
 
-ROWS = Unit(EMBEDDING, None, (5, 3), ())
-LAYER = Unit(MLP_OUT, 1, (2, 3), ())
+ROWS = WeightMapping(EMBEDDING, None, (5, 3), ())
+LAYER = WeightMapping(MLP_OUT, 1, (2, 3), ())
 TABLE, STACK = torch.arange(18.0).view(6, 3), torch.arange(12.0).view(2, 2, 3) + 100
 
 
@@ -19,10 +19,10 @@ TABLE, STACK = torch.arange(18.0).view(6, 3), torch.arange(12.0).view(2, 2, 3) +
 def folder(tmp_path):
     """A vocabulary tensor in two pieces with a row of padding, a stacked one by layers and columns, and an object."""
     pieces = [
-        Piece(EMBEDDING, (6, 3), (0, 0), (2, 3), torch.float32, lambda: TABLE[:2]),
-        Piece(EMBEDDING, (6, 3), (2, 0), (4, 3), torch.float32, lambda: TABLE[2:]),
+        TensorRange(EMBEDDING, (6, 3), (0, 0), (2, 3), torch.float32, lambda: TABLE[:2]),
+        TensorRange(EMBEDDING, (6, 3), (2, 0), (4, 3), torch.float32, lambda: TABLE[2:]),
         *[
-            Piece(
+            TensorRange(
                 MLP_OUT, (2, 2, 3), (layer, 0, first), (1, 2, last - first), torch.float32,
                 lambda layer=layer, first=first, last=last: STACK[layer, :, first:last],
             )
@@ -30,7 +30,7 @@ def folder(tmp_path):
             for first, last in ((0, 1), (1, 3))
         ],
     ]  # fmt: skip
-    write_weights(tmp_path / "x", pieces, {"note/shard_0_1": {"a": 1}})
+    write_torch_dist(tmp_path / "x", pieces, {"note/shard_0_1": {"a": 1}})
     return tmp_path / "x"
 
 

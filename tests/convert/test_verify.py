@@ -6,15 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nld_train.convert.network import Network, frequencies, probe
-from nld_train.convert.output import open_source
-from nld_train.convert.verify import starts, verify
+from nld_train.convert.reference_network import ReferenceNetwork, make_probe_row, reference_frequencies
+from nld_train.convert.source import open_checkpoint_source
+from nld_train.convert.verify import compare_with_checkpoint, logit_row_starts
 from nld_train.errors import UserError
 from nld_train.model_sizes import NLD_8B, TINY
 
 
 def test_an_export_verifies(random_run, exported) -> None:
-    findings = {finding.what: finding.seen for finding in verify(open_source(random_run), exported)}
+    findings = {
+        finding.what: finding.seen for finding in compare_with_checkpoint(open_checkpoint_source(random_run), exported)
+    }
     assert findings["tensors"].startswith("39 = 9 x 4 + 3, 796,928 bytes (0.80 MB)")
     assert findings["Megatron -> HF"] == findings["HF -> Megatron"] == "every bit equal"
     assert set(findings) >= {"inv_freq", "logits, AR", "logits, diffusion"}
@@ -28,7 +30,7 @@ def test_one_bit_is_found(random_run, exported, copy_of) -> None:
     tensors[name].view(torch.int32)[-1, -1] ^= 1
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=f"{name} differs from the checkpoint's numbers"):
-        verify(open_source(random_run), folder)
+        compare_with_checkpoint(open_checkpoint_source(random_run), folder)
 
 
 def edit(folder, **changes) -> None:
@@ -41,14 +43,14 @@ def test_another_rotary_base_is_found(random_run, exported, copy_of) -> None:
     content = json.loads((folder / "config.json").read_text())
     edit(folder, rope_parameters=content["rope_parameters"] | {"rope_theta": 1e5}, rope_scaling=None)
     with pytest.raises(UserError, match="config.json describes another model"):
-        verify(open_source(random_run), folder)
+        compare_with_checkpoint(open_checkpoint_source(random_run), folder)
 
 
 def test_a_mask_outside_the_vocabulary_is_found(random_run, exported, copy_of) -> None:
     folder = copy_of(exported)
     edit(folder, mask_token_id=400)
     with pytest.raises(UserError, match="mask_token_id=400; allowed: ids below vocab_size=400"):
-        verify(open_source(random_run), folder)
+        compare_with_checkpoint(open_checkpoint_source(random_run), folder)
 
 
 def test_foreign_code_is_not_run(random_run, exported, copy_of) -> None:
@@ -56,11 +58,11 @@ def test_foreign_code_is_not_run(random_run, exported, copy_of) -> None:
     with (folder / "modeling_ministral.py").open("a") as file:
         file.write("raise SystemExit('run')\n")
     with pytest.raises(UserError, match="modeling_ministral.py is another"):
-        verify(open_source(random_run), folder)
+        compare_with_checkpoint(open_checkpoint_source(random_run), folder)
 
 
 def test_a_part_of_the_layers_is_said_to_be_a_part(random_run, exported) -> None:
-    findings = verify(open_source(random_run), exported, layers=2)
+    findings = compare_with_checkpoint(open_checkpoint_source(random_run), exported, layers=2)
     assert all("first 2 of 4 layers" in finding.seen for finding in findings if finding.what.startswith("logits"))
 
 
@@ -71,15 +73,15 @@ def test_logits_show_a_network_of_other_rotary_numbers(random_run, exported, par
 
     import nld_train.convert.verify as module
 
-    source = open_source(random_run)
+    source = open_checkpoint_source(random_run)
     rope = replace(source.model.rope, **{part: 0.5 + 2 * getattr(source.model.rope, part)})
 
     def wrong(model, *rest):
-        return Network(replace(model, rope=rope), *rest)
+        return ReferenceNetwork(replace(model, rope=rope), *rest)
 
     monkeypatch.setattr(module, "Network", wrong)
     with pytest.raises(UserError, match="logits in AR mode are off by"):
-        verify(source, exported)
+        compare_with_checkpoint(source, exported)
 
 
 def test_a_row_crosses_the_original_context() -> None:
@@ -89,14 +91,14 @@ def test_a_row_crosses_the_original_context() -> None:
 
         source = Source()
         source.model = model
-        return starts(source, length)  # type: ignore[arg-type]
+        return logit_row_starts(source, length)  # type: ignore[arg-type]
 
     assert at(NLD_8B, 96) == [0, 16384 - 48]
     assert at(TINY, 48) == [0, 128 - 24]
 
 
 def test_the_probe_is_the_same_every_time() -> None:
-    one, other = probe(TINY, 100, 16, 104), probe(TINY, 100, 16, 104)
+    one, other = make_probe_row(TINY, 100, 16, 104), make_probe_row(TINY, 100, 16, 104)
     assert torch.equal(one.clean, other.clean) and torch.equal(one.noisy, other.noisy)
     assert 0 < (one.noisy == 100).sum() < len(one.noisy) == 48
 
@@ -104,6 +106,6 @@ def test_the_probe_is_the_same_every_time() -> None:
 def test_the_frequencies_end_where_yarn_says() -> None:
     """Fast dimensions keep their frequency, slow ones turn `factor` times slower."""
     plain = NLD_8B.rope.theta ** (-torch.arange(0, 128, 2, dtype=torch.float64) / 128)
-    found = frequencies(NLD_8B.rope, 128)
+    found = reference_frequencies(NLD_8B.rope, 128)
     assert found[0] == plain[0]
     assert found[-1] == pytest.approx(plain[-1].item() / 16)

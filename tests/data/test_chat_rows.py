@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nld_train.data.chat_rows import PADDING_TOKEN, ChatFile, ChatRows, blend
-from nld_train.data.packing import Packed
+from nld_train.data.chat_rows import PADDING_TOKEN, ChatFileRows, ChatRows, blend_samples
+from nld_train.data.packing import PackedRows
 from tests.chat_files import conversation, write_chat_file
 
 CONVERSATIONS = [conversation(n, prompt=p, seed=n) for n, p in ((5, 2), (6, 3), (20, 4), (12, 1))]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> ChatFile:
+def file(tmp_path: Path) -> ChatFileRows:
     """Rows of 12: the first two conversations; the third, cut; the fourth, which fills its row."""
     prefix = write_chat_file(tmp_path / "chat", CONVERSATIONS)
-    return ChatFile(str(prefix), Packed(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), 12)
+    return ChatFileRows(str(prefix), PackedRows(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), 12)
 
 
-def test_conversations_fill_a_row_from_its_start(file: ChatFile) -> None:
+def test_conversations_fill_a_row_from_its_start(file: ChatFileRows) -> None:
     sample = file[0]
     (one, one_counts), (two, two_counts) = CONVERSATIONS[:2]
     assert sample["tokens"].tolist() == [*one, *two, PADDING_TOKEN, PADDING_TOKEN]
@@ -28,13 +28,13 @@ def test_conversations_fill_a_row_from_its_start(file: ChatFile) -> None:
     assert sample["document_lengths"].tolist() == [5, 6, 2]
 
 
-def test_a_longer_conversation_is_cut_at_its_end(file: ChatFile) -> None:
+def test_a_longer_conversation_is_cut_at_its_end(file: ChatFileRows) -> None:
     sample = file[1]
     assert sample["tokens"].tolist() == [*CONVERSATIONS[2][0][:12], PADDING_TOKEN]
     assert sample["supervised"].tolist() == [False] * 4 + [True] * 8 + [False]
 
 
-def test_behind_a_full_row_lies_one_unsupervised_token(file: ChatFile) -> None:
+def test_behind_a_full_row_lies_one_unsupervised_token(file: ChatFileRows) -> None:
     sample = file[2]
     assert sample["tokens"].shape == sample["supervised"].shape == (13,)
     assert sample["document_lengths"].tolist() == [12, 1]
@@ -45,14 +45,14 @@ def first_tokens(rows: ChatRows, start: int, stop: int) -> list[int]:
     return [int(rows[number]["tokens"][0]) for number in range(start, stop)]
 
 
-def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(file: ChatFile) -> None:
+def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(file: ChatFileRows) -> None:
     rows = ChatRows([file], None, 1, 30)
     epochs = [tuple(first_tokens(rows, start, start + 3)) for start in range(0, 30, 3)]
     assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(int(CONVERSATIONS[i][0][0]) for i in (0, 2, 3)))}
     assert len(set(epochs)) > 1
 
 
-def test_a_number_means_the_same_row_in_a_longer_run_and_another_under_another_seed(file: ChatFile) -> None:
+def test_a_number_means_the_same_row_in_a_longer_run_and_another_under_another_seed(file: ChatFileRows) -> None:
     short, long = ChatRows([file, file], (0.3, 0.7), 1, 10), ChatRows([file, file], (0.3, 0.7), 1, 100)
     assert first_tokens(short, 0, 10) == first_tokens(long, 0, 10)
     assert first_tokens(ChatRows([file, file], (0.3, 0.7), 2, 100), 0, 100) != first_tokens(long, 0, 100)
@@ -60,7 +60,7 @@ def test_a_number_means_the_same_row_in_a_longer_run_and_another_under_another_s
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (5.0, 3.0, 2.0), (1.0, 1000.0)])
 def test_a_blend_keeps_its_shares_after_any_number_of_rows(weights) -> None:
-    files, places = blend(weights, 2000)
+    files, places = blend_samples(weights, 2000)
     shares = np.array(weights) / sum(weights)
     for number in (1, 7, 100, 1999):
         given = np.bincount(files[:number], minlength=len(weights))
@@ -69,10 +69,10 @@ def test_a_blend_keeps_its_shares_after_any_number_of_rows(weights) -> None:
         assert places[files == file].tolist() == list(range((files == file).sum()))
 
 
-def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFile, tmp_path: Path) -> None:
-    other = ChatFile(
+def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFileRows, tmp_path: Path) -> None:
+    other = ChatFileRows(
         str(write_chat_file(tmp_path / "other", [conversation(8, prompt=2, seed=90 + i) for i in range(5)])),
-        Packed(np.arange(5), np.arange(6)),
+        PackedRows(np.arange(5), np.arange(6)),
         12,
     )
     rows = ChatRows([file, other], None, 3, 16)

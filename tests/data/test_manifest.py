@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nld_train.data.indexed import TokenFileWriter, bin_path, idx_path, token_dtype
 from nld_train.data.manifest import (
     FORMAT_VERSION,
-    Chat,
+    ChatManifest,
     Manifest,
-    check_files,
-    check_prefix,
+    check_token_file,
+    check_token_file_tokenizer,
     manifest_path,
     parse_blend,
     read_manifest,
@@ -21,7 +20,8 @@ from nld_train.data.manifest import (
     write_manifest,
 )
 from nld_train.data.supervision import SupervisionWriter, supervised_path
-from nld_train.data.tokenizer import fingerprint
+from nld_train.data.token_file import TokenFileWriter, bin_path, idx_path, token_dtype
+from nld_train.data.tokenizer import tokenizer_fingerprint
 from nld_train.errors import UserError
 
 
@@ -53,7 +53,7 @@ def make_chat(prefix: Path) -> Manifest:
         for _ in range(2):
             writer.append(np.array([False, True]))
         digest = writer.finish()
-    chat = Chat(
+    chat = ChatManifest(
         conversations=2,
         supervised_tokens=2,
         dropped={"empty answer": 3},
@@ -82,12 +82,12 @@ def flip_a_token(prefix: Path) -> None:
 
 def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
     manifest = make(tmp_path / "a", [[3, 2]])
-    assert read_manifest(tmp_path / "a") == manifest == check_files(tmp_path / "a", verify_hashes=True)
+    assert read_manifest(tmp_path / "a") == manifest == check_token_file(tmp_path / "a", verify_hashes=True)
 
 
 def test_a_chat_manifest_comes_back_as_written(tmp_path: Path) -> None:
     manifest = make_chat(tmp_path / "a")
-    assert read_manifest(tmp_path / "a") == manifest == check_files(tmp_path / "a", verify_hashes=True)
+    assert read_manifest(tmp_path / "a") == manifest == check_token_file(tmp_path / "a", verify_hashes=True)
 
 
 @pytest.mark.parametrize(
@@ -104,25 +104,25 @@ def test_a_chat_file_that_is_not_whole_is_refused(tmp_path: Path, damage, said: 
     make_chat(tmp_path / "a")
     damage(tmp_path / "a")
     with pytest.raises(UserError, match=said) as error:
-        check_files(tmp_path / "a")
+        check_token_file(tmp_path / "a")
     assert "\n" not in str(error.value)
 
 
 def test_changed_supervision_is_found_by_its_hash(tmp_path: Path) -> None:
     make_chat(tmp_path / "a")
     supervised_path(tmp_path / "a").write_bytes(b"\0\1\0\0")
-    check_files(tmp_path / "a")
+    check_token_file(tmp_path / "a")
     with pytest.raises(UserError, match="SHA-256"):
-        check_files(tmp_path / "a", verify_hashes=True)
+        check_token_file(tmp_path / "a", verify_hashes=True)
 
 
 def test_the_tokenizer_of_the_file_is_accepted_and_another_refused(tmp_path: Path, byte_tokenizer: Path) -> None:
-    make(tmp_path / "a", [[3, 2]], fingerprint(byte_tokenizer))
-    assert check_prefix(tmp_path / "a", byte_tokenizer).tokens == 2
+    make(tmp_path / "a", [[3, 2]], tokenizer_fingerprint(byte_tokenizer))
+    assert check_token_file_tokenizer(tmp_path / "a", byte_tokenizer).tokens == 2
     path = byte_tokenizer / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(UserError, match="was made with tokenizer") as error:
-        check_prefix(tmp_path / "a", byte_tokenizer)
+        check_token_file_tokenizer(tmp_path / "a", byte_tokenizer)
     assert str(byte_tokenizer) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -146,16 +146,16 @@ def test_a_set_that_does_not_belong_together_is_refused_in_one_line(tmp_path: Pa
     make(tmp_path / "a", [[3, 2], [4, 2]])
     damage(tmp_path / "a")
     with pytest.raises(UserError, match=said) as error:
-        check_files(tmp_path / "a")
+        check_token_file(tmp_path / "a")
     assert "\n" not in str(error.value)
 
 
 def test_a_changed_token_is_found_by_its_hash_only(tmp_path: Path) -> None:
     make(tmp_path / "a", [[3, 2]])
     flip_a_token(tmp_path / "a")
-    check_files(tmp_path / "a")
+    check_token_file(tmp_path / "a")
     with pytest.raises(UserError, match="SHA-256"):
-        check_files(tmp_path / "a", verify_hashes=True)
+        check_token_file(tmp_path / "a", verify_hashes=True)
 
 
 def test_a_blend_is_weighted_throughout_or_not_at_all() -> None:

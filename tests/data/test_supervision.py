@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nld_train.data.indexed import TokenFileWriter, sha256_of, token_dtype
 from nld_train.data.supervision import Supervision, SupervisionWriter, supervised_path
+from nld_train.data.token_file import TokenFileWriter, file_sha256, token_dtype
 from nld_train.errors import UserError
 
 DOCUMENTS = [[0, 1, 1], [0], [0, 0, 1, 0, 1]]
@@ -25,7 +25,7 @@ def test_the_supervision_of_every_document_comes_back(tmp_path: Path) -> None:
     assert [supervision.of(i).tolist() for i in range(len(supervision))] == DOCUMENTS
     assert supervision.flat.dtype == np.bool_ and supervision.of(2).sum() == 2
     assert supervised_path(tmp_path / "a").read_bytes() == bytes(sum(DOCUMENTS, []))
-    assert digest == sha256_of(supervised_path(tmp_path / "a"))
+    assert digest == file_sha256(supervised_path(tmp_path / "a"))
 
 
 def test_joined_files_equal_one_file(tmp_path: Path) -> None:

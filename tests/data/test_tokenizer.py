@@ -7,13 +7,13 @@ import pytest
 from nld_train.data import tokenizer as module
 from nld_train.data.tokenizer import (
     CONTROL_IDS,
-    SpecialIds,
+    ChatTokenIds,
+    chat_token_ids,
     control_token,
     end_of_document_id,
-    fingerprint,
     load_tokenizer,
-    special_ids,
     split_text,
+    tokenizer_fingerprint,
 )
 from nld_train.errors import UserError
 
@@ -71,16 +71,16 @@ def test_tokens_have_the_type_of_token_files(byte_tokenizer: Path) -> None:
 
 def test_special_ids_are_those_of_the_family(byte_tokenizer: Path) -> None:
     tokenizer = load_tokenizer(byte_tokenizer)
-    assert special_ids(tokenizer) == SpecialIds(bos=1, eos=2, im_start=10, im_end=11, mask=100)
+    assert chat_token_ids(tokenizer) == ChatTokenIds(bos=1, eos=2, im_start=10, im_end=11, mask=100)
     assert end_of_document_id(tokenizer) == 2
 
 
 def test_the_fingerprint_follows_the_file(byte_tokenizer: Path) -> None:
-    before = fingerprint(byte_tokenizer)
+    before = tokenizer_fingerprint(byte_tokenizer)
     assert load_tokenizer(byte_tokenizer).fingerprint == before
     path = byte_tokenizer / "tokenizer.json"
     path.write_text(path.read_text() + " ")
-    assert fingerprint(byte_tokenizer) != before
+    assert tokenizer_fingerprint(byte_tokenizer) != before
 
 
 @pytest.mark.parametrize("text", ["ab\ncd\nef", "abcdefgh", "\n\n\n\n\n", "", "ab\n"])

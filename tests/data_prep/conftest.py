@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import add_data_parser
-from data_prep.tokenizer import train_tokenizer
+from data_prep.cli import add_data_commands
+from data_prep.train_tokenizer import train_tokenizer
 
 LINES = [f"def function_{i}(value):\n    return value * {i}  # the end of line {i}\n" for i in range(200)]
 
@@ -33,7 +33,7 @@ def nld() -> Callable[..., int]:
 
     def run(*words: object) -> int:
         parser = argparse.ArgumentParser("nld")
-        add_data_parser(parser.add_subparsers(required=True))
+        add_data_commands(parser.add_subparsers(required=True))
         args = parser.parse_args([str(word) for word in words])
         return args.run(args)
 

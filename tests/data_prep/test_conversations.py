@@ -1,7 +1,7 @@
 import pytest
 
 from data_prep.conversations import PAIRS, ROLES, read_conversation
-from data_prep.sources import Value
+from data_prep.sources import RecordValue
 from nld_train.data.chat_template import ChatProblem, Message
 
 ASKED, ANSWERED = Message("user", "hello"), Message("assistant", "four")
@@ -19,14 +19,14 @@ ASKED, ANSWERED = Message("user", "hello"), Message("assistant", "four")
     ],
 )  # fmt: skip
 def test_every_form_is_read(value: dict) -> None:
-    assert read_conversation(Value(1, value)) == [ASKED, ANSWERED]
+    assert read_conversation(RecordValue(1, value)) == [ASKED, ANSWERED]
 
 
 def test_a_pair_may_have_more_to_its_question_and_a_system_turn() -> None:
     value = {"instruction": "add", "input": "1 2", "output": "3", "system": "be short"}
     expected = [Message("system", "be short"), Message("user", "add\n\n1 2"), Message("assistant", "3")]
-    assert read_conversation(Value(1, value)) == expected
-    assert read_conversation(Value(1, value | {"input": "", "system": None})) == [
+    assert read_conversation(RecordValue(1, value)) == expected
+    assert read_conversation(RecordValue(1, value | {"input": "", "system": None})) == [
         Message("user", "add"),
         Message("assistant", "3"),
     ]
@@ -34,7 +34,7 @@ def test_a_pair_may_have_more_to_its_question_and_a_system_turn() -> None:
 
 def test_every_spelling_of_a_role_is_one_of_four() -> None:
     turns = [{"role": name, "content": "x"} for name in ROLES]
-    assert [message.role for message in read_conversation(Value(1, {"messages": turns}))] == list(ROLES.values())
+    assert [message.role for message in read_conversation(RecordValue(1, {"messages": turns}))] == list(ROLES.values())
     assert set(ROLES.values()) == {"system", "user", "assistant", "tool"}
 
 
@@ -60,10 +60,10 @@ BAD = [
 @pytest.mark.parametrize(("value", "said"), BAD)
 def test_what_is_no_conversation_says_why_in_one_line(value: object, said: str) -> None:
     with pytest.raises(ChatProblem) as problem:
-        read_conversation(Value(1, value))
+        read_conversation(RecordValue(1, value))
     assert said in str(problem.value) and "\n" not in str(problem.value)
 
 
 def test_a_line_that_could_not_be_read_keeps_its_problem() -> None:
     with pytest.raises(ChatProblem, match="^broken JSON: here$"):
-        read_conversation(Value(1, problem="broken JSON: here"))
+        read_conversation(RecordValue(1, problem="broken JSON: here"))

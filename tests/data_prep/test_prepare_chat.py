@@ -13,12 +13,12 @@ import pytest
 
 from data_prep import prepare_chat as module
 from data_prep.encode_chat import REPORTS
-from data_prep.prepare_chat import ChatOptions, locked, parts_folder, prepare_chat
-from nld_train.data.chat import load_chat
+from data_prep.prepare_chat import ChatOptions, folder_lock, parts_folder, prepare_chat
+from nld_train.data.chat_encoder import load_chat_encoder
 from nld_train.data.chat_template import Message
-from nld_train.data.indexed import TokenFile
-from nld_train.data.manifest import check_prefix, read_manifest
+from nld_train.data.manifest import check_token_file_tokenizer, read_manifest
 from nld_train.data.supervision import Supervision
+from nld_train.data.token_file import TokenFile
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
 
@@ -52,13 +52,17 @@ def left_behind(folder: Path) -> list[str]:
 def test_documents_and_their_supervision_are_those_of_the_encoder(tmp_path: Path, tokenizer: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [conversation(number) for number in range(20)])
     manifest = prepare_chat([source], output(tmp_path), tokenizer, ONE)
-    encoder = load_chat(load_tokenizer(tokenizer), thinking=False)
+    encoder = load_chat_encoder(load_tokenizer(tokenizer), thinking=False)
     tokens, supervision = TokenFile(output(tmp_path)), Supervision(output(tmp_path))
     for number in range(20):
         expected = encoder.conversation([Message(**turn) for turn in conversation(number)["messages"]])
         assert tokens[number].tolist() == expected.tokens.tolist()
         assert supervision.of(number).tolist() == expected.supervised.tolist()
-    assert manifest == read_manifest(output(tmp_path)) == check_prefix(output(tmp_path), tokenizer, verify_hashes=True)
+    assert (
+        manifest
+        == read_manifest(output(tmp_path))
+        == check_token_file_tokenizer(output(tmp_path), tokenizer, verify_hashes=True)
+    )
     chat = manifest.chat
     assert chat is not None
     assert (chat.conversations, chat.supervised_tokens) == (20, supervision.flat.sum())
@@ -185,7 +189,7 @@ def test_an_output_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     (tmp_path / ".chat.parts-one").mkdir()
     for key in ("one", "two"):
         with (
-            locked(tmp_path / ".chat.parts-one"),
+            folder_lock(tmp_path / ".chat.parts-one"),
             pytest.raises(UserError, match="another process"),
             parts_folder(tmp_path / "chat", key),
         ):

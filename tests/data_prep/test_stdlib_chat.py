@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stdlib_chat import ANSWER_CHARACTERS, QUESTION_CHARACTERS, functions, write_stdlib_chat
+from data_prep.stdlib_chat import ANSWER_CHARACTERS, QUESTION_CHARACTERS, documented_functions, write_stdlib_chat
 from nld_train.errors import UserError
 
 SOURCE = '''
@@ -34,7 +34,7 @@ def one(x): "short"; return x
 
 def test_a_functions_body_answers_its_signature_and_summary() -> None:
     question = 'def size(self, unit: str = "B") -> int:\n    """How large it is."""'
-    assert list(functions(SOURCE)) == [(question, "# a reason\nif unit:\n    return 1\nreturn 2")]
+    assert list(documented_functions(SOURCE)) == [(question, "# a reason\nif unit:\n    return 1\nreturn 2")]
 
 
 def test_the_machine_has_thousands_of_short_ones_and_the_same_every_time(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from nld_train.errors import UserError
 
 SETTINGS = DecodeConfig(max_new_tokens=24, block_length=4, threshold=0.5)
 MODES = {
-    "ar": ar.decode,
-    "diffusion": diffusion.decode,
-    "linear": self_speculation.decode,
-    "quadratic": quadratic.decode,
+    "ar": ar.generate_ar,
+    "diffusion": diffusion.generate_diffusion,
+    "linear": self_speculation.generate_self_speculation,
+    "quadratic": quadratic.generate_quadratic,
 }
-SPECULATIVE = {"linear": self_speculation.decode, "quadratic": quadratic.decode}
+SPECULATIVE = {"linear": self_speculation.generate_self_speculation, "quadratic": quadratic.generate_quadratic}
 every_mode = pytest.mark.parametrize("decode", MODES.values(), ids=MODES)
 speculative = pytest.mark.parametrize("decode", SPECULATIVE.values(), ids=SPECULATIVE)
 
@@ -32,7 +32,7 @@ def single(make_model):
 
 @pytest.fixture(scope="module")
 def greedy(single, ragged):
-    return [result.ids for result in ar.decode(single, ragged, SETTINGS)]
+    return [result.ids for result in ar.generate_ar(single, ragged, SETTINGS)]
 
 
 @speculative
@@ -80,7 +80,7 @@ def p_value(model, decode, temperature: float, top_p: float, block_length: int) 
     return chi_square(results, exact_probabilities(model, prompt, count, temperature, top_p), 6, count)
 
 
-@pytest.mark.parametrize("decode", [ar.decode, *SPECULATIVE.values()], ids=["ar", *SPECULATIVE])
+@pytest.mark.parametrize("decode", [ar.generate_ar, *SPECULATIVE.values()], ids=["ar", *SPECULATIVE])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
 def test_sampled_self_speculation_cannot_be_told_from_ar(make_model, decode, temperature, top_p):
     """Two drafts a round: refused at either, accepted whole with a token behind, and a second round all occur."""
@@ -88,7 +88,7 @@ def test_sampled_self_speculation_cannot_be_told_from_ar(make_model, decode, tem
 
 
 def test_what_follows_another_distribution_can_be_told(small):
-    assert p_value(small, diffusion.decode, 1.0, 1.0, block_length=4) < 1e-9
+    assert p_value(small, diffusion.generate_diffusion, 1.0, 1.0, block_length=4) < 1e-9
 
 
 @every_mode
@@ -109,8 +109,8 @@ def test_what_a_result_says_adds_up(small, ragged, decode):
         assert result.tokens_per_forward == 24 / result.nfe.total and result.seconds > 0
         assert result.nfe.prefill == 1 and max(result.order) <= result.nfe.total
         # The first token comes with the prefill; in quadratic mode behind the first draft, which may have a say in it.
-        assert min(result.order) == (2 if decode is quadratic.decode else 1)
-        if decode is ar.decode:
+        assert min(result.order) == (2 if decode is quadratic.generate_quadratic else 1)
+        if decode is ar.generate_ar:
             assert result.order == list(range(1, 25)) and result.tokens_per_forward == 1
         if decode in SPECULATIVE.values():
             assert 1 + sum(result.accepted_lengths) == 24
@@ -123,21 +123,23 @@ def test_what_a_result_says_adds_up(small, ragged, decode):
 def test_forwards_of_every_mode_on_a_case_made_by_hand(small):
     """8 tokens in blocks of 4 with no agreement asked for: counts that follow from the rules alone."""
     eight = replace(SETTINGS, max_new_tokens=8)
-    nfe = ar.decode(small, [[4, 5]], eight)[0].nfe
+    nfe = ar.generate_ar(small, [[4, 5]], eight)[0].nfe
     assert (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh) == (1, 0, 7)
-    nfe = diffusion.decode(small, [[4, 5]], replace(eight, threshold=None))[0].nfe
+    nfe = diffusion.generate_diffusion(small, [[4, 5]], replace(eight, threshold=None))[0].nfe
     assert (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh) == (1, 6, 1)
-    nfe = self_speculation.decode(small, [[4, 5]], replace(eight, block_length=1))[0].nfe
+    nfe = self_speculation.generate_self_speculation(small, [[4, 5]], replace(eight, block_length=1))[0].nfe
     assert (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh) == (1, 7, 7)
-    nfe = quadratic.decode(small, [[4, 5]], replace(eight, block_length=1))[0].nfe
+    nfe = quadratic.generate_quadratic(small, [[4, 5]], replace(eight, block_length=1))[0].nfe
     assert (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh) == (1, 1, 7)
 
 
 def test_the_order_of_diffusion_is_the_step_at_which_each_token_was_committed(small):
-    one_by_one = diffusion.decode(small, [[4, 5]], replace(SETTINGS, max_new_tokens=8, threshold=None))[0].order
+    one_by_one = diffusion.generate_diffusion(small, [[4, 5]], replace(SETTINGS, max_new_tokens=8, threshold=None))[
+        0
+    ].order
     assert one_by_one[0] == 1 and sorted(one_by_one[1:4]) == [2, 3, 4], "prefill gives the seed, then 3 steps"
     assert one_by_one[4] == 5 and sorted(one_by_one[5:]) == [6, 7, 8], "so does the refresh"
-    at_once = diffusion.decode(small, [[4, 5]], replace(SETTINGS, max_new_tokens=8, threshold=0.0))[0].order
+    at_once = diffusion.generate_diffusion(small, [[4, 5]], replace(SETTINGS, max_new_tokens=8, threshold=0.0))[0].order
     assert at_once == [1, 2, 2, 2, 3, 4, 4, 4]
 
 
@@ -163,7 +165,9 @@ def test_thinking_is_ended_within_its_budget(small, ragged, decode, budget):
     results = decode(small, ragged[:20], settings)
     assert all(1 in result.ids[: budget + 1] for result in results)
     if decode in SPECULATIVE.values():
-        assert [result.ids for result in results] == [result.ids for result in ar.decode(small, ragged[:20], settings)]
+        assert [result.ids for result in results] == [
+            result.ids for result in ar.generate_ar(small, ragged[:20], settings)
+        ]
 
 
 @every_mode
@@ -184,7 +188,7 @@ def test_what_cannot_be_decoded_is_refused_in_one_line(small, decode, prompts, c
 
 def test_diffusion_refuses_tokens_that_are_no_whole_blocks(small):
     with pytest.raises(UserError, match="max_new_tokens=22 with block_length=4; .*use 24"):
-        diffusion.decode(small, [[4]], replace(SETTINGS, max_new_tokens=22))
+        diffusion.generate_diffusion(small, [[4]], replace(SETTINGS, max_new_tokens=22))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from nld_train.config import DecodeConfig
 from nld_train.decode import ar, quadratic
-from nld_train.decode.quadratic import forward_interleaved, interleaved, visible_places
+from nld_train.decode.quadratic import forward_interleaved, interleaved_layout, visible_places
 
 MASK, LENGTH, NEW = 3, 3, 12
 
 
 def test_the_visibility_of_two_tokens_and_their_groups_is_written_out():
     """Two cached places, then tokens s t, then the masks a b behind s and c d behind t."""
-    table = visible_places(interleaved(2), torch.tensor([[[2]]]), 2)[0].int().tolist()
+    table = visible_places(interleaved_layout(2), torch.tensor([[[2]]]), 2)[0].int().tolist()
     assert table == [
         # past  s  t  a  b  c  d
         [1, 1, 1, 0, 0, 0, 0, 0],  # s
@@ -26,11 +26,11 @@ def test_the_visibility_of_two_tokens_and_their_groups_is_written_out():
         [1, 1, 1, 1, 0, 0, 1, 1],  # c
         [1, 1, 1, 1, 0, 0, 1, 1],  # d
     ]
-    assert interleaved(2).offset.tolist() == [0, 1, 1, 2, 2, 3]
+    assert interleaved_layout(2).offset.tolist() == [0, 1, 1, 2, 2, 3]
 
 
 def test_a_shorter_row_sees_its_own_places_and_not_the_scratch_behind_them():
-    table = visible_places(interleaved(1), torch.tensor([[[1]], [[3]]]), 3).int().tolist()
+    table = visible_places(interleaved_layout(1), torch.tensor([[[1]], [[3]]]), 3).int().tolist()
     assert table == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
 
 
@@ -83,7 +83,7 @@ def oracle(model, prompt: list[int], weight: float) -> tuple[list[int], int]:
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_quadratic_with_a_cache_is_quadratic_without(small, ragged, weight):
     settings = DecodeConfig(max_new_tokens=NEW, block_length=LENGTH, ensemble_weight=weight)
-    for prompt, result in zip(ragged[:12], quadratic.decode(small, ragged[:12], settings), strict=True):
+    for prompt, result in zip(ragged[:12], quadratic.generate_quadratic(small, ragged[:12], settings), strict=True):
         tokens, rounds = oracle(small, prompt, weight)
         assert result.ids == tokens
         assert (result.nfe.prefill, result.nfe.draft_or_denoise, result.nfe.verify_or_refresh) == (1, 1, rounds)
@@ -91,6 +91,8 @@ def test_quadratic_with_a_cache_is_quadratic_without(small, ragged, weight):
 
 def test_the_ensemble_verifier_has_a_will_of_its_own(small, ragged):
     settings = DecodeConfig(max_new_tokens=NEW, block_length=LENGTH)
-    alone = [result.ids for result in ar.decode(small, ragged, settings)]
-    mixed = [result.ids for result in quadratic.decode(small, ragged, replace(settings, ensemble_weight=0.5))]
+    alone = [result.ids for result in ar.generate_ar(small, ragged, settings)]
+    mixed = [
+        result.ids for result in quadratic.generate_quadratic(small, ragged, replace(settings, ensemble_weight=0.5))
+    ]
     assert alone != mixed

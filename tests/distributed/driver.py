@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from nld_train.recipe import from_json
+from nld_train.recipe import run_from_json
 from nld_train.signals import end_children
 from nld_train.start.output_folder import open_output
 from nld_train.train import cpu_runtime, patches
-from nld_train.train.rank import train
+from nld_train.train.rank import train_rank
 
 MOST_RUNS = 10
 
@@ -42,8 +42,8 @@ def main() -> None:
 
 def load_megatron() -> None:
     """Everything that a run imports, and none of it started: threads would not survive the fork."""
-    cpu_runtime.install()
-    patches.install()
+    cpu_runtime.install_cpu_runtime()
+    patches.apply_patches()
     import megatron.bridge.training.pretrain  # noqa: F401
 
     import nld_train.train.bridge_config
@@ -105,12 +105,12 @@ def train_all(rank: int, ranks: int, runs: Sequence[str], store: Path) -> None:
     from megatron.bridge.training.initialize import destroy_global_state
 
     for frozen in runs:
-        run = from_json(Path(frozen).read_text())
+        run = run_from_json(Path(frozen).read_text())
         if rank == 0:
             open_output(run)
         torch.distributed.barrier()
         with open(os.devnull, "w") as nowhere:
-            train(run, nowhere)
+            train_rank(run, nowhere)
         destroy_global_state()
     torch.distributed.barrier()  # nobody leaves before all are done
 

@@ -21,7 +21,7 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.recipe import to_json
+from nld_train.recipe import run_to_json
 
 DRIVER = Path(__file__).with_name("driver.py")
 VOCABULARY = 400
@@ -70,7 +70,7 @@ def train_together(runs: Sequence[RunConfig], scratch: Path) -> None:
     (ranks,) = {run.parallel.world_size for run in runs}
     frozen = [scratch / f"{run.name}.json" for run in runs]
     for path, run in zip(frozen, runs, strict=True):
-        path.write_text(to_json(run))
+        path.write_text(run_to_json(run))
     log = scratch / f"{runs[0].name}.log"
     driver = started_driver()
     assert driver.stdin is not None and driver.stdout is not None

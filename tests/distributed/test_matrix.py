@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from nld_train.config import RunConfig
-from nld_train.convert.table import Unit
 from nld_train.convert.torch_dist import StoredWeights
-from nld_train.run_folder.checkpoints import newest_step
+from nld_train.convert.weight_table import WeightMapping
+from nld_train.run_folder.checkpoints import newest_complete_step
 from nld_train.run_folder.paths import step_folder
 from tests.distributed.ranks import figures, on, small_run, train_together, with_train
 
@@ -125,10 +125,10 @@ def of_ranks(runs: Runs, ranks: int) -> list[RunConfig]:
 
 def parameters(run: RunConfig) -> Iterator[tuple[str, Tensor]]:
     """The weights of a run's last checkpoint, whole tensors under names that no layout changes."""
-    assert newest_step(Path(run.output)) == STEPS
+    assert newest_complete_step(Path(run.output)) == STEPS
     stored = StoredWeights(step_folder(Path(run.output), STEPS))
     for name, shape in sorted(stored.shapes.items()):
-        yield name, stored.read(Unit(name, None, shape, ()), torch.float32)
+        yield name, stored.read(WeightMapping(name, None, shape, ()), torch.float32)
 
 
 def assert_same_curve(expected: RunConfig, got: RunConfig) -> None:

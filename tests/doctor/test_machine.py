@@ -5,27 +5,34 @@ from pathlib import Path
 import pytest
 
 from nld_train import recipe
-from nld_train.doctor.machine import SLURM, cores, shared_memory, slurm, total_memory, wandb
+from nld_train.doctor.machine import (
+    SLURM,
+    cores_finding,
+    shared_memory_finding,
+    slurm_finding,
+    total_memory,
+    wandb_finding,
+)
 
 
 def test_cores_and_memory_are_said() -> None:
-    assert cores().verdict == "ok" and "core" in cores().found
+    assert cores_finding().verdict == "ok" and "core" in cores_finding().found
     assert total_memory() > 1e8
 
 
 def test_no_shared_memory_fails(tmp_path: Path) -> None:
-    assert shared_memory(tmp_path / "none").verdict == "FAIL"
-    assert "free in" in shared_memory(tmp_path).found
+    assert shared_memory_finding(tmp_path / "none").verdict == "FAIL"
+    assert "free in" in shared_memory_finding(tmp_path).found
 
 
 def test_slurm_is_all_nothing_or_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm().verdict == "ok" and "this machine alone" in slurm().found
+    assert slurm_finding().verdict == "ok" and "this machine alone" in slurm_finding().found
     (tmp_path / SLURM[0]).touch(mode=0o755)
-    assert slurm().verdict == "note" and SLURM[1] in slurm().found
+    assert slurm_finding().verdict == "note" and SLURM[1] in slurm_finding().found
     for command in SLURM:
         (tmp_path / command).touch(mode=0o755)
-    assert slurm().verdict == "ok"
+    assert slurm_finding().verdict == "ok"
 
 
 @pytest.mark.parametrize(
@@ -40,9 +47,9 @@ def test_slurm_is_all_nothing_or_noted(monkeypatch: pytest.MonkeyPatch, tmp_path
     ],
 )
 def test_only_an_online_run_needs_a_login(mode: str, logged_in: bool, verdict: str) -> None:
-    assert wandb(logged_in, recipe.load("tiny_stage1_ar", [f"log.wandb={mode}"])).verdict == verdict
+    assert wandb_finding(logged_in, recipe.load_recipe("tiny_stage1_ar", [f"log.wandb={mode}"])).verdict == verdict
 
 
 def test_without_a_recipe_the_login_is_noted() -> None:
-    assert wandb(False, None).verdict == "note"
-    assert wandb(True, None).verdict == "ok"
+    assert wandb_finding(False, None).verdict == "note"
+    assert wandb_finding(True, None).verdict == "ok"

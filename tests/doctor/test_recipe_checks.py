@@ -8,16 +8,24 @@ import pytest
 
 from nld_train import recipe
 from nld_train.config import RunConfig
-from nld_train.data.indexed import bin_path
+from nld_train.data.token_file import bin_path
 from nld_train.doctor.accelerator import Gpus
-from nld_train.doctor.examine import needs
-from nld_train.doctor.finding import Finding
-from nld_train.doctor.machine import SLURM
-from nld_train.doctor.recipe_checks import asked, data, disk, existing, passes, room, saved, tokenizer
+from nld_train.doctor.examine import run_findings
+from nld_train.doctor.finding import DoctorFinding
+from nld_train.doctor.machine import SLURM, nearest_existing_folder
+from nld_train.doctor.recipe_checks import (
+    check_checkpoints,
+    check_data_files,
+    check_data_passes,
+    check_disk,
+    check_memory,
+    check_tokenizer,
+    run_start_check,
+)
 from nld_train.errors import UserError
 from nld_train.plan.memory import checkpoint_size, worst_stage
-from nld_train.plan.rows import tokens
-from nld_train.run_folder.checkpoints import MANIFEST, file_names, measure, write_manifest
+from nld_train.plan.row_counts import run_tokens
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.paths import step_folder
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
@@ -38,10 +46,10 @@ def run(folder: Path) -> RunConfig:
         "train.iterations=20",
         "train.eval_interval=10",
     ]
-    return recipe.load("tiny_stage1_ar", [blend, *more])
+    return recipe.load_recipe("tiny_stage1_ar", [blend, *more])
 
 
-def verdicts(findings: list[Finding]) -> list[str]:
+def verdicts(findings: list[DoctorFinding]) -> list[str]:
     return [finding.verdict for finding in findings]
 
 
@@ -52,75 +60,75 @@ def flip_a_byte(path: Path, at: int) -> None:
 
 
 def test_sound_files_are_counted_and_how_often_they_are_read(run: RunConfig, folder: Path) -> None:
-    first, second, often = data(run, verify=True)
+    first, second, often = check_data_files(run, verify=True)
     assert verdicts([first, second]) == ["ok", "ok"]
     assert "tokens in" in first.found and "SHA-256 verified" in second.found
-    assert f"{tokens(run):,} to train on" in often.found
+    assert f"{run_tokens(run):,} to train on" in often.found
 
 
 def test_a_truncated_file_fails_and_the_others_are_still_looked_at(run: RunConfig, folder: Path) -> None:
     path = bin_path(folder / "data" / "a")
     path.write_bytes(path.read_bytes()[:-2])
-    first, second = data(run, verify=False)
+    first, second = check_data_files(run, verify=False)
     assert verdicts([first, second]) == ["FAIL", "ok"]
     assert "a.bin" in first.found and "nld data prepare" in first.do
 
 
 def test_a_flipped_bit_is_found_by_reading_the_file(run: RunConfig, folder: Path) -> None:
     flip_a_byte(bin_path(folder / "data" / "b"), at=100)
-    assert "FAIL" not in verdicts(data(run, verify=False))
-    assert verdicts(data(run, verify=True)) == ["ok", "FAIL"]
+    assert "FAIL" not in verdicts(check_data_files(run, verify=False))
+    assert verdicts(check_data_files(run, verify=True)) == ["ok", "FAIL"]
 
 
 def test_a_bad_blend_is_one_finding(run: RunConfig) -> None:
     twice = replace(run, data=replace(run.data, blend=(run.data.blend[0], run.data.blend[0])))
-    assert verdicts(data(twice, verify=False)) == ["FAIL"]
+    assert verdicts(check_data_files(twice, verify=False)) == ["FAIL"]
 
 
 def test_a_file_read_many_times_is_noted(run: RunConfig) -> None:
-    plenty, scarce = 100 * tokens(run), tokens(run) // 20
-    assert passes(run, [(None, "a", plenty), (None, "b", plenty)]).verdict == "ok"
-    noted = passes(run, [(0.9, "a", plenty), (0.1, "b", scarce // 10)])
+    plenty, scarce = 100 * run_tokens(run), run_tokens(run) // 20
+    assert check_data_passes(run, [(None, "a", plenty), (None, "b", plenty)]).verdict == "ok"
+    noted = check_data_passes(run, [(0.9, "a", plenty), (0.1, "b", scarce // 10)])
     assert noted.verdict == "note" and "b is read 20 times" in noted.found
 
 
 def test_the_tokenizer_says_what_the_mask_is(run: RunConfig, folder: Path) -> None:
-    assert tokenizer(run).verdict == "ok" and "<SPECIAL_100>" in tokenizer(run).found
+    assert check_tokenizer(run).verdict == "ok" and "<SPECIAL_100>" in check_tokenizer(run).found
     as_text = replace(run, diffusion=replace(run.diffusion, mask_token_id=300))
-    assert tokenizer(as_text).verdict == "note"
+    assert check_tokenizer(as_text).verdict == "note"
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
-    assert tokenizer(run).verdict == "FAIL"
+    assert check_tokenizer(run).verdict == "FAIL"
 
 
 def test_every_door_is_asked(run: RunConfig) -> None:
     def refuse(run: RunConfig) -> None:
         raise UserError("3 ranks", "2", "use 2")
 
-    assert verdicts([asked("a", refuse, run), asked("b", lambda run: None, run)]) == ["FAIL", "ok"]
+    assert verdicts([run_start_check("a", refuse, run), run_start_check("b", lambda run: None, run)]) == ["FAIL", "ok"]
 
 
 def test_a_model_must_fit_its_gpu() -> None:
-    big = recipe.load("nld_8b_stage2_joint")
+    big = recipe.load_recipe("nld_8b_stage2_joint")
     need = worst_stage(big).total
     fits, small = (replace(NO_GPU, names=("GPU",), memory=(size,)) for size in (need, need - 1))
-    assert room(big, fits).verdict == "ok"
-    assert room(big, small).verdict == "FAIL"
+    assert check_memory(big, fits).verdict == "ok"
+    assert check_memory(big, small).verdict == "FAIL"
 
 
 def test_a_model_must_fit_main_memory(run: RunConfig) -> None:
-    assert room(run, NO_GPU).verdict == "ok"
-    assert room(recipe.load("nld_14b_stage1_ar"), NO_GPU).verdict == "FAIL"
+    assert check_memory(run, NO_GPU).verdict == "ok"
+    assert check_memory(recipe.load_recipe("nld_14b_stage1_ar"), NO_GPU).verdict == "FAIL"
 
 
 def test_the_disk_must_hold_the_kept_checkpoints_and_one_more(run: RunConfig, tmp_path: Path) -> None:
     one = checkpoint_size(run).total
-    assert disk(run).verdict == "ok"
-    assert f"{(2 * one) / 1e9:.3g} GB needed" in disk(run).found, "one in 20 iterations, and one being written"
+    assert check_disk(run).verdict == "ok"
+    assert f"{(2 * one) / 1e9:.3g} GB needed" in check_disk(run).found, "one in 20 iterations, and one being written"
     free = shutil.disk_usage(tmp_path).free
     many = free // one + 1
     often = replace(run, checkpoint=replace(run.checkpoint, interval=1, keep=many))
     endless = replace(often, train=replace(run.train, iterations=2 * many))
-    assert disk(endless).verdict == "FAIL"
+    assert check_disk(endless).verdict == "FAIL"
 
 
 def test_what_is_saved_already_is_not_needed_again(run: RunConfig) -> None:
@@ -128,17 +136,17 @@ def test_what_is_saved_already_is_not_needed_again(run: RunConfig) -> None:
     folder = step_folder(Path(run.output), 10)
     folder.mkdir(parents=True)
     (folder / "data").write_bytes(bytes(one))
-    assert f"{one / 1e9:.3g} GB needed" in disk(run).found
+    assert f"{one / 1e9:.3g} GB needed" in check_disk(run).found
 
 
 def test_an_output_below_a_file_fails(run: RunConfig, folder: Path) -> None:
     (folder / "file").touch()
-    assert disk(replace(run, output=str(folder / "file" / "out"))).verdict == "FAIL"
-    assert existing(folder / "no" / "such") == folder
+    assert check_disk(replace(run, output=str(folder / "file" / "out"))).verdict == "FAIL"
+    assert nearest_existing_folder(folder / "no" / "such") == folder
 
 
 def test_without_checkpoints_the_run_starts_anew(run: RunConfig) -> None:
-    (finding,) = saved(run, verify=True)
+    (finding,) = check_checkpoints(run, verify=True)
     assert finding.verdict == "ok" and "step 0" in finding.found
 
 
@@ -148,14 +156,14 @@ def save(run: RunConfig, step: int) -> Path:
     folder.mkdir(parents=True)
     for name in ("__0_0.distcp", "common.pt"):
         (folder / name).write_bytes(bytes(1000))
-    write_manifest(folder, measure(folder, file_names(folder)))
+    write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
     return folder
 
 
 def test_complete_checkpoints_are_ok(run: RunConfig) -> None:
     save(run, 5)
     save(run, 10)
-    (finding,) = saved(run, verify=True)
+    (finding,) = check_checkpoints(run, verify=True)
     assert finding.verdict == "ok" and "2 complete, newest at step 10" in finding.found
 
 
@@ -163,21 +171,21 @@ def test_a_damaged_newest_checkpoint_is_noted_by_name(run: RunConfig) -> None:
     save(run, 5)
     newest = save(run, 10)
     flip_a_byte(newest / "common.pt", at=500)
-    assert verdicts(saved(run, verify=False)) == ["ok"]
-    whole, damaged = saved(run, verify=True)
+    assert verdicts(check_checkpoints(run, verify=False)) == ["ok"]
+    whole, damaged = check_checkpoints(run, verify=True)
     assert "newest at step 5" in whole.found
     assert damaged.verdict == "note" and "iter_0000010/common.pt" in damaged.found
 
 
 def test_no_complete_checkpoint_fails(run: RunConfig) -> None:
     (save(run, 5) / "common.pt").write_bytes(b"")
-    (finding,) = saved(run, verify=False)
+    (finding,) = check_checkpoints(run, verify=False)
     assert finding.verdict == "FAIL" and "iter_0000005/common.pt" in finding.found
 
 
 def test_a_first_save_that_was_cut_off_is_noted(run: RunConfig) -> None:
     (save(run, 5) / MANIFEST).unlink()
-    (finding,) = saved(run, verify=False)
+    (finding,) = check_checkpoints(run, verify=False)
     assert finding.verdict == "note" and "starts at step 0" in finding.do
 
 
@@ -191,17 +199,17 @@ def test_too_many_ranks_are_noted_where_slurm_has_more_machines(
         train=replace(run.train, global_batch=4096),
     )
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert verdicts(needs(large, verify=False)).count("FAIL") == 2
+    assert verdicts(run_findings(large, verify=False)).count("FAIL") == 2
     for command in SLURM:
         (tmp_path / command).touch(mode=0o755)
-    found = needs(large, verify=False)
+    found = run_findings(large, verify=False)
     assert [(finding.check, finding.verdict) for finding in found[:2]] == [("ranks", "note"), ("start", "FAIL")]
     assert "nld launch" in found[0].do
 
 
 def test_broken_files_are_told_once(run: RunConfig, folder: Path) -> None:
-    found = needs(run, verify=False)
+    found = run_findings(run, verify=False)
     assert "FAIL" not in verdicts(found) and "data" in [finding.check for finding in found]
     bin_path(folder / "data" / "a").unlink()
-    found = needs(run, verify=False)
+    found = run_findings(run, verify=False)
     assert verdicts(found).count("FAIL") == 1 and "data" not in [finding.check for finding in found]

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.picture import CELL, LEFT, TOP, picture_svg, picture_text
+from nld_train.dual_stream.picture import CELL, LEFT, TOP, visibility_svg, visibility_text
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_table
 from nld_train.errors import UserError
 
@@ -26,9 +26,9 @@ def cells(svg: str) -> dict[tuple[int, int], str]:
 
 @pytest.mark.parametrize("documents", [None, torch.tensor([0, 0, 0, 1, 1, 1])])
 def test_drawing_shows_exactly_the_table(documents):
-    layout = Layout(6, 2, True)
+    layout = RowLayout(6, 2, True)
     table = visible_table(layout) if documents is None else visible_table(layout, documents[None])[0]
-    drawn = cells(picture_svg(layout, documents))
+    drawn = cells(visibility_svg(layout, documents))
     assert set(drawn) == {tuple(pair) for pair in table.nonzero().tolist()}
     assert all(
         kind == ("n" if row < 6 else "c") + ("n" if column < 6 else "c") for (row, column), kind in drawn.items()
@@ -36,27 +36,27 @@ def test_drawing_shows_exactly_the_table(documents):
 
 
 def test_drawing_names_halves_blocks_and_kinds():
-    words = [text.text for text in ElementTree.fromstring(picture_svg(Layout(16, 4, True))).iter(f"{SVG}text")]
+    words = [text.text for text in ElementTree.fromstring(visibility_svg(RowLayout(16, 4, True))).iter(f"{SVG}text")]
     assert Counter(words)["noisy"] == 2 and Counter(words)["clean"] == 2 and Counter(words)["block 3"] == 4
     assert {"noisy sees noisy", "noisy sees clean", "clean sees clean"} <= set(words)
 
 
 def test_drawing_needs_no_other_file_and_knows_dark_mode():
-    svg = picture_svg(Layout(16, 4, True))
+    svg = visibility_svg(RowLayout(16, 4, True))
     assert "prefers-color-scheme: dark" in svg
     assert not re.search(r"url\(|href|@import|<script|<image", svg)
 
 
 def test_drawing_of_the_clean_half_alone():
-    assert set(cells(picture_svg(Layout(4, 2, False))).values()) == {"cc"}
+    assert set(cells(visibility_svg(RowLayout(4, 2, False))).values()) == {"cc"}
 
 
 def test_the_picture_in_the_documentation_is_the_one_the_code_draws():
-    assert PICTURE_OF_THE_README.read_text() == picture_svg(Layout(16, 4, True))
+    assert PICTURE_OF_THE_README.read_text() == visibility_svg(RowLayout(16, 4, True))
 
 
 def test_text_written_out():
-    assert picture_text(Layout(4, 2, True)).split("\n") == [
+    assert visibility_text(RowLayout(4, 2, True)).split("\n") == [
         "4 tokens, block size 2; row: who looks, column: who is seen",
         "noisy    0  ## .. | .. ..",
         "noisy    1  ## .. | .. ..",
@@ -77,4 +77,4 @@ def test_text_written_out():
 
 def test_a_picture_too_large_to_read_is_refused():
     with pytest.raises(UserError, match="up to 256"):
-        picture_svg(Layout(129, 4, True))
+        visibility_svg(RowLayout(129, 4, True))

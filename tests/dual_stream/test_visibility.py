@@ -3,8 +3,8 @@ import random
 import pytest
 import torch
 
-from nld_train.dual_stream.layout import Layout
-from nld_train.dual_stream.visibility import visible_between, visible_pairs, visible_table
+from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.dual_stream.visibility import count_visible_pairs, visible_between, visible_table
 
 # Two blocks of four tokens, drawn by hand: rows look, columns are seen; the noisy half comes first.
 BY_HAND = """
@@ -53,7 +53,7 @@ def parse(drawing: str) -> torch.Tensor:
     return torch.tensor([[cell == "#" for cell in line.replace(" ", "")] for line in drawing.split("\n") if line])
 
 
-def seen_by_the_words(layout: Layout, documents: list[int], query: int, key: int) -> bool:
+def seen_by_the_words(layout: RowLayout, documents: list[int], query: int, key: int) -> bool:
     """The rule of the paper in its own words, one pair at a time, sharing nothing with the predicate."""
     length = layout.length
     q, k = query % length, key % length
@@ -72,23 +72,23 @@ def random_documents(length: int, generator: random.Random) -> list[int]:
 
 
 def test_table_of_two_blocks_of_four_tokens_as_drawn_by_hand():
-    assert torch.equal(visible_table(Layout(8, 4, True)), parse(BY_HAND))
+    assert torch.equal(visible_table(RowLayout(8, 4, True)), parse(BY_HAND))
 
 
 def test_table_of_two_packed_documents_as_drawn_by_hand():
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
-    assert torch.equal(visible_table(Layout(8, 4, True), documents)[0], parse(PACKED_BY_HAND))
+    assert torch.equal(visible_table(RowLayout(8, 4, True), documents)[0], parse(PACKED_BY_HAND))
 
 
 def test_clean_half_alone_is_causal():
-    assert torch.equal(visible_table(Layout(6, 4, False)), torch.ones(6, 6).tril().bool())
+    assert torch.equal(visible_table(RowLayout(6, 4, False)), torch.ones(6, 6).tril().bool())
 
 
 @pytest.mark.parametrize("dual", [True, False])
 def test_table_says_what_the_words_say_for_random_rows(dual):
     generator = random.Random(0)
     for _ in range(25):
-        layout = Layout(generator.randint(1, 13), generator.randint(1, 6), dual)
+        layout = RowLayout(generator.randint(1, 13), generator.randint(1, 6), dual)
         rows = [random_documents(layout.length, generator) for _ in range(2)] + [[0] * layout.length]
         table = visible_table(layout, torch.tensor(rows))
         span = range(layout.size)
@@ -100,11 +100,11 @@ def test_everybody_sees_somebody():
     generator = random.Random(1)
     for _ in range(20):
         documents = torch.tensor([random_documents(11, generator)])
-        assert visible_table(Layout(11, 3, True), documents).any(-1).all()
+        assert visible_table(RowLayout(11, 3, True), documents).any(-1).all()
 
 
 def test_a_cut_is_a_cut_of_the_table():
-    layout, documents = Layout(9, 4, True), torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
+    layout, documents = RowLayout(9, 4, True), torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
     queries, keys = torch.tensor([1, 8, 9, 17]), torch.tensor([0, 5, 10])
     assert torch.equal(visible_between(layout, queries, keys), visible_table(layout)[queries][:, keys])
     packed = visible_between(layout, queries, keys, documents)
@@ -115,5 +115,5 @@ def test_pairs_are_counted_without_the_table():
     for length in (1, 2, 7, 8, 9, 31, 64):
         for block_size in (1, 3, 4, 8, 64, 100):
             for dual in (True, False):
-                layout = Layout(length, block_size, dual)
-                assert visible_pairs(layout) == visible_table(layout).sum()
+                layout = RowLayout(length, block_size, dual)
+                assert count_visible_pairs(layout) == visible_table(layout).sum()

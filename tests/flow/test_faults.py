@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from nld_train.run_folder.checkpoints import MANIFEST, complete_steps, newest_step, problem
-from nld_train.run_folder.metrics import read_entries
-from nld_train.run_folder.paths import METRICS, step_folder
 from nld_train.exit_status import STOPPED
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, complete_steps, newest_complete_step
+from nld_train.run_folder.metrics import read_metrics
+from nld_train.run_folder.paths import METRICS, step_folder
 from tests.flow.started import Started, alive
 from tests.saved import flip
 
@@ -53,11 +53,11 @@ def test_a_run_is_stopped_by_signals_and_goes_on(prepared: Path, tmp_path: Path)
 
 def check_stopped(run: Started, asked_at: int) -> int:
     """Stopped within a step, whole, every step logged once. Returns the step."""
-    step = newest_step(run.output)
+    step = newest_complete_step(run.output)
     assert step is not None and step == max(run.steps())
     # The request may come while a step is under way; logged steps are seen a moment late.
     assert asked_at <= step <= asked_at + 2
-    assert problem(step_folder(run.output, step), contents=True) is None
+    assert checkpoint_problem(step_folder(run.output, step), contents=True) is None
     assert run.steps() == list(range(1, step + 1))
     assert f"stopped at step {step} of 100000, saved" in run.said
     return step
@@ -112,7 +112,7 @@ def unfinished(output: Path) -> bool:
 def curve(output: Path) -> list[dict]:
     """Everything that is logged but the speed."""
     return [
-        {name: value for name, value in entry.items() if name != "tokens/s"} for entry in read_entries(output / METRICS)
+        {name: value for name, value in entry.items() if name != "tokens/s"} for entry in read_metrics(output / METRICS)
     ]
 
 
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_the_run(prepared: Path, tmp_path: Path) 
 def test_a_gradient_norm_that_stands_out_is_told_and_recorded(prepared: Path, tmp_path: Path) -> None:
     run = Started(prepared, tmp_path / "run", "--nproc", "1", "train.iterations=60", "log.spike=1.05", *NEVER_EVALUATE)
     assert run.end() == 0, run.said[-3000:]
-    entries = read_entries(run.output / METRICS)
+    entries = read_metrics(run.output / METRICS)
     spikes = [entry for entry in entries if entry["kind"] == "spike"]
     norms = {entry["step"]: entry["gradient norm"] for entry in entries if entry["kind"] == "train"}
     assert spikes, "5 % above the median is nothing rare"
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert run.end() == 1
     told = [line for line in run.said.splitlines() if "No space left on device" in line]
     assert told and "the checkpoint of step 10 is whole; make room and give the same command again" in told[0]
-    assert problem(step_folder(run.output, 10), contents=True) is None
+    assert checkpoint_problem(step_folder(run.output, 10), contents=True) is None
     filler.unlink()
     run = Started(prepared, small_disk / "run", *settings, log=tmp_path / "log")
     assert run.end() == 0, run.said[-3000:]

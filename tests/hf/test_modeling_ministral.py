@@ -9,11 +9,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_ministral import (
     KVCache,
-    attention_factor,
+    build_attention_mask,
     encode_positions,
     inverse_frequencies,
+    rotary_attention_factor,
     token_places,
-    visibility,
 )
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_frequencies_are_those_of_transformers(rope):
     config = NemotronLabsDiffusionConfig(rope_parameters=rope, head_dim=128, max_position_embeddings=context)
     theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](config, CPU)
     torch.testing.assert_close(inverse_frequencies(rope, 128, CPU), theirs, rtol=1e-6, atol=0)
-    assert attention_factor(rope) == factor == 1.0
+    assert rotary_attention_factor(rope) == factor == 1.0
 
 
 @pytest.mark.megatron
@@ -48,12 +48,12 @@ def test_frequencies_are_those_of_megatron_bit_for_bit(rope):
     )
     angles, factor = theirs.get_emb(2)  # the angles at position 1 are the frequencies
     assert torch.equal(angles[1, 0, 0, :64].cpu(), inverse_frequencies(rope, 128, CPU))
-    assert factor == attention_factor(rope)
+    assert factor == rotary_attention_factor(rope)
 
 
 def test_the_attention_factor_grows_with_mscale():
     rope = PUBLISHED_ROPE | {"mscale": 2.0}
-    assert attention_factor(rope) == pytest.approx((0.2 * math.log(16) + 1) / (0.1 * math.log(16) + 1))
+    assert rotary_attention_factor(rope) == pytest.approx((0.2 * math.log(16) + 1) / (0.1 * math.log(16) + 1))
 
 
 def test_the_query_scale_steps_up_at_every_multiple_of_the_original_context():
@@ -70,24 +70,24 @@ def test_padding_on_either_side_leaves_the_places_of_the_tokens_alone():
 
 def test_a_block_over_a_past_sees_all_of_it_without_a_mask_and_no_more():
     places = token_places([3, 3], 2, None, CPU)
-    assert visibility([3, 3], places, None, cached=True, causal=False).mask is None
+    assert build_attention_mask([3, 3], places, None, cached=True, causal=False).mask is None
     places = token_places([1, 3], 2, None, CPU)
-    mask = visibility([1, 3], places, None, cached=True, causal=False).mask[:, 0].int().tolist()
+    mask = build_attention_mask([1, 3], places, None, cached=True, causal=False).mask[:, 0].int().tolist()
     assert mask == [[[1, 1, 1, 0, 0]] * 2, [[1, 1, 1, 1, 1]] * 2]
 
 
 def test_causal_visibility_over_a_past_is_written_out():
     places = token_places([1, 2], 2, None, CPU)
-    mask = visibility([1, 2], places, None, cached=True, causal=True).mask[:, 0].int().tolist()
+    mask = build_attention_mask([1, 2], places, None, cached=True, causal=True).mask[:, 0].int().tolist()
     assert mask == [[[1, 1, 0, 0], [1, 1, 1, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]]
 
 
 def test_padding_is_seen_by_itself_alone():
     real = torch.tensor([[0, 1, 1]]).bool()
     places = token_places([0], 3, real, CPU)
-    both_ways = visibility([0], places, real, cached=False, causal=False).mask[0, 0].int().tolist()
+    both_ways = build_attention_mask([0], places, real, cached=False, causal=False).mask[0, 0].int().tolist()
     assert both_ways == [[1, 1, 1], [0, 1, 1], [0, 1, 1]]
-    causal = visibility([0], places, real, cached=False, causal=True).mask[0, 0].int().tolist()
+    causal = build_attention_mask([0], places, real, cached=False, causal=True).mask[0, 0].int().tolist()
     assert causal == [[1, 1, 1], [0, 1, 0], [0, 1, 1]]
 
 

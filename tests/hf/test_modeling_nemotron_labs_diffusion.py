@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from nld_train import hf
-from nld_train.attention.reference import attend_layout
+from nld_train.attention.reference import attend_reference
 from nld_train.config import ModelConfig
-from nld_train.dual_stream.layout import Layout, positions
+from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_ministral import inverse_frequencies
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -41,8 +41,8 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
 
 def dual_stream_logits(model: NemotronLabsDiffusionModel, noisy: Tensor, clean: Tensor) -> Tensor:
     """Training's forward with the model's weights: [noisy | clean] through the reference attention. [B, 2L, V]."""
-    layout, config, weights = Layout(LENGTH, BLOCK, dual=True), model.config, model.state_dict()
-    place = positions(layout).double()
+    layout, config, weights = RowLayout(LENGTH, BLOCK, dual=True), model.config, model.state_dict()
+    place = rotary_positions(layout).double()
     # Angles are rounded to float32 in training too.
     angles = (
         place.float()[:, None] * inverse_frequencies(config.rope_parameters, config.head_dim, place.device)
@@ -56,7 +56,9 @@ def dual_stream_logits(model: NemotronLabsDiffusionModel, noisy: Tensor, clean: 
             (h @ layer[f"self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
             for name in "qkv"
         )
-        seen = attend_layout(rotated(query, angles) * scale, rotated(key, angles), value, layout, config.head_dim**-0.5)
+        seen = attend_reference(
+            rotated(query, angles) * scale, rotated(key, angles), value, layout, config.head_dim**-0.5
+        )
         x = x + seen.transpose(1, 2).flatten(2) @ layer["self_attn.o_proj.weight"].T
         h = normed(x, layer["post_attention_layernorm.weight"])
         gate = silu(h @ layer["mlp.gate_proj.weight"].T) * (h @ layer["mlp.up_proj.weight"].T)

@@ -4,20 +4,20 @@ import pytest
 
 from nld_train.hf.configuration_nemotron_labs_diffusion import InputError
 from nld_train.hf.rows_nemotron_labs_diffusion import (
-    Limits,
-    Rows,
+    GenerationLimits,
+    Generations,
     ThinkingBudget,
-    check_blocks,
-    check_request,
+    check_generation_request,
+    check_whole_blocks,
     thinking_budget,
 )
 
 EOS, END_THINK = 9, 8
 
 
-def rows_with(budget: int | None = None, new: int = 6, streamer=None) -> Rows:
+def rows_with(budget: int | None = None, new: int = 6, streamer=None) -> Generations:
     thinking = None if budget is None else ThinkingBudget(budget, END_THINK)
-    return Rows([[1, 2], [3]], Limits(new, EOS, thinking), streamer)
+    return Generations([[1, 2], [3]], GenerationLimits(new, EOS, thinking), streamer)
 
 
 def test_a_row_ends_at_the_end_of_sequence_which_it_keeps():
@@ -82,16 +82,16 @@ class Config:
 )
 def test_a_request_that_cannot_be_met_is_refused_in_one_line(prompts, new, named):
     with pytest.raises(InputError, match=named) as caught:
-        check_request(Config, prompts, Limits(new, None, None))
+        check_generation_request(Config, prompts, GenerationLimits(new, None, None))
     assert "\n" not in str(caught.value)
 
 
 def test_new_tokens_must_be_whole_blocks():
-    check_blocks(64, 32)
+    check_whole_blocks(64, 32)
     with pytest.raises(InputError, match="max_new_tokens=33 with block_length=32.*use 64"):
-        check_blocks(33, 32)
+        check_whole_blocks(33, 32)
     with pytest.raises(InputError, match="block_length=0"):
-        check_blocks(33, 0)
+        check_whole_blocks(33, 0)
 
 
 def test_a_budget_needs_the_token_that_ends_thinking():

@@ -6,17 +6,17 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor
 
 from nld_train.hf.sampling_nemotron_labs_diffusion import (
-    Proposal,
+    DraftProposal,
     Sampler,
     confident_places,
     even_quota,
-    mixture,
+    mix_logits,
     most_confident,
-    nucleus,
-    propose,
-    residual,
+    propose_drafts,
+    residual_weights,
     row_generators,
-    verify,
+    truncate_to_nucleus,
+    verify_proposal,
 )
 
 DRAWS = 20_000
@@ -63,7 +63,7 @@ def test_the_temperature_divides_the_logits():
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p, kept):
     probs = torch.tensor([0.15, 0.5, 0.3, 0.05], dtype=torch.float64)
-    cut = nucleus(probs, top_p)
+    cut = truncate_to_nucleus(probs, top_p)
     assert cut.nonzero().flatten().tolist() == kept
     assert torch.allclose(cut[kept], probs[kept] / probs[kept].sum())
 
@@ -87,17 +87,17 @@ def test_one_generator_seeds_different_rows_differently_and_reproducibly():
     assert row_generators(None, 1)[0].initial_seed() == first
 
 
-def one_draft() -> tuple[Sampler, Tensor, Proposal]:
+def one_draft() -> tuple[Sampler, Tensor, DraftProposal]:
     """DRAWS rows with one draft each from Q, to be verified against P; behind it Q reversed is right."""
     draws = sampler(DRAWS)
     tokens = draws.draw(Q.expand(DRAWS, 1, -1), range(DRAWS))
     target = torch.stack([P, Q.flip(0)]).expand(DRAWS, 2, -1)
-    return draws, target, Proposal(tokens, Q.expand(DRAWS, 1, -1), torch.ones(DRAWS, dtype=torch.long))
+    return draws, target, DraftProposal(tokens, Q.expand(DRAWS, 1, -1), torch.ones(DRAWS, dtype=torch.long))
 
 
 def test_speculative_sampling_follows_the_target_exactly():
     draws, target, proposal = one_draft()
-    accepted, behind = verify(draws, target, proposal, range(DRAWS))
+    accepted, behind = verify_proposal(draws, target, proposal, range(DRAWS))
     first = torch.where(accepted == 1, proposal.tokens[:, 0], behind)
     assert p_value(first, P) > 0.001
     assert p_value(behind[accepted == 1], Q.flip(0)) > 0.001
@@ -106,25 +106,25 @@ def test_speculative_sampling_follows_the_target_exactly():
 
 def test_without_the_residual_it_would_not():
     draws, target, proposal = one_draft()
-    accepted, _ = verify(draws, target, proposal, range(DRAWS))
+    accepted, _ = verify_proposal(draws, target, proposal, range(DRAWS))
     uncorrected = draws.draw(target[:, :1], range(DRAWS))[:, 0]
     assert p_value(torch.where(accepted == 1, proposal.tokens[:, 0], uncorrected), P) < 1e-9
 
 
 def test_the_residual_is_what_the_draft_leaves_and_the_target_where_nothing_was_refused():
     target = torch.stack([P, P, P]).expand(3, 3, -1)
-    proposal = Proposal(torch.zeros(3, 2, dtype=torch.long), Q.expand(3, 2, -1), torch.tensor([2, 2, 1]))
-    weights = residual(target, proposal, torch.tensor([0, 2, 1]))
+    proposal = DraftProposal(torch.zeros(3, 2, dtype=torch.long), Q.expand(3, 2, -1), torch.tensor([2, 2, 1]))
+    weights = residual_weights(target, proposal, torch.tensor([0, 2, 1]))
     assert torch.equal(weights, torch.stack([(P - Q).clamp(min=0), P, P]))
-    same = Proposal(proposal.tokens, P.expand(3, 2, -1), proposal.lengths)
-    assert torch.equal(residual(target, same, torch.zeros(3, dtype=torch.long)), P.expand(3, -1))
+    same = DraftProposal(proposal.tokens, P.expand(3, 2, -1), proposal.lengths)
+    assert torch.equal(residual_weights(target, same, torch.zeros(3, dtype=torch.long)), P.expand(3, -1))
 
 
 def test_greedy_verification_accepts_the_matching_prefix_and_corrects_the_next_token():
     eye = torch.eye(5)
     target, drafted = eye[torch.tensor([[1, 2, 3, 4]] * 3)], torch.tensor([[1, 2, 3], [1, 0, 3], [0, 2, 3]])
-    proposal = Proposal(drafted, eye[drafted], torch.tensor([3, 3, 3]))
-    accepted, behind = verify(Sampler(0.0, 1.0, None, 3), target, proposal, [0, 1, 2])
+    proposal = DraftProposal(drafted, eye[drafted], torch.tensor([3, 3, 3]))
+    accepted, behind = verify_proposal(Sampler(0.0, 1.0, None, 3), target, proposal, [0, 1, 2])
     assert accepted.tolist() == [3, 1, 0] and behind.tolist() == [4, 2, 1]
 
 
@@ -132,24 +132,24 @@ def test_a_draft_stops_at_the_first_position_that_is_not_sure_enough():
     sure, unsure = [8.0, 0.0, 0.0], [0.2, 0.1, 0.0]
     logits = torch.tensor([[sure, unsure, sure], [sure, sure, sure], [unsure, sure, sure]])
     greedy = Sampler(0.0, 1.0, None, 3)
-    assert propose(greedy, logits, [0, 1, 2], threshold=0.9).lengths.tolist() == [1, 3, 0]
-    assert propose(greedy, logits, [0, 1, 2], threshold=0.0).lengths.tolist() == [3, 3, 3]
+    assert propose_drafts(greedy, logits, [0, 1, 2], threshold=0.9).lengths.tolist() == [1, 3, 0]
+    assert propose_drafts(greedy, logits, [0, 1, 2], threshold=0.0).lengths.tolist() == [3, 3, 3]
 
 
 def test_a_short_proposal_is_not_accepted_beyond_its_length():
     eye = torch.eye(4)
     target, drafted = eye[torch.tensor([[1, 2, 3]])], torch.tensor([[1, 2]])
-    proposal = Proposal(drafted, eye[drafted], torch.tensor([1]))
-    accepted, behind = verify(Sampler(0.0, 1.0, None, 1), target, proposal, [0])
+    proposal = DraftProposal(drafted, eye[drafted], torch.tensor([1]))
+    accepted, behind = verify_proposal(Sampler(0.0, 1.0, None, 1), target, proposal, [0])
     assert (accepted.tolist(), behind.tolist()) == ([1], [2])
 
 
 def test_a_mixture_is_one_of_probabilities_and_its_ends_are_the_two():
     left, right = torch.randn(2, 3, 6, generator=Generator().manual_seed(0), dtype=torch.float64)
     both = 0.7 * left.softmax(-1) + 0.3 * right.softmax(-1)
-    assert torch.allclose(mixture(left, right, 0.3).softmax(-1), both)
-    assert mixture(left, right, 0) is left
-    assert torch.allclose(mixture(left, right, 1).softmax(-1), right.softmax(-1))
+    assert torch.allclose(mix_logits(left, right, 0.3).softmax(-1), both)
+    assert mix_logits(left, right, 0) is left
+    assert torch.allclose(mix_logits(left, right, 1).softmax(-1), right.softmax(-1))
 
 
 CONFIDENCE = torch.tensor([[0.2, 0.95, 0.9, 0.99, 0.3], [0.5, 0.1, 0.4, 0.5, 0.2]])

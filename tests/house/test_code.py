@@ -108,10 +108,7 @@ def test_handlers_outside_functions_name_their_errors(trees) -> None:
 
 def test_only_the_command_prints(trees) -> None:
     wrong = [
-        f"{path}:{call.lineno}"
-        for path, tree in trees.items()
-        if not prints(path)
-        for call in calls(tree, "print")
+        f"{path}:{call.lineno}" for path, tree in trees.items() if not prints(path) for call in calls(tree, "print")
     ]
     assert not wrong, f"use `logging`, or return the text to the command: {wrong}"
 

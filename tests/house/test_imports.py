@@ -14,7 +14,7 @@ MEGATRON = {"megatron", "transformer_engine"}
 WITH_MEGATRON = {"model", "train"}
 MEGATRON_FILES = {Path("nld_train/bench") / name for name in ("megatron_rank.py", "megatron_steps.py", "attention.py")}
 # The heart's one door to Transformer Engine: its kernels, called by name, imported when they are first used.
-KERNELS = Path("nld_train/attention/te_call.py")
+KERNELS = Path("nld_train/attention/fused/te_call.py")
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "exit_status", "signals", "files", "json_file", "peft_names", "parallel_layout", "config"],

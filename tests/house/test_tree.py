@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from nld_train.recipe import names
+from nld_train.recipe import recipe_names
 
 FOLDERS = {"nld_train", "recipes", "data_prep", "slurm", "tests", "benchmarks", "docs", "out", ".ci"}
 # Test folders that mirror no room: flow: the whole chain; distributed: gloo ranks; parity: against other code.
@@ -76,7 +76,7 @@ def test_the_paths_in_the_readme_exist(root) -> None:
 
 def test_the_readme_names_every_recipe(root) -> None:
     text = (root / "README.md").read_text(encoding="utf-8")
-    wrong = [name for name in names() if not re.search(rf"\b{name}\b", text)]
+    wrong = [name for name in recipe_names() if not re.search(rf"\b{name}\b", text)]
     assert not wrong, f"README.md lists the recipes: add {wrong}"
 
 

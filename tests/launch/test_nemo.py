@@ -13,10 +13,10 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.launch.import_nemo import with_nemo
-from nld_train.launch.script import Submission
+from nld_train.launch.nemo_home import import_nemo_experiment
+from nld_train.launch.sbatch_script import Submission
 from nld_train.launch.site import DEFAULTS, Site
-from nld_train.launch.submit import prepare
+from nld_train.launch.submit import plan_submission
 from nld_train.run_folder.paths import JOBS
 
 pytestmark = pytest.mark.slow  # nemo-run takes 5 s to import
@@ -58,14 +58,14 @@ def site_of(name: str) -> Site:
 def job_of(name: str, words: tuple[str, ...] = WORDS, after: str | None = None) -> Submission:
     known = "tiny_stage1_ar" if name == "nemo_slurm_cpu" else "nld_8b_stage2_joint"
     nodes = 2 if name == "nemo_slurm_cpu" else None
-    return prepare(recipe.load(known, words), known, words, nodes, after, site_of(name))
+    return plan_submission(recipe.load_recipe(known, words), known, words, nodes, after, site_of(name))
 
 
 def written(name: str, **given: object) -> str:
     """The script of a submission, with nemo-run's folder where the run's output would have it."""
     job = job_of(name, **given)  # type: ignore[arg-type]
-    run = recipe.load(job.recipe, job.overrides)
-    placer = with_nemo(FOLDER / run.output)
+    run = recipe.load_recipe(job.recipe, job.overrides)
+    placer = import_nemo_experiment(FOLDER / run.output)
     before = placer.get_nemorun_home()
     placer.set_nemorun_home(str(FOLDER / run.output / "nemo"))
     try:
@@ -89,9 +89,9 @@ def test_a_run_waits_for_the_one_before() -> None:
 
 
 def test_the_local_executor_is_a_torchrun() -> None:
-    run = recipe.load("tiny_stage1_ar", WORDS)
+    run = recipe.load_recipe("tiny_stage1_ar", WORDS)
     path = GOLDEN / "nemo_local.sh"
-    text = with_nemo(Path(run.output)).command_here(run, "tiny_stage1_ar", list(WORDS))
+    text = import_nemo_experiment(Path(run.output)).command_here(run, "tiny_stage1_ar", list(WORDS))
     text = text.replace(str(Path(sys.executable).parent), "VENV")
     if os.environ.get("NLD_GOLDEN") == "write":
         path.write_text(text)
@@ -140,7 +140,7 @@ def test_bash_gives_srun_the_words_whole(
 def test_only_a_run_that_saved_before_its_end_is_queued_again(
     status: int, requeued: bool, job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    record = tmp_path / recipe.load("tiny_stage1_ar").output / JOBS
+    record = tmp_path / recipe.load_recipe("tiny_stage1_ar").output / JOBS
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"event": "end", "status": 75}) + "\n")  # of an earlier start
     line = json.dumps({"event": "end", "status": status})
@@ -165,11 +165,11 @@ def test_words_that_nemo_run_would_change_are_refused(word: str) -> None:
 
 
 def test_short_options_of_sbatch_are_refused() -> None:
-    placer = with_nemo(Path("out"))
+    placer = import_nemo_experiment(Path("out"))
     site = site_of("nemo_slurm")
     short = Site(site.path, {**site.values, "NLD_SBATCH": "-q high"}, site.environment)
     with pytest.raises(UserError, match="NLD_SBATCH.*--name=value"):
-        placer.OnSlurm(recipe.load("nld_8b_stage2_joint"), job_of("nemo_slurm"), short)
+        placer.OnSlurm(recipe.load_recipe("nld_8b_stage2_joint"), job_of("nemo_slurm"), short)
 
 
 def nld(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.launch.site import DEFAULTS, KNOWN, REQUIRED, assignments, parse_line, read_site
+from nld_train.launch.site import DEFAULTS, KNOWN, REQUIRED, parse_site_line, read_site, site_lines
 
 
 def test_a_good_file_is_read(site_file: Callable[..., Path]) -> None:
@@ -56,10 +56,10 @@ def test_a_missing_file_names_the_example(tmp_path: Path) -> None:
 
 def test_the_example_explains_every_name_and_bash_reads_the_same(request: pytest.FixtureRequest) -> None:
     path = request.config.rootpath / "slurm" / "site.env.example"
-    values = dict(parse_line(path, number, line) for number, line in assignments(path))
+    values = dict(parse_site_line(path, number, line) for number, line in site_lines(path))
     assert {name for name in values if name.startswith("NLD_")} == set(KNOWN)
     lines = path.read_text().splitlines()
-    for number, _ in assignments(path):
+    for number, _ in site_lines(path):
         assert lines[number - 2].startswith("#"), f"line {number} has no comment above it"
     for name, value in values.items():
         script = f'set -a; . "$0"; printf %s "${name}"'

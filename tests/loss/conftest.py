@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from nld_train.attention import sdpa
 from nld_train.config import DiffusionConfig
-from nld_train.dual_stream.batch import collate
-from nld_train.dual_stream.layout import Layout
+from nld_train.dual_stream.batch import collate_rows
+from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.loss.cross_entropy import cross_entropy
-from nld_train.loss.terms import terms
-from nld_train.noise.corrupt import corrupt
+from nld_train.loss.terms import loss_terms
+from nld_train.noise.corrupt import corrupt_row
 from nld_train.types import Batch, LossTerms, Row
 
 LENGTH, BLOCK, VOCABULARY, WIDTH = 24, 4, 40, 16
@@ -28,14 +28,14 @@ class TinyNet(nn.Module):
         """[B, S, V]"""
         x = self.embedding(ids)
         query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        seen = sdpa.attend(query, key, value, Layout(LENGTH, BLOCK, dual), 0.5)
+        seen = sdpa.attend_sdpa(query, key, value, RowLayout(LENGTH, BLOCK, dual), 0.5)
         return self.head(x + torch.tanh(seen.transpose(1, 2).flatten(2)))
 
     def terms(self, batch: Batch) -> LossTerms:
         """Logits only of the positions that a loss needs."""
         logits = self.logits(batch.input_ids, dual=batch.input_ids.shape[1] > LENGTH).flatten(0, 1)
         ar = cross_entropy(logits[batch.ar_positions], batch.ar_targets)
-        return terms(ar, cross_entropy(logits[batch.diffusion_positions], batch.diffusion_targets), batch)
+        return loss_terms(ar, cross_entropy(logits[batch.diffusion_positions], batch.diffusion_targets), batch)
 
     def gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters()]
@@ -72,8 +72,8 @@ def batches():
     """Corrupts rows and collates them in micro-batches."""
 
     def make(rows: list[Row], config: DiffusionConfig, micro_batch: int) -> list[Batch]:
-        ready = [corrupt(row, config, "train", len(rows)) for row in rows] if config.dual else rows
-        return [collate(ready[at : at + micro_batch], config) for at in range(0, len(ready), micro_batch)]
+        ready = [corrupt_row(row, config, "train", len(rows)) for row in rows] if config.dual else rows
+        return [collate_rows(ready[at : at + micro_batch], config) for at in range(0, len(ready), micro_batch)]
 
     return make
 

@@ -10,7 +10,7 @@ from nld_train.loss import chunks
 from nld_train.loss.chunks import chunk_width
 from nld_train.loss.cross_entropy import cross_entropy
 from nld_train.loss.lm_head import head_nll
-from nld_train.loss.vocabulary import VocabularyCut
+from nld_train.loss.vocabulary import VocabularyShard
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 1000
 
@@ -96,7 +96,7 @@ def one_rank(rank: int, ranks: int, store: str) -> None:
     hidden, weight, targets, rows = inputs()
     own = slice(rank * VOCABULARY // ranks, (rank + 1) * VOCABULARY // ranks)
     leaves = (hidden.requires_grad_(), weight[own].clone().requires_grad_())
-    cut = VocabularyCut(own.start, torch.distributed.group.WORLD)
+    cut = VocabularyShard(own.start, torch.distributed.group.WORLD)
     nll, hidden_grad, weight_grad = with_gradients(head_nll(*leaves, targets, cut), rows, *leaves)
     whole = (hidden, weight.requires_grad_())
     expected = with_gradients(plain(*whole, targets), rows, *whole)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nld_train.loss.objective import numerator, objective, report, summed
+from nld_train.loss.objective import loss_numerator, objective_value, reported_figures, sum_loss_terms
 from nld_train.types import LossTerms
 
 
@@ -12,20 +12,20 @@ def hand_made(ar: float, diffusion: float, count: float, masked: float = 0.0, ma
 def test_one_denominator_divides_both_terms():
     """Not the mean of the micro-batches' means (which would be 2.4), and no division by the masked count."""
     parts = [hand_made(6.0, 10.0, 2.0, 1.0, 2.0), hand_made(2.0, 4.0, 6.0, 5.0, 6.0)]
-    assert objective(parts, 0.5) == (6 + 2 + 0.5 * (10 + 4)) / 8
-    assert numerator(parts[0], 0.5) == 11
-    assert objective([summed(parts)], 0.5) == objective(parts, 0.5)
+    assert objective_value(parts, 0.5) == (6 + 2 + 0.5 * (10 + 4)) / 8
+    assert loss_numerator(parts[0], 0.5) == 11
+    assert objective_value([sum_loss_terms(parts)], 0.5) == objective_value(parts, 0.5)
 
 
 def test_report_is_per_supervised_token_whatever_alpha_is():
-    shown = report(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.5)
+    shown = reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.5)
     assert shown == {"AR loss": 2.0, "diffusion loss": 3.0, "total loss": 3.5, "mask ratio": 0.5}
-    assert report(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.1)["diffusion loss"] == 3.0
+    assert reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.1)["diffusion loss"] == 3.0
 
 
 def test_nothing_supervised_is_zero_and_not_nan():
-    assert objective([hand_made(0.0, 0.0, 0.0)], 0.3) == 0
-    assert all(value == 0 for value in report(hand_made(0.0, 0.0, 0.0), 0.3).values())
+    assert objective_value([hand_made(0.0, 0.0, 0.0)], 0.3) == 0
+    assert all(value == 0 for value in reported_figures(hand_made(0.0, 0.0, 0.0), 0.3).values())
 
 
 @pytest.mark.parametrize("average", ["token", "sequence"])
@@ -40,9 +40,11 @@ def test_gradients_do_not_depend_on_how_the_global_batch_is_split(net, rows, set
         for count in ("masked", "maskable"):  # unequal masks and unequal supervision
             assert len(parts) == 1 or len({getattr(part, count).item() for part in parts}) > 1
         for part in parts:
-            numerator(part, config.alpha).backward()
-        count = summed(parts).denominator
-        found.append((objective(parts, config.alpha).detach(), [gradient / count for gradient in model.gradients()]))
+            loss_numerator(part, config.alpha).backward()
+        count = sum_loss_terms(parts).denominator
+        found.append(
+            (objective_value(parts, config.alpha).detach(), [gradient / count for gradient in model.gradients()])
+        )
     for loss, gradients in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-12, atol=0)
         for one, other in zip(gradients, found[0][1], strict=True):
@@ -51,9 +53,9 @@ def test_gradients_do_not_depend_on_how_the_global_batch_is_split(net, rows, set
 
 def test_gradient_of_the_objective_is_the_accumulated_one(net, rows, settings, batches):
     model, accumulated = net(torch.float64), net(torch.float64)
-    objective([model.terms(batch) for batch in batches(rows, settings(), 2)], 0.3).backward()
+    objective_value([model.terms(batch) for batch in batches(rows, settings(), 2)], 0.3).backward()
     parts = [accumulated.terms(batch) for batch in batches(rows, settings(), 8)]
-    (numerator(parts[0], 0.3) / parts[0].denominator).backward()
+    (loss_numerator(parts[0], 0.3) / parts[0].denominator).backward()
     for one, other in zip(model.gradients(), accumulated.gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-14)
 
@@ -80,7 +82,7 @@ def test_ar_term_of_a_joint_stage_is_the_ar_loss(net, rows, settings, batches):
         (batch,) = batches(rows, settings(alpha=alpha), 8)
         part = model.terms(batch)
         part.ar_sum.backward()
-        found.append((report(part, alpha)["AR loss"].detach(), model.gradients()))
+        found.append((reported_figures(part, alpha)["AR loss"].detach(), model.gradients()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
 
 
@@ -93,7 +95,7 @@ def test_alpha_scales_the_diffusion_gradient_alone(net, rows, settings, batches)
 
     ar, diffusion = gradients(lambda part: part.ar_sum), gradients(lambda part: part.diffusion_sum)
     for alpha in (0.3, 1.0):
-        both = gradients(lambda part, alpha=alpha: numerator(part, alpha))
+        both = gradients(lambda part, alpha=alpha: loss_numerator(part, alpha))
         for whole, one, other in zip(both, ar, diffusion, strict=True):
             torch.testing.assert_close(whole, one + alpha * other, rtol=1e-9, atol=1e-12)
 
@@ -105,7 +107,7 @@ def test_alpha_zero_trains_plain_ar_bit_for_bit(net, rows, settings, batches):
     everything = [type(row)(row.index, row.tokens, torch.ones_like(row.supervised)) for row in rows]
     tokens = torch.stack([row.tokens for row in everything])
     for _ in range(3):
-        objective([ours.terms(batch) for batch in batches(everything, config, 8)], config.alpha).backward()
+        objective_value([ours.terms(batch) for batch in batches(everything, config, 8)], config.alpha).backward()
         logits = plain.logits(tokens[:, :-1], dual=False).flatten(0, 1)
         losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
         (losses.sum() / losses.numel()).backward()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nld_train.loss.cross_entropy import cross_entropy
-from nld_train.loss.terms import terms
+from nld_train.loss.terms import loss_terms
 
 PROMPT, LAST = 10, 19  # of 24 tokens: 0-9 prompt, 10-19 answer (19 its end token), 20-24 padding
 
@@ -17,7 +17,7 @@ def test_sums_are_weighted_and_counts_are_carried(rows, settings, batches):
     (batch,) = batches(rows, settings(), 8)
     ar = torch.rand(batch.ar_positions.shape, dtype=torch.float64)
     diffusion = torch.rand(batch.diffusion_positions.shape, dtype=torch.float64)
-    found = terms(ar, diffusion, batch)
+    found = loss_terms(ar, diffusion, batch)
     torch.testing.assert_close(found.ar_sum, ar.sum())
     expected = sum(x * w for x, w in zip(diffusion.tolist(), batch.diffusion_weights.tolist(), strict=True))
     assert found.diffusion_sum.item() == pytest.approx(expected, rel=1e-12)
@@ -28,7 +28,7 @@ def test_sums_are_weighted_and_counts_are_carried(rows, settings, batches):
 def test_a_wrong_number_of_losses_is_refused(rows, settings, batches):
     (batch,) = batches(rows, settings(), 8)
     with pytest.raises(AssertionError, match="losses for"):
-        terms(torch.zeros(3), torch.zeros(batch.diffusion_positions.shape), batch)
+        loss_terms(torch.zeros(3), torch.zeros(batch.diffusion_positions.shape), batch)
 
 
 @pytest.mark.parametrize("term", ["ar", "diffusion"])
@@ -40,7 +40,7 @@ def test_prompt_and_padding_have_no_gradient_and_every_answer_token_has_one(answ
         logits = torch.zeros(8 * 48, 40, dtype=torch.float64, requires_grad=True)
         ar = cross_entropy(logits[batch.ar_positions], batch.ar_targets)
         diffusion = cross_entropy(logits[batch.diffusion_positions], batch.diffusion_targets)
-        found = terms(ar, diffusion, batch)
+        found = loss_terms(ar, diffusion, batch)
         (found.ar_sum if term == "ar" else found.diffusion_sum).backward()
         touched |= (logits.grad != 0).view(8, 48, 40).any(2).any(0)
     # Clean position i predicts token i + 1: from the last of the prompt to the last but one of the answer.

@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from nld_train.loss.vocabulary import VocabularyCut, draw, largest, log_normalizer, logits_at, summed
+from nld_train.loss.vocabulary import (
+    VocabularyShard,
+    largest_token_ids,
+    log_normalizer,
+    logits_at,
+    sample_token_ids,
+    sum_over_ranks,
+)
 
 ROWS, VOCABULARY, RANKS = 37, 60, 3
-WHOLE = VocabularyCut()
+WHOLE = VocabularyShard()
 
 
 def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,18 +28,18 @@ def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, ids, torch.rand(ROWS, dtype=torch.float64, generator=generator)
 
 
-def everything(logits: torch.Tensor, cut: VocabularyCut) -> dict[str, torch.Tensor]:
+def everything(logits: torch.Tensor, cut: VocabularyShard) -> dict[str, torch.Tensor]:
     """What every function gives, and the gradient of one of them, on the columns of the cut."""
     _, ids, uniforms = given()
     logits = logits.clone().requires_grad_()
     found = logits_at(logits, ids, cut)
     found.clamp(min=-50).square().sum().backward()
     return {
-        "largest": largest(logits, 7, cut),
+        "largest": largest_token_ids(logits, 7, cut),
         "at": found.detach(),
         "gradient": logits.grad,
         "normalizer": log_normalizer(logits, cut),
-        "drawn": draw(logits, uniforms, cut),
+        "drawn": sample_token_ids(logits, uniforms, cut),
     }
 
 
@@ -40,7 +47,7 @@ def one_rank(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     width = VOCABULARY // RANKS
     own = given()[0][:, rank * width : (rank + 1) * width]
-    cut = VocabularyCut(rank * width, distributed.group.WORLD)
+    cut = VocabularyShard(rank * width, distributed.group.WORLD)
     torch.save(everything(own, cut), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -59,24 +66,24 @@ def test_a_cut_vocabulary_gives_what_the_whole_one_gives(tmp_path: Path) -> None
 
 def test_largest_are_those_of_topk_and_at_most_the_vocabulary() -> None:
     logits, _, _ = given()
-    assert torch.equal(largest(logits, 7, WHOLE), logits.topk(7).indices)
-    assert largest(logits, 2 * VOCABULARY, WHOLE).shape == (ROWS, VOCABULARY)
+    assert torch.equal(largest_token_ids(logits, 7, WHOLE), logits.topk(7).indices)
+    assert largest_token_ids(logits, 2 * VOCABULARY, WHOLE).shape == (ROWS, VOCABULARY)
 
 
 def test_draws_follow_the_probabilities() -> None:
     """Over an even grid of uniform numbers, every token is drawn as often as its probability says."""
     probabilities = torch.tensor([0.5, 0.0, 0.25, 0.125, 0.125], dtype=torch.float64)
     grid = (torch.arange(8000, dtype=torch.float64) + 0.5) / 8000
-    drawn = draw(probabilities.log().expand(8000, -1), grid, WHOLE)
+    drawn = sample_token_ids(probabilities.log().expand(8000, -1), grid, WHOLE)
     assert torch.equal(drawn.bincount(minlength=5) / 8000, probabilities)
 
 
 def test_the_ends_of_the_interval_draw_possible_tokens() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1)
     ends = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)
-    assert draw(logits, ends, WHOLE).tolist() == [1, 2]
+    assert sample_token_ids(logits, ends, WHOLE).tolist() == [1, 2]
 
 
 def test_a_sum_over_one_rank_is_the_tensor_itself() -> None:
     tensor = torch.ones(2)
-    assert summed(tensor, WHOLE) is tensor
+    assert sum_over_ranks(tensor, WHOLE) is tensor

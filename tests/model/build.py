@@ -9,9 +9,9 @@ def build(run: RunConfig) -> torch.nn.Module:
     """Weights are random, and large enough that every part of the network shows in the result."""
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    from nld_train.model.provider import provider
+    from nld_train.model.provider import model_provider
 
-    maker = provider(run)
+    maker = model_provider(run)
     maker.finalize()
     maker._pg_collection = ProcessGroupCollection.use_mpu_process_groups()
     torch.manual_seed(3)

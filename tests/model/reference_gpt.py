@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nld_train.attention.reference import attend_layout
+from nld_train.attention.reference import attend_reference
 from nld_train.config import ModelConfig, RopeConfig
-from nld_train.dual_stream.layout import Layout, positions
+from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 
 Weights = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def attention(
-    x: Tensor, weights: Weights, prefix: str, model: ModelConfig, layout: Layout, documents: Tensor | None
+    x: Tensor, weights: Weights, prefix: str, model: ModelConfig, layout: RowLayout, documents: Tensor | None
 ) -> Tensor:
     per_group = model.heads // model.kv_heads
     groups = (x @ weights[f"{prefix}.linear_qkv.weight"].T).unflatten(
@@ -45,16 +45,16 @@ def attention(
     )
     query, key, value = groups.split([per_group, 1, 1], dim=-2)
     query, key, value = (part.flatten(-3, -2).transpose(1, 2) for part in (query, key, value))
-    place = positions(layout, documents).view(-1, 1, layout.size)
+    place = rotary_positions(layout, documents).view(-1, 1, layout.size)
     angles = place[..., None] * yarn_frequencies(model.rope, model.head_dim)
     wraps = (place // model.rope.original_max_position).double()
     query = rotate(query, angles) * (1 + model.rope.query_scale_beta * torch.log1p(wraps))[..., None]
-    seen = attend_layout(query, rotate(key, angles), value, layout, model.head_dim**-0.5, documents)
+    seen = attend_reference(query, rotate(key, angles), value, layout, model.head_dim**-0.5, documents)
     return seen.transpose(1, 2).flatten(2) @ weights[f"{prefix}.linear_proj.weight"].T
 
 
 def logits(
-    ids: Tensor, weights: Weights, model: ModelConfig, layout: Layout, documents: Tensor | None = None
+    ids: Tensor, weights: Weights, model: ModelConfig, layout: RowLayout, documents: Tensor | None = None
 ) -> Tensor:
     """ids [B, S]; documents [B, L] or None. Returns: [B, S, V] float64."""
     weights = {name: tensor.double() for name, tensor in weights.items()}

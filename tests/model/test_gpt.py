@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nld_train.config import RunConfig
-from nld_train.dual_stream.batch import collate
-from nld_train.dual_stream.layout import Layout
-from nld_train.noise.corrupt import corrupt
+from nld_train.dual_stream.batch import collate_rows
+from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.noise.corrupt import corrupt_row
 from nld_train.plan import parameters
 from nld_train.types import Batch, Row
 from tests.distributed.ranks import on, small_run
@@ -35,8 +35,8 @@ def batch_at(run: RunConfig) -> Batch:
         documents = (torch.arange(length) >= 21 + 9 * index).long()
         rows.append(Row(index, tokens, supervised, documents))
     if not run.diffusion.dual:
-        return collate(rows, run.diffusion)
-    return collate([corrupt(row, run.diffusion, "train", 2) for row in rows], run.diffusion)
+        return collate_rows(rows, run.diffusion)
+    return collate_rows([corrupt_row(row, run.diffusion, "train", 2) for row in rows], run.diffusion)
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
@@ -44,7 +44,7 @@ def batch_at(run: RunConfig) -> Batch:
 def test_losses_equal_the_written_out_network(alpha: float, document_mask: bool) -> None:
     run = run_at(alpha, document_mask)
     model, batch = build(run), batch_at(run)
-    layout = Layout(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
+    layout = RowLayout(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
     expected = reference_gpt.logits(batch.input_ids, dict(model.named_parameters()), run.model, layout, batch.documents)
     assert (batch.documents is not None) == document_mask
     needed = expected.reshape(-1, run.model.vocab_size)[batch.head_positions]
@@ -62,7 +62,9 @@ def test_stage_1_is_given_the_clean_half_alone() -> None:
 
 def test_parameters_are_those_of_the_plan() -> None:
     run = run_at(0.3)
-    assert sum(parameter.numel() for parameter in build(run).parameters()) == parameters.whole(run.model).total
+    assert (
+        sum(parameter.numel() for parameter in build(run).parameters()) == parameters.model_parameters(run.model).total
+    )
 
 
 def test_construction_fails_unless_every_layer_got_our_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,17 +78,17 @@ def test_construction_fails_unless_every_layer_got_our_attention(monkeypatch: py
 
 
 def test_head_rows_are_picked_from_the_right_row_and_place() -> None:
-    from nld_train.model.head import select
+    from nld_train.model.position_head import select_positions
 
     hidden = torch.arange(3 * 2).view(3, 2, 1)  # [S, B, E]: value = place * 2 + row
     flat = torch.tensor([0 * 3 + 2, 1 * 3 + 0])  # row 0 place 2, row 1 place 0
-    assert select(hidden, flat).flatten().tolist() == [4, 1]
+    assert select_positions(hidden, flat).flatten().tolist() == [4, 1]
 
 
 def test_query_scale_counts_true_positions_in_both_halves() -> None:
-    from nld_train.model.attention_slot import query_scale
+    from nld_train.model.core_attention import query_scale_factor
 
-    factor = query_scale(Layout(4, 2, dual=True), original_max_position=2, beta=0.1)
+    factor = query_scale_factor(RowLayout(4, 2, dual=True), original_max_position=2, beta=0.1)
     by_hand = torch.tensor([1.0, 1.0, 1.0 + 0.1 * 0.6931472, 1.0 + 0.1 * 0.6931472])
     torch.testing.assert_close(factor, torch.cat([by_hand, by_hand]))
 
@@ -115,8 +117,8 @@ def test_long_rows_keep_the_published_frequencies() -> None:
 
 
 def test_bf16_is_a_setting_of_the_run() -> None:
-    from nld_train.model.provider import provider
+    from nld_train.model.provider import model_provider
 
     run = run_at(0.3)
-    assert provider(run).params_dtype is torch.float32
-    assert provider(replace(run, train=replace(run.train, precision="bf16"))).params_dtype is torch.bfloat16
+    assert model_provider(run).params_dtype is torch.float32
+    assert model_provider(replace(run, train=replace(run.train, precision="bf16"))).params_dtype is torch.bfloat16

@@ -10,27 +10,27 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.node_check.nodes import ALONE, Nodes, nodes_of
+from nld_train.node_check.nodes import ALONE, Nodes, parse_nodes
 
 SRUN = {"SLURM_NNODES": "4", "SLURM_NODEID": "3"}
 
 
 def test_one_machine_needs_nothing_said() -> None:
-    assert nodes_of(None, None, None, {}) == ALONE
-    assert nodes_of(None, None, None, SRUN) == ALONE, "`nld train` inside an allocation, without --meet"
+    assert parse_nodes(None, None, None, {}) == ALONE
+    assert parse_nodes(None, None, None, SRUN) == ALONE, "`nld train` inside an allocation, without --meet"
     assert ALONE.first and "--standalone" in ALONE.torchrun_options
 
 
 def test_slurm_or_the_user_numbers_the_nodes() -> None:
-    assert nodes_of("n1:29500", None, None, SRUN) == Nodes(4, 3, "n1:29500")
-    assert nodes_of("n1:29500", 2, 0, SRUN) == Nodes(2, 0, "n1:29500")
+    assert parse_nodes("n1:29500", None, None, SRUN) == Nodes(4, 3, "n1:29500")
+    assert parse_nodes("n1:29500", 2, 0, SRUN) == Nodes(2, 0, "n1:29500")
 
 
 def test_slurms_script_names_the_nodes() -> None:
-    named = nodes_of("n1:29500", 2, 0, {"NLD_NODES": "n1 n7"})
+    named = parse_nodes("n1:29500", 2, 0, {"NLD_NODES": "n1 n7"})
     assert named.labels == ("n1", "n7") and Nodes(2, 0, "n1:29500").labels == ("node 0", "node 1")
     with pytest.raises(UserError, match="names 2 nodes"):
-        nodes_of("n1:29500", 3, 0, {"NLD_NODES": "n1 n7"})
+        parse_nodes("n1:29500", 3, 0, {"NLD_NODES": "n1 n7"})
 
 
 def test_only_the_first_node_hosts_the_meeting() -> None:
@@ -40,7 +40,7 @@ def test_only_the_first_node_hosts_the_meeting() -> None:
 
 
 def test_ranks_are_shared_out_evenly() -> None:
-    run = recipe.load("nld_8b_stage1_ar")
+    run = recipe.load_recipe("nld_8b_stage1_ar")
     assert ALONE.ranks(run) == 256 and Nodes(32, 0, "n1:1").ranks(run) == 8
     with pytest.raises(UserError, match="256 on 3 nodes"):
         Nodes(3, 0, "n1:1").ranks(run)
@@ -59,7 +59,7 @@ def test_ranks_are_shared_out_evenly() -> None:
 )
 def test_half_an_answer_is_refused(words: tuple, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        nodes_of(*words, {})
+        parse_nodes(*words, {})
 
 
 @pytest.mark.slow

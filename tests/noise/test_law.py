@@ -2,25 +2,25 @@ import pytest
 import torch
 
 from nld_train.config import NoiseLaw
-from nld_train.noise.law import LAWS, Sample, draw, strata
+from nld_train.noise.law import LAWS, NoiseSample, draw_mask, stratum_permutation
 
 EPS = 1e-3
 BLOCKS = torch.arange(24) // 4
 
 
-def sample(index: int, purpose: str = "train", global_batch: int = 16) -> Sample:
-    return Sample(1234, purpose, index, global_batch, BLOCKS)
+def sample(index: int, purpose: str = "train", global_batch: int = 16) -> NoiseSample:
+    return NoiseSample(1234, purpose, index, global_batch, BLOCKS)
 
 
 def levels(law: NoiseLaw, indices: range) -> torch.Tensor:
     """[rows, L]: the noise level t behind every p."""
-    p = torch.stack([draw(law, EPS, sample(index))[0] for index in indices]).double()
+    p = torch.stack([draw_mask(law, EPS, sample(index))[0] for index in indices]).double()
     return (p - EPS) / (1 - EPS)
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_p_is_float32_between_eps_and_one(law):
-    p = torch.stack([draw(law, EPS, sample(index))[0] for index in range(500)])
+    p = torch.stack([draw_mask(law, EPS, sample(index))[0] for index in range(500)])
     assert p.dtype == torch.float32 and p.shape == (500, 24)
     assert p.min() >= torch.tensor(EPS) and p.max() <= 1
     assert p.min() < 0.02 and p.max() > 0.98
@@ -40,8 +40,8 @@ def test_per_block_gives_every_block_a_level_of_its_own():
 
 
 def test_per_block_follows_the_blocks_of_documents():
-    uneven = Sample(1, "train", 0, 1, torch.tensor([0, 0, 1, 2, 2]))
-    p = draw("per_block", EPS, uneven)[0].tolist()
+    uneven = NoiseSample(1, "train", 0, 1, torch.tensor([0, 0, 1, 2, 2]))
+    p = draw_mask("per_block", EPS, uneven)[0].tolist()
     assert p[0] == p[1] and p[3] == p[4] and len(set(p)) == 3
 
 
@@ -55,15 +55,25 @@ def test_stratified_puts_one_row_of_a_global_batch_in_every_stratum():
 
 
 def test_strata_depend_on_seed_purpose_and_step():
-    mine = strata(1, "train", 0, 64)
+    mine = stratum_permutation(1, "train", 0, 64)
     assert sorted(mine) == list(range(64))
-    assert len({mine, strata(2, "train", 0, 64), strata(1, "validation", 0, 64), strata(1, "train", 1, 64)}) == 4
+    assert (
+        len(
+            {
+                mine,
+                stratum_permutation(2, "train", 0, 64),
+                stratum_permutation(1, "validation", 0, 64),
+                stratum_permutation(1, "train", 1, 64),
+            }
+        )
+        == 4
+    )
 
 
 def test_complementary_pairs_are_antithetic_and_cover_every_place():
     for pair in range(200):
-        p, first = draw("complementary", EPS, sample(2 * pair))
-        q, second = draw("complementary", EPS, sample(2 * pair + 1))
+        p, first = draw_mask("complementary", EPS, sample(2 * pair))
+        q, second = draw_mask("complementary", EPS, sample(2 * pair + 1))
         torch.testing.assert_close(
             p.double() + q.double(), torch.full_like(p, 1 + EPS, dtype=torch.float64), rtol=0, atol=2e-7
         )
@@ -79,8 +89,8 @@ def test_complementary_thresholds_mirror_onto_the_same_grid():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_purposes_draw_independent_noise(law):
-    p, masked = zip(*(draw(law, EPS, sample(index, "train")) for index in range(2000)), strict=True)
-    q, other = zip(*(draw(law, EPS, sample(index, "validation")) for index in range(2000)), strict=True)
+    p, masked = zip(*(draw_mask(law, EPS, sample(index, "train")) for index in range(2000)), strict=True)
+    q, other = zip(*(draw_mask(law, EPS, sample(index, "validation")) for index in range(2000)), strict=True)
     limit = 5 / 1000**0.5  # complementary rows come in pairs: 1000 are independent
     assert abs(torch.corrcoef(torch.stack([torch.stack(p)[:, 0], torch.stack(q)[:, 0]]))[0, 1]) < limit
     pair = torch.stack([torch.stack(masked)[:, 5].float(), torch.stack(other)[:, 5].float()])
@@ -90,5 +100,5 @@ def test_purposes_draw_independent_noise(law):
 def test_draw_keeps_to_the_published_law():
     s = sample(3)
     t = LAWS["uniform"](s).level
-    assert draw("uniform", 0.25, s)[0][0] == (0.75 * t + 0.25).float()[0]
-    assert draw("uniform", 0.999999, s)[1].sum() == 24
+    assert draw_mask("uniform", 0.25, s)[0][0] == (0.75 * t + 0.25).float()[0]
+    assert draw_mask("uniform", 0.999999, s)[1].sum() == 24

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nld_train.config import DiffusionConfig
-from nld_train.dual_stream.batch import collate
-from nld_train.noise.corrupt import corrupt
+from nld_train.dual_stream.batch import collate_rows
+from nld_train.noise.corrupt import corrupt_row
 from nld_train.noise.law import LAWS
 from nld_train.types import Row
 
@@ -19,8 +19,8 @@ def drawn(request):
     """p, z and the collated weights of every draw, [DRAWS, L] float64 each."""
     config = DiffusionConfig(block_size=4, noise_law=request.param)
     tokens = torch.arange(200, 200 + LENGTH + 1)
-    rows = [corrupt(Row(index, tokens, SUPERVISED), config, "train", global_batch=64) for index in range(DRAWS)]
-    batch = collate(rows, config)
+    rows = [corrupt_row(Row(index, tokens, SUPERVISED), config, "train", global_batch=64) for index in range(DRAWS)]
+    batch = collate_rows(rows, config)
     weights = torch.zeros(batch.input_ids.numel(), dtype=torch.float64)
     weights[batch.diffusion_positions] = batch.diffusion_weights.double()
     p = torch.stack([row.p for row in rows]).double()

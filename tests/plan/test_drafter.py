@@ -2,14 +2,14 @@
 
 import pytest
 
+from nld_train.plan.dry_run import dry_run_text
 from nld_train.plan.flops import row_flops
 from nld_train.plan.memory import checkpoint_size, stage_memory
-from nld_train.plan.parameters import adapter_parameters, whole
-from nld_train.plan.report import dry_run
-from nld_train.plan.rows import expected_head_rows, most_head_rows
-from nld_train.recipe import load
+from nld_train.plan.parameters import adapter_parameters, model_parameters
+from nld_train.plan.row_counts import expected_head_rows, most_head_rows
+from nld_train.recipe import load_recipe
 
-RUN = load("nld_8b_drafter")
+RUN = load_recipe("nld_8b_drafter")
 ADAPTER = 34 * 128 * (4096 + 4096)
 
 
@@ -19,7 +19,7 @@ def test_the_adapter_is_two_matrices_a_layer() -> None:
 
 def test_gradients_and_optimizer_are_those_of_the_adapter_alone() -> None:
     """On tensor 2 with 16 data ranks: half of the adapter, fp32 gradients, 12 bytes of state over 16 ranks."""
-    memory, frozen = stage_memory(RUN, 0), whole(RUN.model).total
+    memory, frozen = stage_memory(RUN, 0), model_parameters(RUN.model).total
     assert memory.gradients == ADAPTER // 2 * 4
     assert memory.optimizer == ADAPTER // 2 * 12 // 16
     assert memory.weights == pytest.approx(2 * (frozen + ADAPTER) / 2, rel=1e-3)  # norms are whole on both ranks
@@ -32,13 +32,13 @@ def test_a_checkpoint_holds_the_adapter_alone() -> None:
 
 def test_the_head_is_asked_for_the_drafted_places_of_the_blocks_that_count() -> None:
     assert most_head_rows(RUN) == expected_head_rows(RUN) == 4096 // 32 * 31
-    few = load("nld_8b_drafter", ["drafter.blocks_per_row=10"])
+    few = load_recipe("nld_8b_drafter", ["drafter.blocks_per_row=10"])
     assert most_head_rows(few) == 10 * 31
-    assert most_head_rows(load("nld_8b_drafter", ["drafter.blocks_per_row=1000"])) == most_head_rows(RUN)
+    assert most_head_rows(load_recipe("nld_8b_drafter", ["drafter.blocks_per_row=1000"])) == most_head_rows(RUN)
     assert row_flops(few).head == pytest.approx(row_flops(RUN).head * 10 / 128)
     assert stage_memory(few, 0).head < stage_memory(RUN, 0).head
 
 
 def test_the_dry_run_says_what_is_trained() -> None:
-    assert "35,651,584: LoRA of rank 128 on o_proj; the rest is frozen" in dry_run(RUN)
-    assert "trained " not in dry_run(load("tiny_stage1_ar"))
+    assert "35,651,584: LoRA of rank 128 on o_proj; the rest is frozen" in dry_run_text(RUN)
+    assert "trained " not in dry_run_text(load_recipe("tiny_stage1_ar"))

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nld_train.plan import flops
-from nld_train.plan.rows import positions, run_pairs
-from nld_train.recipe import load
+from nld_train.plan.row_counts import row_positions, run_visible_pairs
+from nld_train.recipe import load_recipe
 
 
 class Products(TorchDispatchMode):
@@ -32,7 +32,7 @@ def counted(module: torch.nn.Module, rows: int, width: int) -> int:
 def test_the_linear_maps_cost_what_their_products_cost(small_run, layer) -> None:
     run = small_run()
     layer.attend = lambda projected: projected[..., : run.model.heads * run.model.head_dim]
-    whole = run.model.layers * counted(layer, positions(run), run.model.hidden)
+    whole = run.model.layers * counted(layer, row_positions(run), run.model.hidden)
     assert flops.row_flops(run).layers == whole
 
 
@@ -45,7 +45,7 @@ def test_the_head_costs_what_its_products_cost_for_its_rows(small_run) -> None:
 def test_attention_costs_two_products_of_head_dim_for_each_visible_pair_and_head(small_run) -> None:
     run = small_run()
     by_pair = 0
-    for _ in range(run.model.layers * run.model.heads * run_pairs(run)):
+    for _ in range(run.model.layers * run.model.heads * run_visible_pairs(run)):
         by_pair += 3 * 2 * (2 * run.model.head_dim)  # passes, products, multiply-adds
     assert flops.row_flops(run).attention == by_pair
 
@@ -59,11 +59,11 @@ def test_the_joint_stage_doubles_the_layers_and_not_the_head(small_run) -> None:
 def test_the_layout_and_the_batch_change_the_time_and_not_the_operations(small_run) -> None:
     one, cut = small_run(), small_run(tensor=2, pipeline=2, recompute="full")
     assert flops.run_flops(one) == flops.run_flops(cut)
-    assert flops.days(small_run(world_size=16)) == pytest.approx(flops.days(one) / 2)
+    assert flops.run_days(small_run(world_size=16)) == pytest.approx(flops.run_days(one) / 2)
 
 
 def test_days_of_the_8b_model_are_near_six_parameters_a_token() -> None:
     """Six FLOPs a parameter and token, the usual estimate, leaves attention out and has the embedding as a product."""
-    run = load("nld_8b_stage1_ar")
+    run = load_recipe("nld_8b_stage1_ar")
     assert flops.flops_per_token(run) == pytest.approx(6 * 8.49e9, rel=0.05)
-    assert flops.days(run) == pytest.approx(6 * 8.49e9 * 1e12 / (256 * 989e12 * 0.4) / 86_400, rel=0.05)
+    assert flops.run_days(run) == pytest.approx(6 * 8.49e9 * 1e12 / (256 * 989e12 * 0.4) / 86_400, rel=0.05)

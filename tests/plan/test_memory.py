@@ -7,8 +7,8 @@ from nld_train.bench.measure import peak_bytes
 from nld_train.config import RunConfig
 from nld_train.loss import chunks, lm_head
 from nld_train.plan import memory
-from nld_train.plan.parameters import whole
-from nld_train.plan.rows import most_head_rows
+from nld_train.plan.parameters import model_parameters
+from nld_train.plan.row_counts import most_head_rows
 
 
 def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
@@ -48,7 +48,7 @@ def test_the_head_takes_what_the_loss_holds(small_run, monkeypatch: pytest.Monke
 
     streams = 4 * rows * hidden * memory.FP32
     held = peak_bytes(step, torch.device("cpu"))
-    assert held <= memory.head(run) - streams < 1.05 * held
+    assert held <= memory.head_bytes(run) - streams < 1.05 * held
 
 
 def rows_of(run: RunConfig) -> int:
@@ -57,19 +57,19 @@ def rows_of(run: RunConfig) -> int:
 
 def test_bf16_halves_the_streams_and_the_weights_gradient_and_nothing_else(small_run) -> None:
     """64 rows of hidden 24, vocabulary 1,024, all of it in one chunk."""
-    wide, narrow = (memory.head(small_run(precision=precision, micro_batch=1)) for precision in ("fp32", "bf16"))
+    wide, narrow = (memory.head_bytes(small_run(precision=precision, micro_batch=1)) for precision in ("fp32", "bf16"))
     assert wide - narrow == 2 * (1024 * 24 + 4 * 64 * 24)
     assert narrow == 4 * 64 * 1024 * 4 + 1024 * 24 * 2 + 2 * 64 * 24 * 4 + 4 * 64 * 24 * 2
 
 
 def test_mixed_precision_takes_two_bytes_four_bytes_and_twelve_shared(small_run) -> None:
     stage = memory.stage_memory(small_run(), 0)
-    count = whole(small_run().model).total
+    count = model_parameters(small_run().model).total
     assert (stage.weights, stage.gradients, stage.optimizer) == (2 * count, 4 * count, 12 * count // 8)
 
 
 def test_without_the_distributed_optimizer_every_rank_holds_all_of_it(small_run) -> None:
-    count = whole(small_run().model).total
+    count = model_parameters(small_run().model).total
     assert memory.stage_memory(small_run(distributed_optimizer=False), 0).optimizer == 12 * count
     assert memory.stage_memory(small_run(distributed_optimizer=False, precision="fp32"), 0).optimizer == 8 * count
 
@@ -140,7 +140,7 @@ def test_the_verdict_turns_at_the_capacity(small_run) -> None:
 
 
 def test_a_checkpoint_holds_fourteen_bytes_a_parameter_in_any_layout(small_run) -> None:
-    count = whole(small_run().model).total
+    count = model_parameters(small_run().model).total
     assert memory.checkpoint_size(small_run()).total == 14 * count
     assert memory.checkpoint_size(small_run(tensor=2, pipeline=2)).total == 14 * count
     assert memory.checkpoint_size(small_run(precision="fp32")).total == 16 * count
@@ -148,8 +148,8 @@ def test_a_checkpoint_holds_fourteen_bytes_a_parameter_in_any_layout(small_run) 
 
 def test_a_layer_runs_backward_on_the_gradients_of_its_mlp_and_its_gathered_input(small_run) -> None:
     positions, hidden, ffn = 2 * 64, 24, 40
-    assert memory.layer_backward(small_run()) == 2 * positions * (3 * ffn + 2 * hidden)
-    assert memory.layer_backward(small_run(tensor=2)) == 2 * positions * (3 * ffn // 2 + 2 * hidden)
+    assert memory.layer_backward_bytes(small_run()) == 2 * positions * (3 * ffn + 2 * hidden)
+    assert memory.layer_backward_bytes(small_run(tensor=2)) == 2 * positions * (3 * ffn // 2 + 2 * hidden)
     full = small_run(recompute="full")
     again = memory.layer_kept(full, recompute_attention=False)
-    assert memory.layer_backward(full) == memory.layer_backward(small_run()) + again
+    assert memory.layer_backward_bytes(full) == memory.layer_backward_bytes(small_run()) + again

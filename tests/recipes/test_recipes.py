@@ -6,10 +6,10 @@ import pytest
 
 from nld_train.config import DrafterConfig
 from nld_train.errors import UserError
+from nld_train.plan.dry_run import dry_run_text
 from nld_train.plan.memory import worst_stage
-from nld_train.plan.report import dry_run
-from nld_train.plan.rows import tokens
-from nld_train.recipe import load, names
+from nld_train.plan.row_counts import run_tokens
+from nld_train.recipe import load_recipe, recipe_names
 
 LARGE = ["nld_3b", "nld_8b", "nld_14b"]
 PAIRS = ["tiny", *LARGE]
@@ -17,22 +17,22 @@ STAGES = ["stage1_ar", "stage2_joint", "sft"]
 
 
 def test_every_size_has_a_recipe_of_every_stage() -> None:
-    assert {f"{size}_{stage}" for size in PAIRS for stage in STAGES} <= set(names())
+    assert {f"{size}_{stage}" for size in PAIRS for stage in STAGES} <= set(recipe_names())
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_plans_and_fits(name) -> None:
-    run = load(name)
+    run = load_recipe(name)
     assert run.name == name
-    assert name in dry_run(run)
+    assert name in dry_run_text(run)
     assert worst_stage(run).fits
 
 
 @pytest.mark.parametrize("size", LARGE)
 @pytest.mark.parametrize(("stage", "billions", "alpha"), [("stage1_ar", 1000, 0.0), ("stage2_joint", 300, 0.3)])
 def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alpha) -> None:
-    run = load(f"{size}_{stage}")
-    assert tokens(run) == pytest.approx(billions * 1e9, rel=1e-5)
+    run = load_recipe(f"{size}_{stage}")
+    assert run_tokens(run) == pytest.approx(billions * 1e9, rel=1e-5)
     assert (run.data.sequence_length, run.train.global_batch) == (4096, 512)
     assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (alpha, 32, 100)
     optimizer = run.optimizer
@@ -43,8 +43,8 @@ def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alp
 
 @pytest.mark.parametrize("size", LARGE)
 def test_the_sft_recipes_hold_the_published_numbers(size) -> None:
-    run = load(f"{size}_sft")
-    assert tokens(run) == pytest.approx(45e9, rel=1e-4)
+    run = load_recipe(f"{size}_sft")
+    assert run_tokens(run) == pytest.approx(45e9, rel=1e-4)
     assert (run.train.iterations, run.train.global_batch, run.data.sequence_length) == (10_729, 256, 16_384)
     assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (0.3, 32, 100)
     assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.weight_decay) == (2.5e-6, 2.5e-7, 0.1)
@@ -53,7 +53,7 @@ def test_the_sft_recipes_hold_the_published_numbers(size) -> None:
 
 @pytest.mark.parametrize("size", PAIRS)
 def test_sft_starts_from_stage_2_on_conversations_kept_apart(size) -> None:
-    before, sft = load(f"{size}_stage2_joint"), load(f"{size}_sft")
+    before, sft = load_recipe(f"{size}_stage2_joint"), load_recipe(f"{size}_sft")
     assert sft.init == before.output != sft.output
     assert sft.model == before.model
     assert sft.data.chat and sft.diffusion.document_mask
@@ -62,13 +62,13 @@ def test_sft_starts_from_stage_2_on_conversations_kept_apart(size) -> None:
 
 def test_conversations_that_see_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="set diffusion.document_mask=True"):
-        load("tiny_sft", ["diffusion.document_mask=false"])
+        load_recipe("tiny_sft", ["diffusion.document_mask=false"])
 
 
 @pytest.mark.parametrize("size", LARGE)
 def test_the_large_layouts_use_256_gpus_and_keep_tensor_parallelism_inside_a_node(size) -> None:
     for stage in STAGES:
-        cut = load(f"{size}_{stage}").parallel
+        cut = load_recipe(f"{size}_{stage}").parallel
         assert cut.world_size == 256
         assert 8 % cut.tensor == 0
         assert cut.sequence == (cut.tensor > 1)
@@ -79,12 +79,12 @@ def test_the_figures_in_a_large_recipes_reason_are_those_of_its_plan(size) -> No
     for stage in STAGES:
         name = f"{size}_{stage}"
         reason = importlib.import_module(f"recipes.{name}").__doc__
-        assert f"{worst_stage(load(name)).total / 1e9:.1f} GB" in reason
+        assert f"{worst_stage(load_recipe(name)).total / 1e9:.1f} GB" in reason
 
 
 @pytest.mark.parametrize("size", PAIRS)
 def test_stage_2_continues_stage_1(size) -> None:
-    first, second = load(f"{size}_stage1_ar"), load(f"{size}_stage2_joint")
+    first, second = load_recipe(f"{size}_stage1_ar"), load_recipe(f"{size}_stage2_joint")
     assert second.init == first.output != second.output
     assert second.model == first.model
     assert second.data == first.data
@@ -93,7 +93,7 @@ def test_stage_2_continues_stage_1(size) -> None:
 
 @pytest.mark.parametrize("size", PAIRS)
 def test_one_schedule_runs_over_both_stages_with_all_of_its_decay_in_stage_2(size) -> None:
-    first, second = (load(f"{size}_{stage}").optimizer for stage in ("stage1_ar", "stage2_joint"))
+    first, second = (load_recipe(f"{size}_{stage}").optimizer for stage in ("stage1_ar", "stage2_joint"))
     assert (first.lr, first.min_lr) == (second.lr, second.min_lr)
     assert first.decay_iterations == 0
     assert second.warmup_iterations < first.warmup_iterations, "weights are carried over, the optimizer is not"
@@ -103,13 +103,13 @@ def test_one_schedule_runs_over_both_stages_with_all_of_its_decay_in_stage_2(siz
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", ["tiny_stage1_ar", "tiny_stage2_joint", "tiny_sft"])
 def test_the_tiny_recipes_run_on_one_and_two_ranks(name, ranks) -> None:
-    assert load(name, [f"parallel.world_size={ranks}"]).parallel.data == ranks
+    assert load_recipe(name, [f"parallel.world_size={ranks}"]).parallel.data == ranks
 
 
 @pytest.mark.parametrize("size", PAIRS)
 def test_drafters_hold_the_published_numbers_and_start_from_the_model_they_draft_for(size) -> None:
-    run = load(f"{size}_drafter")
-    base = load("tiny_stage2_joint" if size == "tiny" else f"{size}_sft")
+    run = load_recipe(f"{size}_drafter")
+    base = load_recipe("tiny_stage2_joint" if size == "tiny" else f"{size}_sft")
     assert (run.init, run.model) == (base.output, base.model)
     assert run.drafter == DrafterConfig(rank=128, alpha=512, dropout=0, tau=3, top_k=200, sampled_share=0.9)
     if size != "tiny":
@@ -119,4 +119,4 @@ def test_drafters_hold_the_published_numbers_and_start_from_the_model_they_draft
 
 @pytest.mark.parametrize("cut", ["tensor", "pipeline"])
 def test_the_tiny_model_can_be_cut_in_two(cut) -> None:
-    assert load("tiny_stage2_joint", [f"parallel.{cut}=2"]).parallel.data == 1
+    assert load_recipe("tiny_stage2_joint", [f"parallel.{cut}=2"]).parallel.data == 1

@@ -3,16 +3,27 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nld_train.report.chart import Chart, Frame, Line, Point, Span, chart_svg, end_labels, number, thin, ticks
+from nld_train.report.chart import (
+    Chart,
+    ChartLine,
+    ChartPoint,
+    PlotFrame,
+    StageSpan,
+    chart_svg,
+    end_labels,
+    thin_points,
+    tick_text,
+    tick_values,
+)
 from nld_train.report.chart import without_spikes as highest
 
 
-def chart(*lines: Line, level: tuple[float, str] | None = None) -> Chart:
-    return Chart("Loss", "nats", lines, [Span(0, 10, "one"), Span(10, 20, "two")], level, 600, 300, 60, 60)
+def chart(*lines: ChartLine, level: tuple[float, str] | None = None) -> Chart:
+    return Chart("Loss", "nats", lines, [StageSpan(0, 10, "one"), StageSpan(10, 20, "two")], level, 600, 300, 60, 60)
 
 
-def line(*values: float, name: str = "a", marked: bool = True, style: str = "ar") -> Line:
-    return Line(name, style, [Point(x, y, f"<{x}> {y}") for x, y in enumerate(values)], marked)
+def line(*values: float, name: str = "a", marked: bool = True, style: str = "ar") -> ChartLine:
+    return ChartLine(name, style, [ChartPoint(x, y, f"<{x}> {y}") for x, y in enumerate(values)], marked)
 
 
 def circles(svg: str) -> list[ElementTree.Element]:
@@ -55,7 +66,7 @@ def test_a_lone_spike_does_not_set_the_range_but_a_trend_does() -> None:
 
 
 def test_a_spike_stays_on_the_frame() -> None:
-    frame = Frame((0, 1), (0, 10), 0, 100, 0, 100)
+    frame = PlotFrame((0, 1), (0, 10), 0, 100, 0, 100)
     assert (frame.down(25), frame.down(10), frame.down(0), frame.down(-5)) == (0, 0, 100, 100)
 
 
@@ -68,7 +79,7 @@ def test_a_spike_stays_on_the_frame() -> None:
     ],
 )
 def test_ticks_are_round(low, high, most, expected) -> None:
-    assert ticks(low, high, most) == pytest.approx(expected)
+    assert tick_values(low, high, most) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +87,21 @@ def test_ticks_are_round(low, high, most, expected) -> None:
     [(0, "0"), (5000, "5,000"), (0.30000000000000004, "0.3"), (3e-5, "3e-5"), (2.5e6, "2.5e6"), (12, "12")],
 )
 def test_numbers_are_short(value, text) -> None:
-    assert number(value) == text
+    assert tick_text(value) == text
 
 
 def test_thin_keeps_the_mean_and_the_number_asked_for() -> None:
     pairs = [(float(x), float(x % 7)) for x in range(1000)]
-    thinned = thin(pairs, 100)
+    thinned = thin_points(pairs, 100)
     assert len(thinned) == 100
     assert sum(y for _, y in thinned) / 100 == pytest.approx(sum(y for _, y in pairs) / 1000)
-    assert thin(pairs[:50], 100) == pairs[:50]
-    assert thin([], 100) == []
+    assert thin_points(pairs[:50], 100) == pairs[:50]
+    assert thin_points([], 100) == []
 
 
 def test_last_values_that_lie_close_are_moved_apart() -> None:
     lines = [line(1.0, 4.00, name="a"), line(1.0, 4.01, name="b"), line(1.0, 4.02, name="c")]
-    labels = end_labels(chart(*lines), lines, Frame((0, 1), (0, 8), 0, 100, 0, 200))
+    labels = end_labels(chart(*lines), lines, PlotFrame((0, 1), (0, 8), 0, 100, 0, 200))
     down = [float(ElementTree.fromstring(label).get("y")) for label in labels]
     assert all(below - above >= 12 for above, below in itertools.pairwise(down))
     assert [ElementTree.fromstring(label).text for label in labels] == ["4.020", "4.010", "4.000"]

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.report.history import Losses, losses, read_stage
-from nld_train.run_folder.metrics import read_entries
+from nld_train.report.history import StageLosses, read_stage, stage_losses
+from nld_train.run_folder.metrics import read_metrics
 from nld_train.run_folder.paths import METRICS
 
 
@@ -24,17 +24,17 @@ def test_the_losses_of_a_stage_are_its_first_and_last_validation(folder) -> None
         validation(5, AR_loss=6.0, diffusion_loss=8.0),
         validation(10, AR_loss=5.5, diffusion_loss=7.25),
     ]
-    found = losses(read_stage(folder("stage2_joint", entries)))
-    assert found == Losses(7.0, 5.5, 9.0, 7.25)
+    found = stage_losses(read_stage(folder("stage2_joint", entries)))
+    assert found == StageLosses(7.0, 5.5, 9.0, 7.25)
     assert found.diffusion_drop == 1.75
     assert found.gain(6.5) == 1.0
 
 
 def test_what_was_never_measured_is_none(folder) -> None:
-    found = losses(read_stage(folder("stage1_ar", [train(5, 1.0)])))
-    assert found == Losses(None, None, None, None)
+    found = stage_losses(read_stage(folder("stage1_ar", [train(5, 1.0)])))
+    assert found == StageLosses(None, None, None, None)
     assert found.gain(6.0) is None and found.diffusion_drop is None
-    assert Losses(7.0, 5.0, None, None).gain(None) is None
+    assert StageLosses(7.0, 5.0, None, None).gain(None) is None
 
 
 def test_of_a_step_that_a_resumed_run_repeats_the_last_entry_counts(folder) -> None:
@@ -66,7 +66,7 @@ def test_values_that_are_not_finite_can_be_read(folder) -> None:
 def test_empty_metrics_are_refused(tmp_path: Path, content) -> None:
     (tmp_path / METRICS).write_text(content)
     with pytest.raises(UserError, match=r"metrics\.jsonl is empty"):
-        read_entries(tmp_path / METRICS)
+        read_metrics(tmp_path / METRICS)
 
 
 def test_a_folder_without_metrics_or_configuration_is_refused(tmp_path: Path, folder) -> None:
@@ -86,4 +86,4 @@ def test_a_folder_without_metrics_or_configuration_is_refused(tmp_path: Path, fo
 def test_a_broken_line_is_named(tmp_path: Path, line) -> None:
     (tmp_path / METRICS).write_text(json.dumps(train(5, 1.0)) + "\n" + line + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl line 2"):
-        read_entries(tmp_path / METRICS)
+        read_metrics(tmp_path / METRICS)

@@ -11,7 +11,7 @@ from nld_train.cli import main
 from nld_train.errors import UserError
 from nld_train.report.history import read_stages
 from nld_train.report.page import MOST, write_report
-from nld_train.report.table import HEADER, text_table
+from nld_train.report.stage_table import HEADER, text_table
 
 VOID = {"meta", "img", "br"}
 

@@ -18,10 +18,10 @@ from tests.saved import save_checkpoint
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
     """A drafter's run beside the output of the model's."""
-    base = recipe.load("tiny_stage2_joint", [f"output={tmp_path}/base", "init=none"])
+    base = recipe.load_recipe("tiny_stage2_joint", [f"output={tmp_path}/base", "init=none"])
     open_output(base)
     save_checkpoint(base.output, 20)
-    return recipe.load("tiny_drafter", [f"output={tmp_path}/drafter", f"init={base.output}"])
+    return recipe.load_recipe("tiny_drafter", [f"output={tmp_path}/drafter", f"init={base.output}"])
 
 
 def starting_from(run: RunConfig, folder: Path) -> RunConfig:

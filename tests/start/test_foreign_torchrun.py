@@ -11,7 +11,7 @@ import pytest
 from nld_train import recipe
 from nld_train.errors import UserError
 from nld_train.node_check.nodes import Nodes
-from nld_train.start.foreign_torchrun import check_size, nodes_of_torchrun
+from nld_train.start.foreign_torchrun import check_torchrun_size, torchrun_nodes
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,15 +32,15 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_nodes_are_torchruns() -> None:
     variables = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
-    assert nodes_of_torchrun(variables) == Nodes(count=2, here=1)
-    assert nodes_of_torchrun({**variables, "NLD_NODES": "n1 n2"}).labels == ("n1", "n2")
+    assert torchrun_nodes(variables) == Nodes(count=2, here=1)
+    assert torchrun_nodes({**variables, "NLD_NODES": "n1 n2"}).labels == ("n1", "n2")
 
 
 def test_another_number_of_ranks_is_refused() -> None:
-    run = recipe.load("tiny_stage1_ar")
-    check_size(run, 2)
+    run = recipe.load_recipe("tiny_stage1_ar")
+    check_torchrun_size(run, 2)
     with pytest.raises(UserError, match=r"on 4 ranks of torchrun.*start 2 ranks in all, or set parallel.world_size=4"):
-        check_size(run, 4)
+        check_torchrun_size(run, 4)
 
 
 @pytest.mark.slow

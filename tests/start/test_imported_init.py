@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nld_train.config import RunConfig
-from nld_train.convert.output import open_source
-from nld_train.convert.table import NLD, units
+from nld_train.convert.source import open_checkpoint_source
+from nld_train.convert.weight_table import NLD, weight_mappings
 from nld_train.doctor.start_checks import check_init
 from nld_train.errors import UserError
 from nld_train.start.imported_init import with_imported_init
@@ -24,8 +24,8 @@ def test_a_hugging_face_folder_becomes_a_start(run: RunConfig, random_run: Path)
     started = with_imported_init(run)
     assert started == replace(run, init=f"{run.output}/init")
     check_init(started)
-    theirs, ours = open_source(random_run), open_source(Path(started.init))
-    for unit in units(ours.model, NLD):
+    theirs, ours = open_checkpoint_source(random_run), open_checkpoint_source(Path(started.init))
+    for unit in weight_mappings(ours.model, NLD):
         weights = [source.weights.read(unit, torch.float32) for source in (theirs, ours)]
         assert torch.equal(*weights)
 

@@ -8,19 +8,19 @@ import pytest
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
-from nld_train.run_folder.paths import TRACKER, checkpoints
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder
 from nld_train.start.output_folder import open_output
 from tests.saved import flip, save_checkpoint
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
-    return recipe.load("tiny_stage1_ar", [f"output={tmp_path}/run"])
+    return recipe.load_recipe("tiny_stage1_ar", [f"output={tmp_path}/run"])
 
 
 def test_a_new_folder_starts_fresh_and_records_the_run(run: RunConfig) -> None:
     assert open_output(run) is None
-    assert recipe.from_json(Path(run.output, "run.json").read_text()) == run
+    assert recipe.run_from_json(Path(run.output, "run.json").read_text()) == run
 
 
 def test_an_own_checkpoint_is_resumed(run: RunConfig) -> None:
@@ -51,7 +51,7 @@ def test_another_runs_checkpoint_is_refused(run: RunConfig, override: str, named
     save_checkpoint(run.output, 30)
     before = Path(run.output, "run.json").read_text()
     with pytest.raises(UserError, match=named):
-        open_output(recipe.load("tiny_stage1_ar", [f"output={run.output}", override]))
+        open_output(recipe.load_recipe("tiny_stage1_ar", [f"output={run.output}", override]))
     assert Path(run.output, "run.json").read_text() == before
 
 
@@ -64,13 +64,13 @@ def test_a_checkpoint_of_unknown_origin_is_refused(run: RunConfig) -> None:
 def test_a_tracker_that_names_another_step_is_put_right(run: RunConfig) -> None:
     open_output(run)
     save_checkpoint(run.output, 30)
-    (checkpoints(Path(run.output)) / TRACKER).write_text("40")
+    (checkpoints_folder(Path(run.output)) / TRACKER).write_text("40")
     assert open_output(run) == 30
-    assert (checkpoints(Path(run.output)) / TRACKER).read_text() == "30"
+    assert (checkpoints_folder(Path(run.output)) / TRACKER).read_text() == "30"
 
 
 def test_missing_weights_to_start_from_are_refused_and_nothing_is_made(tmp_path: Path) -> None:
-    joint = recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={tmp_path}/none"])
+    joint = recipe.load_recipe("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={tmp_path}/none"])
     with pytest.raises(UserError, match="no checkpoint in"):
         open_output(joint)
     assert not Path(joint.output).exists()
@@ -79,7 +79,9 @@ def test_missing_weights_to_start_from_are_refused_and_nothing_is_made(tmp_path:
 def test_weights_of_another_shape_are_refused(run: RunConfig, tmp_path: Path) -> None:
     open_output(run)
     save_checkpoint(run.output, 30)
-    other = recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}", "model.layers=8"])
+    other = recipe.load_recipe(
+        "tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}", "model.layers=8"]
+    )
     with pytest.raises(UserError, match="layers=4 there, 8 here"):
         open_output(other)
 
@@ -87,14 +89,16 @@ def test_weights_of_another_shape_are_refused(run: RunConfig, tmp_path: Path) ->
 def test_weights_of_the_same_shape_are_a_start(run: RunConfig, tmp_path: Path) -> None:
     open_output(run)
     save_checkpoint(run.output, 30)
-    assert open_output(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"])) is None
+    assert (
+        open_output(recipe.load_recipe("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"])) is None
+    )
 
 
 def test_damaged_weights_are_no_start(run: RunConfig, tmp_path: Path) -> None:
     open_output(run)
     flip(save_checkpoint(run.output, 30) / "__0_0.distcp")
     with pytest.raises(UserError, match="iter_0000030/__0_0.distcp is not what was saved"):
-        open_output(recipe.load("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"]))
+        open_output(recipe.load_recipe("tiny_stage2_joint", [f"output={tmp_path}/joint", f"init={run.output}"]))
 
 
 def test_a_fresh_start_forgets_the_curve_of_one_that_never_saved(run: RunConfig) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.run_folder.metrics import keep_metrics
-from nld_train.run_folder.paths import TRACKER, checkpoints
+from nld_train.run_folder.metrics import truncate_metrics
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder
 from nld_train.start.resume import NEWEST_TRAIN_STATE, resume_step
 from tests.saved import DAMAGES, save_checkpoint
 
 
 def names(output: Path) -> set[str]:
-    return {path.name for path in checkpoints(output).iterdir() if path.is_dir()}
+    return {path.name for path in checkpoints_folder(output).iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -26,8 +26,8 @@ def test_a_damaged_newest_is_named_and_set_aside(tmp_path: Path, damage: str, ca
     (line,) = caplog.messages
     assert line.startswith("iter_0000040") and line.endswith("; set aside as damaged_iter_0000040")
     assert names(tmp_path) == {"iter_0000020", "damaged_iter_0000040"}
-    assert (checkpoints(tmp_path) / TRACKER).read_text() == "20"
-    assert (checkpoints(tmp_path) / NEWEST_TRAIN_STATE).read_bytes() == (20).to_bytes(8)
+    assert (checkpoints_folder(tmp_path) / TRACKER).read_text() == "20"
+    assert (checkpoints_folder(tmp_path) / NEWEST_TRAIN_STATE).read_bytes() == (20).to_bytes(8)
 
 
 def test_nothing_set_aside_is_ever_replaced(tmp_path: Path) -> None:
@@ -42,8 +42,8 @@ def test_nothing_set_aside_is_ever_replaced(tmp_path: Path) -> None:
 def test_several_damaged_ones_are_stepped_over(tmp_path: Path) -> None:
     for step in (20, 40, 60):
         save_checkpoint(tmp_path, step)
-    DAMAGES["bit_flipped"](checkpoints(tmp_path) / "iter_0000040")
-    DAMAGES["no_manifest"](checkpoints(tmp_path) / "iter_0000060")
+    DAMAGES["bit_flipped"](checkpoints_folder(tmp_path) / "iter_0000040")
+    DAMAGES["no_manifest"](checkpoints_folder(tmp_path) / "iter_0000060")
     assert resume_step(tmp_path) == 20
 
 
@@ -60,8 +60,8 @@ def test_a_first_save_that_was_cut_off_is_no_loss(tmp_path: Path) -> None:
     DAMAGES["no_manifest"](save_checkpoint(tmp_path, 20))
     assert resume_step(tmp_path) is None
     assert names(tmp_path) == {"damaged_iter_0000020"}
-    assert not (checkpoints(tmp_path) / TRACKER).exists(), "Megatron would look for a checkpoint"
-    assert not (checkpoints(tmp_path) / NEWEST_TRAIN_STATE).exists()
+    assert not (checkpoints_folder(tmp_path) / TRACKER).exists(), "Megatron would look for a checkpoint"
+    assert not (checkpoints_folder(tmp_path) / NEWEST_TRAIN_STATE).exists()
 
 
 def test_an_old_one_that_was_being_removed_does_no_harm(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_the_curve_is_cut_at_the_step_resumed_at(tmp_path: Path) -> None:
     entries += [{"step": step, "kind": "train", "AR loss": 5.0} for step in (10, 20, 30)]
     entries += [{"step": 20, "kind": "validation", "AR loss": 5.0}, {"step": 30, "kind": "spike", "median": 1.0}]
     metrics.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"step": 40, "ki')
-    keep_metrics(metrics, 20)
+    truncate_metrics(metrics, 20)
     kept = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert kept == [entry for entry in entries if entry["step"] <= 20]
-    keep_metrics(metrics, None)
+    truncate_metrics(metrics, None)
     assert metrics.read_text() == ""
 
 
@@ -88,6 +88,6 @@ def test_a_curve_that_ends_at_the_step_is_left_alone(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 10, "kind": "train", "AR loss": 5.0}\n')
     before = metrics.stat()
-    keep_metrics(metrics, 10)
+    truncate_metrics(metrics, 10)
     assert metrics.stat() == before
-    keep_metrics(tmp_path / "none.jsonl", 10)
+    truncate_metrics(tmp_path / "none.jsonl", 10)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from nld_train import recipe
-from nld_train.data.tokenizer import fingerprint
-from nld_train.doctor.start_checks import check_data
+from nld_train.data.tokenizer import tokenizer_fingerprint
+from nld_train.doctor.start_checks import check_run_data
 from nld_train.errors import UserError
 from tests.chat_files import conversation, write_chat_file
 
@@ -14,12 +14,14 @@ from tests.chat_files import conversation, write_chat_file
 @pytest.fixture
 def chat(prepared: Path, tmp_path: Path) -> Path:
     conversations = [conversation(9, prompt=3, seed=i) for i in range(3)]
-    return write_chat_file(tmp_path / "chat", conversations, fingerprint(prepared / "tokenizer"))
+    return write_chat_file(tmp_path / "chat", conversations, tokenizer_fingerprint(prepared / "tokenizer"))
 
 
 def check(recipe_name: str, prepared: Path, *prefixes: Path) -> None:
     blend = f"data.blend={','.join(map(str, prefixes))}"
-    check_data(recipe.load(recipe_name, [blend, f"data.tokenizer={prepared}/tokenizer", "model.vocab_size=400"]))
+    check_run_data(
+        recipe.load_recipe(recipe_name, [blend, f"data.tokenizer={prepared}/tokenizer", "model.vocab_size=400"])
+    )
 
 
 def test_files_of_the_runs_kind_pass(prepared: Path, chat: Path) -> None:

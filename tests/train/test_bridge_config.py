@@ -22,7 +22,7 @@ def test_a_gpu_recipe_is_taken(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # by a test before, with one rank
     before = random_output(small_run("before", tmp_path, alpha=0.3, init=None, parallel=on(1)), torch.float32)
-    run = recipe.load(name, [f"output={tmp_path}/out", f"init={before}"])
+    run = recipe.load_recipe(name, [f"output={tmp_path}/out", f"init={before}"])
     monkeypatch.setenv("WORLD_SIZE", str(run.parallel.world_size))
     config = bridge_config(run)
     runtime_config_update(config)  # validates it

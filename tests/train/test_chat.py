@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nld_train.config import RunConfig
-from nld_train.dual_stream.batch import collate
-from nld_train.recipe import to_json
+from nld_train.dual_stream.batch import collate_rows
+from nld_train.recipe import run_to_json
 from nld_train.types import Batch, NoisyRow, Row
 from tests.chat_files import END_OF_TURN, conversation, write_chat_file
 from tests.distributed.ranks import on, small_run
@@ -39,10 +39,13 @@ def rows(run: RunConfig, one_rank: None) -> list[NoisyRow]:
     """The first training rows of the run, as the loader gets them."""
     from megatron.bridge.data.base import DatasetBuildContext
 
-    from nld_train.train.dataset import RowsProvider
+    from nld_train.train.dataset import RunRowsProvider
 
-    provider = RowsProvider(
-        run_json=to_json(run), seq_length=LENGTH, index_folder=f"{run.output}/index", random_seed=run.data.shuffle_seed
+    provider = RunRowsProvider(
+        run_json=run_to_json(run),
+        seq_length=LENGTH,
+        index_folder=f"{run.output}/index",
+        random_seed=run.data.shuffle_seed,
     )
     train, valid, _ = provider.build_datasets(DatasetBuildContext(ROWS, 0, 0, None))
     assert len(train) == ROWS and isinstance(valid[0], NoisyRow)
@@ -85,7 +88,7 @@ def nonzero(gradient: Tensor) -> list[int]:
 
 def test_every_supervised_token_is_a_target_and_nothing_else_is(rows: list[NoisyRow], run: RunConfig) -> None:
     for each in rows:
-        batch = collate([each], run.diffusion)
+        batch = collate_rows([each], run.diffusion)
         counted = each.row.supervised.nonzero().flatten()
         assert batch.ar_positions.tolist() == (LENGTH + counted - 1).tolist()
         assert batch.ar_targets.tolist() == each.row.tokens[counted].tolist()
@@ -95,19 +98,19 @@ def test_every_supervised_token_is_a_target_and_nothing_else_is(rows: list[Noisy
 
 
 def test_every_supervised_token_can_be_masked_and_nothing_else_is(rows: list[NoisyRow], run: RunConfig) -> None:
-    from nld_train.noise.corrupt import corrupt
+    from nld_train.noise.corrupt import corrupt_row
 
     row = rows[0].row
     ever = torch.zeros(LENGTH, dtype=torch.bool)
     for number in range(200):
-        ever |= corrupt(replace(row, index=number), run.diffusion, "train", 8).masked
+        ever |= corrupt_row(replace(row, index=number), run.diffusion, "train", 8).masked
     assert torch.equal(ever, row.supervised[:-1])
 
 
 @pytest.mark.parametrize("term", ["ar", "diffusion"])
 def test_prompt_and_padding_have_exactly_zero_gradient(run: RunConfig, packed: NoisyRow, term: str) -> None:
     """No place predicts a prompt or padding token; and padding, which nobody sees, has none as an input either."""
-    batch = collate([packed], run.diffusion)
+    batch = collate_rows([packed], run.diffusion)
     predicting, inputs = hidden_gradients(run, batch, term)
     counted = packed.row.supervised.nonzero().flatten()
     if term == "ar":
@@ -129,7 +132,7 @@ def test_other_padding_changes_no_bit_of_the_gradient(run: RunConfig, packed: No
         tokens[:-1][padding] = noisy[padding] = padding_token
         tokens[-1] = padding_token
         model = build(run)
-        batch = collate([replace(packed, row=replace(packed.row, tokens=tokens), noisy=noisy)], run.diffusion)
+        batch = collate_rows([replace(packed, row=replace(packed.row, tokens=tokens), noisy=noisy)], run.diffusion)
         model(batch=batch).sum().backward()
         return [parameter.grad for parameter in model.parameters()]
 
@@ -156,14 +159,14 @@ def alone(packed: NoisyRow, document: int) -> NoisyRow:
 
 
 def test_packed_conversations_have_the_losses_they_have_alone(run: RunConfig, packed: NoisyRow) -> None:
-    model, batch = build(run), collate([packed], run.diffusion)
+    model, batch = build(run), collate_rows([packed], run.diffusion)
     documents = packed.row.documents
     with torch.no_grad():
         nll = model(batch=batch)
     ar, diffusion = nll.split([batch.ar_targets.numel(), batch.diffusion_targets.numel()])
     compared = 0
     for document in range(int(documents[-1])):  # the last one is padding
-        single = collate([alone(packed, document)], run.diffusion)
+        single = collate_rows([alone(packed, document)], run.diffusion)
         with torch.no_grad():
             expected = model(batch=single)
         expected_ar, expected_diffusion = expected.split([single.ar_targets.numel(), single.diffusion_targets.numel()])

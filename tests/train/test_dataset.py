@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nld_train.data.indexed import TokenFile
-from nld_train.recipe import to_json
+from nld_train.data.token_file import TokenFile
+from nld_train.recipe import run_to_json
 from nld_train.types import NoisyRow
 from tests.distributed.ranks import on, small_run
 
@@ -19,11 +19,11 @@ def build(prepared: Path, index_folder: Path, train_rows: int):
     from megatron.bridge.training.config import TokenizerConfig
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
-    from nld_train.train.dataset import RowsProvider
+    from nld_train.train.dataset import RunRowsProvider
 
     run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
-    provider = RowsProvider(
-        run_json=to_json(run), seq_length=64, index_folder=str(index_folder), random_seed=run.data.shuffle_seed
+    provider = RunRowsProvider(
+        run_json=run_to_json(run), seq_length=64, index_folder=str(index_folder), random_seed=run.data.shuffle_seed
     )
     tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1))
     return provider.build_datasets(DatasetBuildContext(train_rows, 0, 0, tokenizer))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.bench.plain import Network, loss
+from nld_train.bench.plain_model import PlainNetwork, micro_batch_objective
 from nld_train.config import DrafterConfig
-from nld_train.loss.drafter import drafter_terms, draw_drafts, verify_drafts
+from nld_train.loss.drafter_loss import drafter_terms, draw_drafts, judge_drafts
 from nld_train.loss.lm_head import head_nll
-from nld_train.loss.objective import drafter_pairs, numerator
-from nld_train.loss.terms import terms
-from nld_train.loss.vocabulary import VocabularyCut
-from nld_train.types import Draws
+from nld_train.loss.objective import drafter_pairs, loss_numerator
+from nld_train.loss.terms import loss_terms
+from nld_train.loss.vocabulary import VocabularyShard
+from nld_train.types import DraftDraws
 from tests.model.build import build
 from tests.model.test_gpt import batch_at, run_at
 from tests.never_waits import NeverWaits
@@ -49,13 +49,13 @@ def test_the_watch_sees_what_it_is_meant_to_see(act: Callable[[Tensor], Any]) ->
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_a_step_never_waits(alpha: float, packed: bool) -> None:
-    from nld_train.train.joint_step import loss_function
+    from nld_train.train.joint_step import joint_loss_function
 
     run = run_at(alpha, packed)
     model, batch = build(run), batch_at(run)
     model(batch=batch)  # what is made once: angles, masks
     with NeverWaits():
-        total, count, shown = loss_function(batch, alpha, model(batch=batch))
+        total, count, shown = joint_loss_function(batch, alpha, model(batch=batch))
         total.backward()
     assert torch.isfinite(total) and count > 0 and shown
     assert all(weight.grad is not None for weight in model.parameters())
@@ -71,43 +71,43 @@ def test_the_losses_stay_on_their_device() -> None:
     batch = batch_at(run_at(0.3)).to(META)
     with NeverWaits():
         head_nll(hidden, head, torch.empty(9, dtype=torch.int64, device=META)).sum().backward()
-        sums = terms(batch.ar_weights.clone(), batch.diffusion_weights.clone(), batch)
-        assert numerator(sums, 0.3).device == META
+        sums = loss_terms(batch.ar_weights.clone(), batch.diffusion_weights.clone(), batch)
+        assert loss_numerator(sums, 0.3).device == META
 
 
 def test_a_step_in_plain_torch_layers_never_waits() -> None:
     """The same batch, attention, head and losses, without Megatron around them."""
     run = run_at(0.3)
-    network, batch = Network(run, torch.device("cpu"), naive=False), batch_at(run)
-    loss(network, batch, run, naive=False)
+    network, batch = PlainNetwork(run, torch.device("cpu"), naive=False), batch_at(run)
+    micro_batch_objective(network, batch, run, naive=False)
     with NeverWaits():
-        loss(network, batch, run, naive=False).backward()
+        micro_batch_objective(network, batch, run, naive=False).backward()
     assert all(weight.grad is not None for weight in network.parameters())
 
 
 def test_the_drafters_loss_stays_on_its_device() -> None:
     settings, blocks, drafted = DrafterConfig(top_k=5), 3, 4
     p, q = (torch.empty(blocks * drafted, 40, device=META) for _ in range(2))
-    draws = Draws(
+    draws = DraftDraws(
         *(torch.empty(blocks, drafted, dtype=torch.float64, device=META) for _ in range(2)),
         greedy=torch.empty(blocks, dtype=torch.bool, device=META),
     )
     q.requires_grad_()
     with NeverWaits():
-        tokens = draw_drafts(q, draws, VocabularyCut())
-        verdicts = verify_drafts(p, q, tokens, draws, VocabularyCut())
-        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, 7, VocabularyCut())
+        tokens = draw_drafts(q, draws, VocabularyShard())
+        verdicts = judge_drafts(p, q, tokens, draws, VocabularyShard())
+        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, 7, VocabularyShard())
         shown = drafter_pairs(sums)
     assert all(part.device == META for pair in shown.values() for part in pair)
 
 
 @pytest.mark.megatron
 def test_the_query_scale_is_made_where_the_queries_are() -> None:
-    from nld_train.dual_stream.layout import Layout
-    from nld_train.model.attention_slot import query_scale
+    from nld_train.dual_stream.row_layout import RowLayout
+    from nld_train.model.core_attention import query_scale_factor
 
     with NeverWaits():
-        assert query_scale(Layout(8, 2, dual=True), 4, 0.1, device=META).device == META
+        assert query_scale_factor(RowLayout(8, 2, dual=True), 4, 0.1, device=META).device == META
 
 
 def test_batches_hold_positions_and_no_masks() -> None:

@@ -7,13 +7,13 @@ import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 
 from nld_train.config import RunConfig
-from nld_train.run_folder.checkpoints import file_names, measure, write_manifest
-from nld_train.run_folder.paths import TRACKER, checkpoints, step_folder
+from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
 
 
-class Completion(Callback):
+class CheckpointCompletion(Callback):
     """Once every rank's files are written, also asynchronously, sums them up and writes the manifest.
 
     Every rank reads what it wrote itself, named after its number, which its machine still holds in memory; the first
@@ -26,18 +26,18 @@ class Completion(Callback):
     def on_checkpoint_save(self, context: CallbackContext) -> None:
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         folder = step_folder(self.output, self._step())
-        own = measure(folder, [name for name in file_names(folder) if name.startswith(f"__{rank}_")])
+        own = checksum_files(folder, [name for name in checkpoint_file_names(folder) if name.startswith(f"__{rank}_")])
         measured: list[dict] = [{}] * ranks
         torch.distributed.all_gather_object(measured, own)
         if rank == 0:
             files = {name: found for part in measured for name, found in part.items()}
-            files |= measure(folder, [name for name in file_names(folder) if name not in files])
-            write_manifest(folder, files)
+            files |= checksum_files(folder, [name for name in checkpoint_file_names(folder) if name not in files])
+            write_checkpoint_manifest(folder, files)
             logger.info("%s is complete: %d files", folder.name, len(files))
 
     def _step(self) -> int:
         """The step that was saved: an asynchronous save ends at a later one. Megatron's tracker names it, on the first
         rank's machine."""
-        named = [(checkpoints(self.output) / TRACKER).read_text()] if torch.distributed.get_rank() == 0 else [""]
+        named = [(checkpoints_folder(self.output) / TRACKER).read_text()] if torch.distributed.get_rank() == 0 else [""]
         torch.distributed.broadcast_object_list(named, src=0)
         return int(named[0])

@@ -13,15 +13,15 @@ from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 
-from nld_train.train.dataset import Rows
-from nld_train.train.drafter_step import DraftStep
-from nld_train.train.joint_step import ForwardStep
+from nld_train.train.dataset import RunRows
+from nld_train.train.drafter_step import DrafterStep
+from nld_train.train.joint_step import JointStep
 
 
 class FirstEvaluation(Callback):
     """Evaluates at step 0 of a fresh run. Megatron-Bridge's loop evaluates only after steps."""
 
-    def __init__(self, forward_step: ForwardStep | DraftStep, callbacks: CallbackManager) -> None:
+    def __init__(self, forward_step: JointStep | DrafterStep, callbacks: CallbackManager) -> None:
         self.forward_step, self.callbacks = forward_step, callbacks
 
     def on_train_start(self, context: CallbackContext) -> None:
@@ -38,7 +38,7 @@ class FirstEvaluation(Callback):
             state,
             "the start",
             self.forward_step,
-            validation_batches(config),
+            _validation_batches(config),
             context.model,
             get_model_config(context.model[0]),
             callback_manager=self.callbacks,
@@ -51,10 +51,10 @@ class FirstEvaluation(Callback):
             chunk.train()
 
 
-def validation_batches(config: ConfigContainer) -> RerunDataIterator:
+def _validation_batches(config: ConfigContainer) -> RerunDataIterator:
     """The validation rows from row 0 on, as the loop's own loader would give them."""
     rows = config.dataset.validation_rows
-    assert isinstance(rows, Rows), "the rows are built before training starts"
+    assert isinstance(rows, RunRows), "the rows are built before training starts"
     loader = build_pretraining_data_loader(
         rows,
         consumed_samples=0,

@@ -20,19 +20,19 @@ MOST_RANKS = 4  # named in the message
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenMicroBatch:
     """A micro-batch whose loss this rank knows."""
 
     samples: list[int]  # global row numbers
     loss: Tensor  # [] its numerator, left on its device
 
 
-class Watched:
+class WatchedForwardStep:
     """A forward step that remembers its micro-batches, and lets none of them hide a loss that is not finite."""
 
     def __init__(self, forward_step: Callable) -> None:
         self.forward_step = forward_step
-        self.seen: list[Seen] = []
+        self.seen: list[SeenMicroBatch] = []
 
     def __call__(
         self, state: GlobalState, data_iterator: Iterator[Batch | DraftBatch], model: GPTModel
@@ -45,23 +45,23 @@ class Watched:
         self, loss_function: Callable, samples: list[int], output: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss, count, reported = loss_function(output)
-        self.seen.append(Seen(samples, loss.detach()))
-        return contagious(loss), count, reported
+        self.seen.append(SeenMicroBatch(samples, loss.detach()))
+        return poison_if_not_finite(loss), count, reported
 
 
-def contagious(loss: Tensor) -> Tensor:
+def poison_if_not_finite(loss: Tensor) -> Tensor:
     """The same number; where it is infinite or NaN, its gradient is NaN everywhere. A finite one is multiplied by 1."""
     return loss * (1 + 0 * loss.detach())
 
 
-class Health(Callback):
+class NonFiniteGuard(Callback):
     """Looks at the global gradient norm when the host learns it, which Megatron waits for at every step anyway.
 
     The norm tells all ranks alike, of gradients and, as losses are contagious, of losses. Only where it is not finite
     are the ranks' losses fetched from their devices, to say whose it was.
     """
 
-    def __init__(self, step: Watched) -> None:
+    def __init__(self, step: WatchedForwardStep) -> None:
         self.step = step
 
     def on_train_start(self, context: CallbackContext) -> None:
@@ -79,10 +79,10 @@ class Health(Callback):
         own = [(seen.samples, float(seen.loss)) for seen in self.step.seen]
         ranks: list[list[tuple[list[int], float]]] = [[]] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(ranks, own)
-        raise SharedFailure(explain(state.train_state.step + 1, norm, ranks))
+        raise SharedFailure(not_finite_message(state.train_state.step + 1, norm, ranks))
 
 
-def explain(step: int, norm: float, ranks: list[list[tuple[list[int], float]]]) -> str:
+def not_finite_message(step: int, norm: float, ranks: list[list[tuple[list[int], float]]]) -> str:
     """The message: step, norm, and by rank the samples (global row numbers) of the micro-batches to blame.
 
     ranks: of every rank, (samples, loss summed over their tokens) of its micro-batches.

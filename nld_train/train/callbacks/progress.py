@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
 from nld_train.loss.objective import KEPT
-from nld_train.run_folder.metrics import SPIKE, of_kind, read_entries
+from nld_train.run_folder.metrics import SPIKE, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS
-from nld_train.train.callbacks.spikes import Spikes
+from nld_train.train.callbacks.spikes import SpikeDetector
 
 
-class Report(Callback):
+class ProgressReporter(Callback):
     """Prints and records the run's progress on the last rank: only the last pipeline stage knows the losses.
 
     Losses are means over the steps since the last line, in nats per token, and stay on the device until they are
@@ -30,7 +30,7 @@ class Report(Callback):
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
-        self.spikes = Spikes(run.log.spike, logged_norms(self.metrics) if active else [])
+        self.spikes = SpikeDetector(run.log.spike, _logged_norms(self.metrics) if active else [])
         self.clock = self.paused_at = 0.0
         self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())
@@ -74,7 +74,7 @@ class Report(Callback):
         self.evaluated = step
         values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         self._record({"step": step, "kind": "validation", **values})
-        self._say(f"step {step:>7,}  validation  {losses_text(values)}")
+        self._say(f"step {step:>7,}  validation  {_losses_text(values)}")
 
     def _report_spike(self, step: int, norm: float) -> None:
         before = self.spikes.judge(norm)
@@ -97,7 +97,7 @@ class Report(Callback):
         norm = math.nan if context.grad_norm is None else float(context.grad_norm)
         self.spikes.log(norm)
         tokens = self.run.train.global_batch * self.run.data.sequence_length * self.steps / seconds
-        left = clock_text((self.run.train.iterations - step) * seconds / self.steps)
+        left = _clock_text((self.run.train.iterations - step) * seconds / self.steps)
         learning_rate = context.optimizer.param_groups[0]["lr"]
         self._record(
             {
@@ -112,7 +112,7 @@ class Report(Callback):
         self.bar.update(self.task, left=f"{left} left")
         self._say(
             f"step {step:>7,}/{self.run.train.iterations:,}  {left} left  {tokens:>9,.0f} tokens/s  "
-            f"{losses_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
+            f"{_losses_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
         )
         self.sums, self.steps, self.clock = {}, 0, now
 
@@ -125,13 +125,13 @@ class Report(Callback):
         self.terminal.flush()
 
 
-def logged_norms(metrics: Path) -> list[float]:
+def _logged_norms(metrics: Path) -> list[float]:
     """The gradient norms of a run's training steps so far."""
-    entries = of_kind(read_entries(metrics), "train") if metrics.exists() else []
+    entries = entries_of_kind(read_metrics(metrics), "train") if metrics.exists() else []
     return [entry["gradient norm"] for entry in entries]
 
 
-def losses_text(values: dict[str, float]) -> str:
+def _losses_text(values: dict[str, float]) -> str:
     """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"; what is said place by place is left to the report."""
     return "  ".join(
         f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}"
@@ -140,7 +140,7 @@ def losses_text(values: dict[str, float]) -> str:
     )
 
 
-def clock_text(seconds: float) -> str:
+def _clock_text(seconds: float) -> str:
     """ "4:05", "1:04:05" or "3d 01:04"."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)

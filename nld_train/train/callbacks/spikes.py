@@ -8,7 +8,7 @@ WINDOW = 100  # logged norms that the median is taken over
 FEWEST = 20  # of them before anything is judged
 
 
-class Spikes:
+class SpikeDetector:
     """Compares gradient norms with the median of those logged last: metrics.jsonl holds them, so that a run which was
     stopped and goes on judges like one that never was."""
 

@@ -9,46 +9,46 @@ pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 
 
 def test_the_rank_and_samples_of_the_loss_are_named() -> None:
-    from nld_train.train.callbacks.health import explain
+    from nld_train.train.callbacks.health import not_finite_message
 
     ranks = [[([0, 1], 5.0), ([2, 3], 4.0)], [([4, 5], math.nan), ([6, 7], 4.0)]]
-    assert explain(41, math.nan, ranks) == (
+    assert not_finite_message(41, math.nan, ranks) == (
         "step 41: gradient norm nan, loss not finite (rank 1 nan with samples 4, 5); "
         "no weight was changed, nothing was saved"
     )
 
 
 def test_a_gradient_alone_names_the_samples_of_every_rank() -> None:
-    from nld_train.train.callbacks.health import explain
+    from nld_train.train.callbacks.health import not_finite_message
 
-    said = explain(41, math.inf, [[([0, 1], 5.0), ([2, 3], 4.0)], [([4, 5], 3.0)]])
+    said = not_finite_message(41, math.inf, [[([0, 1], 5.0), ([2, 3], 4.0)], [([4, 5], 3.0)]])
     assert "gradient norm inf, finite losses (rank 0 with samples 0, 1, 2, 3; rank 1 with samples 4, 5)" in said
 
 
 def test_many_ranks_are_counted() -> None:
-    from nld_train.train.callbacks.health import explain
+    from nld_train.train.callbacks.health import not_finite_message
 
-    said = explain(1, math.nan, [[([rank], math.nan)] for rank in range(64)])
+    said = not_finite_message(1, math.nan, [[([rank], math.nan)] for rank in range(64)])
     assert "rank 3 nan with samples 3; 60 more ranks)" in said
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_has_no_finite_gradient(value: float) -> None:
-    from nld_train.train.callbacks.health import contagious
+    from nld_train.train.callbacks.health import poison_if_not_finite
 
     weight = torch.ones(3, requires_grad=True)
-    contagious((weight * torch.tensor([1.0, 2.0, value])).sum()).backward()
+    poison_if_not_finite((weight * torch.tensor([1.0, 2.0, value])).sum()).backward()
     assert weight.grad is not None and not weight.grad.isfinite().any()
 
 
 def test_a_finite_loss_is_left_as_it_is() -> None:
-    from nld_train.train.callbacks.health import contagious
+    from nld_train.train.callbacks.health import poison_if_not_finite
 
     plain = torch.randn(100, requires_grad=True)
     watched = plain.detach().clone().requires_grad_()
     loss = (plain.sin() * 1e3).sum()
     loss.backward()
-    same = contagious((watched.sin() * 1e3).sum())
+    same = poison_if_not_finite((watched.sin() * 1e3).sum())
     same.backward()
     assert same.item() == loss.item()
     assert plain.grad is not None and watched.grad is not None and torch.equal(plain.grad, watched.grad)

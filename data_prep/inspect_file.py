@@ -1,0 +1,73 @@
+"""What a token file holds, for human eyes."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from nld_train.data.manifest import ChatManifest, Manifest, check_token_file, check_token_file_tokenizer
+from nld_train.data.token_file import TokenFile
+from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, printable_text
+from nld_train.errors import UserError
+
+SAMPLE_TOKENS = 200  # shown of a sampled document
+QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
+
+
+def inspect_token_file(
+    prefix: str | Path, tokenizer_folder: str | None, samples: int, seed: int, verify: bool
+) -> Iterator[str]:
+    """Lines of a report on a token file: manifest, document lengths, decoded samples (with a tokenizer folder).
+
+    Raises UserError where the file is incomplete, contradicts its manifest (`verify`: its hashes too), or was made with
+    another tokenizer.
+    """
+    if samples < 0:
+        raise UserError(f"--samples {samples}", "0 or more", "use 0 to show none")
+    if tokenizer_folder is None:
+        manifest = check_token_file(prefix, verify)
+    else:
+        manifest = check_token_file_tokenizer(prefix, tokenizer_folder, verify)
+    tokens = TokenFile(prefix)
+    yield from manifest_lines(manifest)
+    yield "hashes: as in the manifest" if verify else "hashes: not checked (--verify reads the files whole)"
+    yield from length_lines(tokens)
+    if tokenizer_folder is None:
+        yield "samples: none (--tokenizer DIR decodes some)"
+    else:
+        yield from sample_lines(tokens, load_tokenizer(tokenizer_folder), samples, seed)
+
+
+def manifest_lines(manifest: Manifest) -> Iterator[str]:
+    for name, value in vars(manifest).items():
+        if isinstance(value, ChatManifest):
+            yield from (f"{name}, {part}: {value_text(found)}" for part, found in vars(value).items())
+        else:
+            yield f"{name}: {value_text(value)}"
+
+
+def value_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {name}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def length_lines(tokens: TokenFile) -> Iterator[str]:
+    """Statistics of the document lengths, in tokens."""
+    yield f"document length, mean: {tokens.tokens / len(tokens):,.1f} tokens"
+    values = np.quantile(tokens.lengths, list(QUANTILES.values()))
+    for name, value in zip(QUANTILES, values, strict=True):
+        yield f"document length, {name}: {value:,.0f} tokens"
+
+
+def sample_lines(tokens: TokenFile, tokenizer: TextTokenizer, samples: int, seed: int) -> Iterator[str]:
+    """The head of a few documents drawn by `seed`, decoded."""
+    drawn = random.Random(seed).sample(range(len(tokens)), min(samples, len(tokens)))
+    for document in sorted(drawn):
+        row = tokens[document]
+        more = "" if len(row) <= SAMPLE_TOKENS else f", the first {SAMPLE_TOKENS} shown"
+        yield f"--- document {document}: {len(row):,} tokens{more}"
+        yield printable_text(tokenizer.decode(row[:SAMPLE_TOKENS]))

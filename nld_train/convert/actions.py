@@ -1,0 +1,124 @@
+"""The three commands: every folder is made under a hidden name, compared, and only then takes its own."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nld_train.config import require
+from nld_train.convert.adapter import AdapterSource, is_drafter_output, open_adapter, write_adapter
+from nld_train.convert.export import GB, ExportOptions, write_hf_folder
+from nld_train.convert.import_checkpoint import write_imported_output
+from nld_train.convert.source import (
+    open_checkpoint_source,
+    open_source_tokenizer,
+    read_output_token_ids,
+    trained_on_chat,
+)
+from nld_train.convert.verify import VerifyFinding, compare_folder_bits, compare_with_checkpoint, verify_import
+from nld_train.convert.verify_adapter import verify_adapter_bits, verify_adapter_logits
+from nld_train.data.chat_template import TEMPLATE, load_chat_template
+from nld_train.files import staged_folder
+from nld_train.peft_names import FOLDER
+from nld_train.run_folder.paths import IMPORT
+
+logger = logging.getLogger(__name__)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What `nld convert export` is asked for."""
+
+    output: Path
+    target: Path
+    step: int | None  # None: the newest
+    dtype: str
+    tokenizer: Path | None  # None: the run's own
+    chat: bool  # also without it where the run was trained on conversations
+    shard_gb: float | None  # None: one file
+    verified: bool
+    overwrite: bool
+
+
+def export_checkpoint(asked: ExportRequest) -> None:
+    """Training checkpoint -> Hugging Face folder. Raises: UserError; then nothing is left behind."""
+    shard = asked.shard_gb
+    require(shard is None or shard > 0, f"--shard-gb {shard}", "numbers above 0", "leave it out for one file")
+    options = ExportOptions(DTYPES[asked.dtype], None if shard is None else int(shard * GB))
+    adapter = open_adapter(asked.output, asked.step) if is_drafter_output(asked.output) else None
+    output, step = (asked.output, asked.step) if adapter is None else (adapter.base, None)
+    source = open_checkpoint_source(output, step)
+    tokenizer = open_source_tokenizer(output, asked.tokenizer, source.model.vocab_size)
+    chat = asked.chat or trained_on_chat(output)
+    traits = read_output_token_ids(output, tokenizer, chat)
+    check_replaceable(asked.target, "config.json")
+    with staged_folder(asked.target, asked.overwrite) as partial:
+        write_hf_folder(source, traits, tokenizer.folder, partial, options)
+        if chat:  # also where the tokenizer's folder has none and conversations are written in the default one
+            (partial / TEMPLATE).write_text(load_chat_template(tokenizer, thinking=False).text, encoding="utf-8")
+        if asked.verified:
+            log_findings(compare_with_checkpoint(source, partial))
+        if adapter is not None:
+            add_adapter(adapter, partial, options.dtype)
+            if asked.verified:
+                log_findings([*verify_adapter_bits(adapter, partial), *verify_adapter_logits(source, partial)])
+    logger.info("step %d of %s is in %s", source.step, output, asked.target)
+
+
+def add_adapter(adapter: AdapterSource, folder: Path, dtype: torch.dtype) -> None:
+    """Write the adapter into a folder under its fixed name. Raises: UserError."""
+    (folder / FOLDER).mkdir()
+    write_adapter(adapter, folder / FOLDER, dtype)
+
+
+def export_adapter(output: Path, folder: Path, step: int | None, dtype: str, overwrite: bool) -> None:
+    """The adapter of a drafter's run alone, into FOLDER/linear_spec_lora. Raises: UserError; then nothing is left.
+
+    Where FOLDER is an export, it is checked to be of the model that the adapter drafts for, and run with PEFT.
+    """
+    adapter = open_adapter(output, step)
+    base = open_checkpoint_source(adapter.base) if (folder / "config.json").is_file() else None
+    if base is not None:
+        log_findings([compare_folder_bits(base, folder)])
+    with staged_folder(folder / FOLDER, overwrite) as partial:
+        write_adapter(adapter, partial, DTYPES[dtype])
+        log_findings(verify_adapter_bits(adapter, partial))
+    if base is not None:
+        log_findings(verify_adapter_logits(base, folder))
+    logger.info("the adapter of step %d of %s is in %s", adapter.step, output, folder / FOLDER)
+
+
+def import_folder(folder: Path, target: Path, padded_vocab: int | None, verified: bool, overwrite: bool) -> None:
+    """Hugging Face folder -> training checkpoint. Raises: UserError; then nothing is left behind."""
+    check_replaceable(target, IMPORT)
+    with staged_folder(target, overwrite) as partial:
+        write_imported_output(folder, partial, padded_vocab)
+        if verified:
+            log_findings(verify_import(open_checkpoint_source(partial), folder))
+    logger.info("start a recipe of this model from it with init=%s", target)
+
+
+def verify_folder(output: Path, folder: Path, step: int | None, layers: int | None) -> None:
+    """Compare a Hugging Face folder with its checkpoint. Raises: UserError where they differ."""
+    adapter = open_adapter(output, step) if is_drafter_output(output) else None
+    source = open_checkpoint_source(output, step) if adapter is None else open_checkpoint_source(adapter.base)
+    most = source.model.layers
+    require(layers is None or 0 < layers <= most, f"--layers {layers}", f"1 to {most}", "leave it out")
+    log_findings(compare_with_checkpoint(source, folder, layers))
+    if adapter is not None:
+        log_findings([*verify_adapter_bits(adapter, folder), *verify_adapter_logits(source, folder, layers)])
+
+
+def check_replaceable(target: Path, mark: str) -> None:
+    """Refuse to replace a folder that is none of ours, whatever --overwrite says. Raises: UserError."""
+    foreign = target.exists() and not (target / mark).is_file()
+    require(
+        not foreign, f"{target} exists and has no {mark}", "a new folder, or one made by this command", "choose another"
+    )
+
+
+def log_findings(findings: list[VerifyFinding]) -> None:
+    for finding in findings:
+        logger.info("%s", finding)

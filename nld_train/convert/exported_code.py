@@ -1,0 +1,137 @@
+"""The model of a Hugging Face folder, run from the Python files that travel in it."""
+
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nld_train.config import ModelConfig
+from nld_train.convert.adapter import attach_adapter
+from nld_train.convert.config_json import ARCHITECTURE, FolderConfig
+from nld_train.convert.hf_folder import HFWeights, exported_code_files
+from nld_train.convert.reference_network import ProbeRow
+from nld_train.convert.weight_table import EMBEDDING, HEAD, NLD, parameter_count, weight_mappings
+from nld_train.errors import UserError
+
+PACKAGE = "nld_exported_model"
+MODEL_MODULE, CONFIG_MODULE = "modeling_nemotron_labs_diffusion", "configuration_nemotron_labs_diffusion"
+CONFIG_CLASS = "NemotronLabsDiffusionConfig"
+MEMORY = Path("/proc/meminfo")
+
+
+class ExportedModel:
+    """The folder's model in float32 on the CPU, with its first layers."""
+
+    def __init__(self, folder: Path, described: FolderConfig, weights: HFWeights, layers: int) -> None:
+        """Raises: UserError where a Python file is not the one that this version writes."""
+        check_exported_code(folder)
+        with import_exported_code(folder) as (modeling, configuration):
+            config = vars(configuration)[CONFIG_CLASS](**described.content | {"num_hidden_layers": layers})
+            with torch.device("meta"):
+                self.model = vars(modeling)[ARCHITECTURE](config).eval()
+            self.decoder = sys.modules[type(self.model.encoder).__module__]
+        self.prefill: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # around the past of a block
+        wanted = self.model.state_dict()
+        self.model.load_state_dict({name: weights.read(name).float() for name in wanted}, assign=True)
+        self.config = config
+
+    def adapt(self, folder: Path) -> None:
+        """Draft with a folder's adapter from now on; the past of a block is still the base model's."""
+        self.prefill = attach_adapter(self.model, folder).disable_adapter
+
+    def inverse_frequencies(self) -> Tensor:
+        """Rotary frequencies as the model computes them, [D / 2]."""
+        rope: dict[str, Any] = self.config.rope_parameters
+        return vars(self.decoder)["inverse_frequencies"](rope, self.config.head_dim, torch.device("cpu"))
+
+    @torch.no_grad()
+    def ar_logits(self, row: ProbeRow) -> Tensor:
+        """Causal logits of the clean row, [L, V]."""
+        return self._forward(row.clean, row.start, use_causal_mask=True).logits[0]
+
+    @torch.no_grad()
+    def block_logits(self, row: ProbeRow) -> Tensor:
+        """Logits of every noisy block over the cached clean blocks before it, [L, V]."""
+        found = []
+        for first in range(0, len(row.noisy), row.block_size):
+            cache = None
+            if first > 0:
+                with self.prefill():
+                    past = self._forward(row.clean[:first], row.start, use_causal_mask=True, use_cache=True)
+                cache = past.past_key_values
+            block = row.noisy[first : first + row.block_size]
+            seen = self._forward(block, row.start + first, use_causal_mask=False, past_key_values=cache)
+            found.append(seen.logits[0])
+        return torch.cat(found)
+
+    def _forward(self, ids: Tensor, start: int, **how: Any) -> Any:
+        places = torch.arange(start, start + len(ids))
+        return self.model(ids[None], position_ids=places[None], **how)
+
+
+def check_exported_code(folder: Path) -> None:
+    """Raises: UserError unless the folder's Python files are this version's: foreign code is not run."""
+    for ours in exported_code_files():
+        theirs = folder / ours.name
+        if not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
+            raise UserError(
+                f"{theirs} is {'another' if theirs.is_file() else 'missing'}",
+                "the file that this version of nld-train exports",
+                "export again, or verify with the version that wrote it",
+            )
+
+
+@contextlib.contextmanager
+def import_exported_code(folder: Path) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The folder's modeling and configuration modules, as a package that exists only here.
+
+    transformers' own loader would copy the files into the user's cache first.
+    """
+    spec = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        yield (
+            importlib.import_module(f"{PACKAGE}.{MODEL_MODULE}"),
+            importlib.import_module(f"{PACKAGE}.{CONFIG_MODULE}"),
+        )
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+
+
+def fitting_layers(model: ModelConfig) -> int:
+    """How many layers fit, in float32 and in half of the memory that is free, beside embedding and head.
+
+    Raises: UserError where not even one does.
+    """
+    total = parameter_count(model)
+    vocabulary = sum(
+        unit.shape[0] * unit.shape[1] for unit in weight_mappings(model, NLD) if unit.name in (EMBEDDING, HEAD)
+    )
+    layer = (total - vocabulary) // model.layers
+    room = available_memory() // 2 // torch.float32.itemsize
+    if room < vocabulary + layer:
+        raise UserError(
+            f"{available_memory() / 1e9:.1f} GB of free memory",
+            f"{2 * torch.float32.itemsize * (vocabulary + layer) / 1e9:.1f} GB to run one layer of this model",
+            "verify on a larger machine, or pass --no-verify",
+        )
+    return min(model.layers, (room - vocabulary) // layer)
+
+
+def available_memory() -> int:
+    """Memory that Linux would give a new process."""
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,148 @@
+"""The network written out in plain torch on Megatron's own tensors: what an export's logits are compared with.
+
+It runs the training-time forward, [noisy | clean] at once, in float64, with one layer's weights in memory at a time.
+Letters: L tokens of the row, S = 2L, E hidden size, V vocabulary size, D head dimension.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nld_train.attention.reference import attend_reference
+from nld_train.config import ModelConfig, RopeConfig
+from nld_train.convert import weight_table
+from nld_train.convert.adapter import StoredAdapter
+from nld_train.convert.torch_dist import StoredWeights
+from nld_train.convert.weight_table import NLD, WeightMapping
+from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
+
+PROBE_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """A row to compare logits on."""
+
+    clean: Tensor  # [L] int64
+    noisy: Tensor  # [L] int64: the same with masks
+    block_size: int
+    start: int  # position of its first token
+
+    @property
+    def layout(self) -> RowLayout:
+        return RowLayout(len(self.clean), self.block_size, dual=True)
+
+
+def make_probe_row(model: ModelConfig, mask_token_id: int, block_size: int, start: int) -> ProbeRow:
+    """PROBE_BLOCKS blocks of random tokens, two thirds of them masked; the same for every call."""
+    generator = torch.Generator().manual_seed(start)
+    clean = torch.randint(model.vocab_size, (PROBE_BLOCKS * block_size,), generator=generator)
+    masked = torch.rand(len(clean), generator=generator) < 2 / 3
+    return ProbeRow(clean, clean.masked_fill(masked, mask_token_id), block_size, start)
+
+
+def reference_frequencies(rope: RopeConfig, dim: int) -> Tensor:
+    """YaRN (arXiv 2309.00071, NTK by parts): [D / 2] radians per position, float64."""
+    plain = rope.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+    def dimension_turning(turns: float) -> float:
+        return dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(dimension_turning(rope.beta_fast)), 0)
+    high = min(math.ceil(dimension_turning(rope.beta_slow)), dim - 1)
+    stretched = ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return plain * (1 - stretched) + plain / rope.factor * stretched
+
+
+def reference_attention_factor(rope: RopeConfig) -> float:
+    """YaRN's factor on sine and cosine: 1 where mscale equals mscale_all_dim."""
+    grown = 0.1 * math.log(max(rope.factor, 1.0))
+    return (grown * rope.mscale + 1.0) / (grown * rope.mscale_all_dim + 1.0)
+
+
+class ReferenceNetwork:
+    """Megatron's tensors as a function; weights are rounded to `dtype` first, as an export's are."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: StoredWeights,
+        dtype: torch.dtype,
+        layers: int,
+        adapter: StoredAdapter | None = None,
+    ) -> None:
+        """layers: how many of the model's layers are run, from the first one on. adapter: a drafter's, which is on in
+        the noisy half alone."""
+        self.adapter = adapter
+        self.model, self.weights, self.dtype, self.layers = model, weights, dtype, layers
+        self.units = {(unit.name, unit.layer): unit for unit in weight_table.weight_mappings(model, NLD)}
+
+    def logits(self, row: ProbeRow) -> Tensor:
+        """Logits of [noisy | clean], [S, V] float64."""
+        hidden = self._embed(torch.cat([row.noisy, row.clean]))
+        for layer in range(self.layers):
+            hidden = hidden + self._attention(hidden, layer, row)
+            hidden = hidden + self._mlp(hidden, layer)
+        hidden = self._norm(hidden, weight_table.FINAL_NORM, None)
+        head = self.units[weight_table.HEAD, None]
+        return torch.cat([hidden @ rows.double().T for _, rows in self._rows(head)], -1)
+
+    def _weight(self, name: str, layer: int | None) -> Tensor:
+        return self.weights.read(self.units[name, layer], self.dtype).double()
+
+    def _rows(self, unit: WeightMapping) -> Iterator[tuple[int, Tensor]]:
+        """The stored row ranges of a vocabulary tensor: first row, and numbers."""
+        for first, last in self.weights.row_ranges(unit):
+            yield first, self.weights.read(unit, self.dtype, first, last)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        hidden = torch.empty(len(ids), self.model.hidden, dtype=torch.float64)
+        unit = self.units[weight_table.EMBEDDING, None]
+        for first, rows in self._rows(unit):
+            here = (ids >= first) & (ids < first + len(rows))
+            hidden[here] = rows[ids[here] - first].double()
+        return hidden
+
+    def _norm(self, x: Tensor, name: str, layer: int | None) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.model.norm_eps)
+        return x * scale * self._weight(name, layer)
+
+    def _attention(self, hidden: Tensor, layer: int, row: ProbeRow) -> Tensor:
+        model, rope = self.model, self.model.rope
+        normed = self._norm(hidden, weight_table.ATTENTION_NORM, layer)
+        per_group = model.heads // model.kv_heads
+        groups = (normed @ self._weight(weight_table.QKV, layer).T).unflatten(
+            -1, (model.kv_heads, per_group + 2, model.head_dim)
+        )
+        query, key, value = (
+            part.flatten(1, 2).transpose(0, 1)[None] for part in groups.split([per_group, 1, 1], dim=-2)
+        )
+        place = rotary_positions(row.layout) + row.start
+        angles = place[:, None] * reference_frequencies(rope, model.head_dim)
+        wraps = torch.div(place, rope.original_max_position, rounding_mode="floor").double()
+        scale = 1 + rope.query_scale_beta * torch.log1p(wraps)
+        query = rotate_heads(query, angles, reference_attention_factor(rope)) * scale[:, None]
+        key = rotate_heads(key, angles, reference_attention_factor(rope))
+        seen = attend_reference(query, key, value, row.layout, model.head_dim**-0.5)
+        seen = seen[0].transpose(0, 1).flatten(1)
+        output = seen @ self._weight(weight_table.ATTENTION_OUT, layer).T
+        if self.adapter is not None:
+            a, b = (part.double() for part in self.adapter.of_layer(layer))
+            output[: row.layout.clean_start] += self.adapter.scale * (seen[: row.layout.clean_start] @ a.T) @ b.T
+        return output
+
+    def _mlp(self, hidden: Tensor, layer: int) -> Tensor:
+        normed = self._norm(hidden, weight_table.MLP_NORM, layer)
+        gate, up = (normed @ self._weight(weight_table.MLP_IN, layer).T).chunk(2, -1)
+        return (silu(gate) * up) @ self._weight(weight_table.MLP_OUT, layer).T
+
+
+def rotate_heads(x: Tensor, angles: Tensor, factor: float) -> Tensor:
+    """Rotary embedding of x [B, heads, S, D] by angles [S, D / 2], halves paired."""
+    first, second = x.chunk(2, -1)
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)

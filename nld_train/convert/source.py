@@ -1,0 +1,103 @@
+"""An output folder as conversion sees it: the weights of one step, the network's shape, ids and tokenizer.
+
+`nld train` writes run.json and leaves the tokenizer where the recipe names it; an import has no run, so it keeps the
+ids in import.json and a copy of the tokenizer beside it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nld_train.config import ModelConfig, require
+from nld_train.convert.config_json import SpecialTokenIds
+from nld_train.convert.torch_dist import StoredWeights
+from nld_train.convert.weight_table import check_megatron_shapes
+from nld_train.data.tokenizer import (
+    TextTokenizer,
+    control_token,
+    end_of_document_id,
+    load_tokenizer,
+    named_token,
+    token_id,
+)
+from nld_train.errors import UserError
+from nld_train.fields import from_tree
+from nld_train.json_file import read_json_object
+from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
+from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
+from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, checkpoints_folder, step_folder
+
+END_OF_TURN = control_token(11)
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """One checkpoint of an output folder, checked: its weights are those of the model."""
+
+    output: Path
+    step: int
+    model: ModelConfig
+    weights: StoredWeights
+
+
+def open_checkpoint_source(output: Path, step: int | None = None) -> CheckpointSource:
+    """Open the newest checkpoint, or that of a step. Raises: UserError."""
+    model = read_frozen_model(output)
+    newest = newest_complete_step(output)
+    if newest is None:
+        raise UserError(
+            f"no checkpoint in {checkpoints_folder(output)}", TRAINED_OR_IMPORTED, "train first, or correct the path"
+        )
+    chosen = newest if step is None else step
+    folder = step_folder(output, chosen)
+    require(
+        folder.is_dir(),
+        f"--step {chosen}: no {folder}",
+        "steps " + ", ".join(map(str, checkpoint_steps(output))),
+        "choose one of them",
+    )
+    check_checkpoint_contents(folder)
+    weights = StoredWeights(folder)
+    check_megatron_shapes(str(folder), weights.shapes, model)
+    return CheckpointSource(output, chosen, model, weights)
+
+
+def open_source_tokenizer(output: Path, given: Path | None, vocab_size: int) -> TextTokenizer:
+    """The tokenizer of the model: `given`, or the import's copy, or the one that the run names.
+
+    Raises: UserError where it is missing, or its vocabulary is not the model's.
+    """
+    folder = given or (
+        output / TOKENIZER if (output / IMPORT).is_file() else Path(read_frozen_run(output).data.tokenizer)
+    )
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary_size(tokenizer, vocab_size)
+    return tokenizer
+
+
+def check_vocabulary_size(tokenizer: TextTokenizer, vocab_size: int) -> None:
+    """Raises: UserError unless tokenizer and model have one vocabulary."""
+    require(
+        tokenizer.vocab_size == vocab_size,
+        f"{tokenizer.folder} has a vocabulary of {tokenizer.vocab_size:,}",
+        f"the model's {vocab_size:,}",
+        "give the tokenizer that the model was trained with",
+    )
+
+
+def trained_on_chat(output: Path) -> bool:
+    """Whether a run's rows were conversations; an import does not know, but keeps the ids of its source."""
+    return not (output / IMPORT).is_file() and read_frozen_run(output).data.chat
+
+
+def read_output_token_ids(output: Path, tokenizer: TextTokenizer, chat: bool) -> SpecialTokenIds:
+    """Ids and block size. `chat`: generation ends with a turn, not with a document. Raises: UserError."""
+    if (output / IMPORT).is_file():
+        traits = from_tree(SpecialTokenIds, read_json_object(output / IMPORT, TRAINED_OR_IMPORTED)["traits"], "traits.")
+    else:
+        diffusion = read_frozen_run(output).diffusion
+        bos = token_id(tokenizer, named_token(tokenizer, "bos_token"))
+        traits = SpecialTokenIds(bos, end_of_document_id(tokenizer), diffusion.mask_token_id, diffusion.block_size)
+    if chat:
+        traits = replace(traits, eos_token_id=token_id(tokenizer, END_OF_TURN))
+    traits.check(tokenizer.vocab_size)
+    return traits

@@ -1,0 +1,194 @@
+"""Which conversations of a chat file lie in which row: chosen, split, packed, and kept for the run.
+
+FOLDER/chat-KEY/  where KEY is a digest of the file and of every setting that matters:
+  plan.json, and for each split SPLIT.documents.npy and SPLIT.starts.npy
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nld_train.config import DataConfig, LongConversations, RunConfig, require
+from nld_train.data.manifest import parse_blend, read_manifest
+from nld_train.data.packing import PackedRows, fill_rate, pack_documents, ragged_share
+from nld_train.data.supervision import Supervision
+from nld_train.data.token_file import read_token_index
+from nld_train.files import staged_folder
+
+logger = logging.getLogger(__name__)
+VERSION = 1  # of the plans: raise it where the same settings would give other rows
+SPLITS = ("train", "validation")
+SPLIT_KEY = 0  # the split is the same whatever data.shuffle_seed is
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """A split in numbers."""
+
+    conversations: int  # in rows
+    tokens: int
+    rows: int
+    cut: int  # of the conversations, longer than a row: without their end
+    dropped: int  # longer than a row and left out: by option, or because no supervised token was left
+    ragged_share: float  # of the diffusion blocks' places, left empty by the conversations' last blocks
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    rows: PackedRows
+    counts: SplitCounts
+
+
+Plan = dict[str, PackedSplit]  # by split
+Plans = dict[str, Plan]  # by prefix, in the order of the blend
+
+
+def open_packings(run: RunConfig, folder: Path) -> Plans:
+    """The plans of a run's chat files, made and kept in `folder` where they are not there yet.
+
+    Raises: UserError where a split that the run reads is empty.
+    """
+    prefixes = [prefix for _, prefix in parse_blend(run.data.blend)]
+    plans = {prefix: open_packing(prefix, run.data, run.diffusion.block_size, folder) for prefix in prefixes}
+    for prefix, plan in plans.items():
+        for name in SPLITS if run.train.eval_batches else SPLITS[:1]:
+            check_split_rows(prefix, run.data, name, plan[name].counts)
+            logger.info("%s", describe_split(prefix, run.data.sequence_length, name, plan[name].counts))
+    return plans
+
+
+def open_packing(prefix: str, data: DataConfig, block_size: int, folder: Path) -> Plan:
+    """The plan of one chat file. Raises: UserError."""
+    place = folder / f"chat-{packing_key(prefix, data, block_size)}"
+    if not place.is_dir():
+        plan = make_packing(prefix, data, block_size)
+        with staged_folder(place, overwrite=False) as partial:
+            save_packing(plan, partial)
+    return load_packing(place)
+
+
+def packing_key(prefix: str, data: DataConfig, block_size: int) -> str:
+    manifest = read_manifest(prefix)
+    assert manifest.chat is not None, f"{prefix} holds plain text: the door compares it with data.chat"
+    hashes = (manifest.bin_sha256, manifest.idx_sha256, manifest.chat.supervised_sha256)
+    settings = (data.sequence_length, data.long_conversations, data.split, block_size)
+    return hashlib.sha256(json.dumps([VERSION, *hashes, *settings]).encode()).hexdigest()[:16]
+
+
+def make_packing(prefix: str, data: DataConfig, block_size: int) -> Plan:
+    """Choose, split and pack the conversations of a chat file. Raises UserError."""
+    lengths = np.asarray(read_token_index(prefix).lengths, np.int64)
+    kept = fitting_conversations(lengths, Supervision(prefix), data.sequence_length, data.long_conversations)
+    shares = split_conversations(len(lengths), data.split)
+    return {
+        name: pack_split(lengths, kept, numbers, data.sequence_length, block_size) for name, numbers in shares.items()
+    }
+
+
+def fitting_conversations(
+    lengths: NDArray[np.int64], supervision: Supervision, capacity: int, long: LongConversations
+) -> NDArray[np.bool_]:
+    """Which conversations are used: all that fit a row, and of the longer ones, under "cut", those whose first
+    `capacity` tokens hold a supervised one."""
+    kept = lengths <= capacity
+    if long == "cut":
+        for document in np.flatnonzero(~kept):
+            kept[document] = supervision.of(int(document))[:capacity].any()
+    return kept
+
+
+def split_conversations(count: int, split: str) -> dict[str, NDArray[np.int64]]:
+    """Numbers of the conversations of each split, ascending: drawn at random, always the same for a count and shares.
+
+    Files are often several sources one after another: a validation share cut from the end would be the last source.
+    """
+    shares = np.array(split_shares(split))
+    ends = np.rint(np.cumsum(shares) * count).astype(np.int64)
+    drawn = epoch_permutation(SPLIT_KEY, 0, count)
+    return {"train": np.sort(drawn[: ends[0]]), "validation": np.sort(drawn[ends[0] : ends[1]])}
+
+
+def epoch_permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """A permutation of range(count) that belongs to (seed, epoch).
+
+    Philox promises the same words in every version of numpy; `Generator.permutation` does not.
+    """
+    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(count)
+    return np.argsort(words, kind="stable")
+
+
+def split_shares(split: str) -> list[float]:
+    """ "99,1,0" -> [0.99, 0.01, 0.0]. Raises UserError."""
+    parts = [part.strip() for part in split.split(",")]
+    numbers = [float(part) for part in parts if part.replace(".", "", 1).isdigit()]
+    require(
+        len(parts) == len(numbers) == 3 and numbers[0] > 0,
+        f"data.split={split!r}",
+        "three numbers, of which the first is above 0",
+        "write the shares of training, validation and test, for example 99,1,0",
+    )
+    return [number / sum(numbers) for number in numbers]
+
+
+def pack_split(
+    lengths: NDArray[np.int64], kept: NDArray[np.bool_], numbers: NDArray[np.int64], capacity: int, block_size: int
+) -> PackedSplit:
+    """Pack the conversations `numbers` of a split, as far as they are kept."""
+    used = numbers[kept[numbers]]
+    taken = np.minimum(lengths[used], capacity)
+    packed = pack_documents(taken, capacity)
+    counts = SplitCounts(
+        conversations=used.size,
+        tokens=int(taken.sum()),
+        rows=len(packed),
+        cut=int((lengths[used] > capacity).sum()),
+        dropped=numbers.size - used.size,
+        ragged_share=ragged_share(taken, block_size),
+    )
+    return PackedSplit(PackedRows(used[packed.documents], packed.starts), counts)
+
+
+def save_packing(plan: Plan, folder: Path) -> None:
+    for name, split in plan.items():
+        np.save(folder / f"{name}.documents.npy", split.rows.documents)
+        np.save(folder / f"{name}.starts.npy", split.rows.starts)
+    counts = {name: asdict(split.counts) for name, split in plan.items()}
+    (folder / "plan.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def load_packing(folder: Path) -> Plan:
+    """The plan as saved, memory-mapped."""
+    counts = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    return {
+        name: PackedSplit(
+            PackedRows(*(np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("documents", "starts"))),
+            SplitCounts(**counts[name]),
+        )
+        for name in SPLITS
+    }
+
+
+def check_split_rows(prefix: str, data: DataConfig, name: str, counts: SplitCounts) -> None:
+    """Raise UserError where a split is empty."""
+    require(
+        counts.rows > 0,
+        f"{prefix} has no conversation for {name} under data.split={data.split}, with {counts.dropped} left out as "
+        f"longer than {data.sequence_length} tokens",
+        "one or more",
+        "give more data, other shares or longer rows; train.eval_batches=0 needs no validation",
+    )
+
+
+def describe_split(prefix: str, capacity: int, name: str, counts: SplitCounts) -> str:
+    """A split in one line."""
+    full = fill_rate(counts.tokens, counts.rows, capacity)
+    return (
+        f"{prefix}, {name}: {counts.conversations:,} conversations in {counts.rows:,} rows of {capacity:,}, "
+        f"{full:.2%} full; {counts.cut:,} cut at a row's length, {counts.dropped:,} left out; "
+        f"padding to whole blocks would cost {counts.ragged_share:.1%}, blocks that start with a conversation cost none"
+    )

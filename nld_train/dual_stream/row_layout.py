@@ -1,0 +1,84 @@
+"""The doubled row: [noisy | clean], the same positions in both halves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nld_train.noise.blocks import document_positions, row_block_ids
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """The shape of the model's input row. Hashable: masks are cached by it."""
+
+    length: int  # L
+    block_size: int  # tokens
+    dual: bool  # [noisy | clean], or the clean half alone
+    noisy_causal: bool = False  # noisy tokens see their block up to themselves: how a drafter's verifier reads drafts
+
+    @property
+    def size(self) -> int:
+        """S, input positions."""
+        return 2 * self.length if self.dual else self.length
+
+    @property
+    def clean_start(self) -> int:
+        """Input position of the first clean token."""
+        return self.length if self.dual else 0
+
+
+@dataclass(frozen=True)
+class PositionInfo:
+    """What visibility needs to know of input positions; the fields broadcast against each other."""
+
+    noisy: Tensor  # bool: which half
+    position: Tensor  # int64, in the document
+    block: Tensor  # int64, counted over the row
+    document: Tensor  # int64
+    noisy_causal: bool = False  # as the layout says
+
+    def at(self, *index: Tensor) -> "PositionInfo":
+        """The places at `index`, e.g. at(batch, position) of [B, S] places."""
+        return PositionInfo(
+            self.noisy[index], self.position[index], self.block[index], self.document[index], self.noisy_causal
+        )
+
+
+def locate_positions(layout: RowLayout, index: Tensor) -> PositionInfo:
+    """The places of input positions `index` (any shape) in a row that is one document.
+
+    Arithmetic on the index alone, without a table to read: attention kernels evaluate it as they go.
+    """
+    position = index % layout.length
+    block, document = position // layout.block_size, torch.zeros_like(index)
+    return PositionInfo(index < layout.clean_start, position, block, document, layout.noisy_causal)
+
+
+def locate_row(layout: RowLayout, documents: Tensor | None = None, device: torch.device | None = None) -> PositionInfo:
+    """The places of all input positions: fields [S], or [B, S] for `documents` [B, L] (then on their device)."""
+    if documents is None:
+        return locate_positions(layout, torch.arange(layout.size, device=device))
+    assert documents.shape[-1] == layout.length, f"{documents.shape[-1]} document numbers for {layout.length} tokens"
+    halves = layout.size // layout.length
+    index = torch.arange(layout.size, device=documents.device)
+    return PositionInfo(
+        noisy=(index < layout.clean_start).expand(*documents.shape[:-1], -1),
+        position=torch.cat([document_positions(documents)] * halves, -1),
+        block=torch.cat([layout_block_ids(layout, documents)] * halves, -1),
+        document=torch.cat([documents] * halves, -1),
+        noisy_causal=layout.noisy_causal,
+    )
+
+
+def rotary_positions(layout: RowLayout, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+    """Positions for the rotary embedding and the query scale: 0..L-1 in both halves, from 0 again at each document.
+
+    `documents`: [B, L] int64 non-decreasing, or None. Returns: [S], or [B, S] with documents; int64.
+    """
+    return locate_row(layout, documents, device).position
+
+
+def layout_block_ids(layout: RowLayout, documents: Tensor | None = None) -> Tensor:
+    """Block number of every token, counted over the row: [L], or as `documents`, each of which starts a new block."""
+    return row_block_ids(layout.length, layout.block_size, documents)

@@ -1,0 +1,171 @@
+"""The script a scheduler is given: its header from the site and the layout, its body the same for every run."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nld_train.exit_status import FINISHED, REFUSED, STOPPED
+from nld_train.launch.placement import Placement
+from nld_train.launch.site import NONE, Site
+from nld_train.run_folder.attempts import STARTS
+
+# In the site's folder: how things are started on nodes, and on this one, the job's first.
+IN_PLACE = """\
+set -euo pipefail
+cd "$NLD_FOLDER"
+eval "$NLD_SETUP"
+
+on_node=()
+in_container=()
+here=()
+case "$NLD_CONTAINER" in
+  pyxis)
+    on_node=("--container-image=$NLD_IMAGE" "--container-workdir=$NLD_FOLDER")
+    on_node+=(${NLD_MOUNTS:+"--container-mounts=$NLD_MOUNTS"})
+    here=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${on_node[@]}") ;;
+  apptainer)
+    in_container=(apptainer exec --nv --pwd "$NLD_FOLDER" ${NLD_MOUNTS:+--bind "$NLD_MOUNTS"} "$NLD_IMAGE") ;;
+esac
+
+"""
+# `slurm/train.sbatch` ends with exactly this text.
+BODY = (
+    IN_PLACE
+    + """\
+# What Slurm says of this job
+job() { scontrol --oneliner show job "$SLURM_JOB_ID" | tr ' ' '\\n' | sed -n "s/^$1=//p" | head -n 1; }
+NLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ' ')
+export NLD_NODES
+
+# Slurm wants the job to end: it is cancelled, its time is over, or a node is lost. What srun leaves with comes first.
+asked=0
+trap 'asked=1' TERM
+
+# This script runs on the first node, and there the nodes meet. One task a node: it checks the node, starts its ranks
+# and needs all of its cores. A node that ends takes the others with it after a minute.
+status=0
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
+  --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0 --wait=60 "${on_node[@]}" \\
+  "${in_container[@]}" "$NLD_COMMAND" train "$@" --meet "$(hostname):$((20000 + SLURM_JOB_ID % 10000 * 2))" || status=$?
+# Finished, or refused at the door: nothing to go on with.
+case "$status" in @FINISHED@ | @REFUSED@) exit "$status" ;; esac
+trap '' TERM
+
+# Nodes on which nothing starts any more
+unanswered() {
+  for node in $NLD_NODES; do
+    { timeout 60 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "${on_node[@]}" "${in_container[@]}" \\
+      "$NLD_COMMAND" jobs --help > /dev/null 2>&1 || echo "$node"; } &
+  done
+  wait
+}
+how=left
+silent=""
+if [ "$(job Restarts)" -gt "${SLURM_RESTART_COUNT:-0}" ]; then how=requeued
+elif [ "$(job Reason)" = TimeLimit ]; then how=timeout
+elif [ "$asked" -eq 1 ]; then how=cancelled
+elif [[ "$(job PreemptTime)" == *:* ]]; then how=preempted
+elif [ "$status" -ne @STOPPED@ ]; then silent=$(unanswered)
+fi
+left_out=$(job ExcNodeList)
+case "$left_out" in "(null)") left_out="" ;; esac
+
+# The same job goes on, unless its last starts saved nothing new: without the nodes that failed, if it can do without.
+more=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %T' \\
+  | "${here[@]}" "${in_container[@]}" "$NLD_COMMAND" requeue "$@" --status "$status" --how "$how" \\
+    --silent "$silent" --left-out "${left_out:+$(scontrol show hostnames "$left_out")}") || exit "$status"
+if [ "$how" != requeued ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ -n "$more" ]; then scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${left_out:+$left_out,}$more"; fi
+exit "$status"
+"""
+)
+for word, status in {"@FINISHED@": FINISHED, "@REFUSED@": REFUSED, "@STOPPED@": STOPPED}.items():
+    BODY = BODY.replace(word, str(status))
+# What an export job ends with, on one node.
+EXPORT_BODY = (
+    IN_PLACE
+    + """\
+srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${on_node[@]}" \\
+  "${in_container[@]}" "$NLD_COMMAND" convert export "$@"
+"""
+)
+READ_BY_BODY = ("NLD_FOLDER", "NLD_COMMAND", "NLD_SETUP", "NLD_CONTAINER", "NLD_IMAGE", "NLD_MOUNTS")
+READ_BY_RUN = ("NLD_GPUS_PER_NODE", STARTS)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run on its way to a scheduler."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    log: Path  # where the job writes; %j is its number
+    placement: Placement
+    after: str | None = None  # number of the job that must have ended well before this one starts
+    export: str | None = None  # folder that the run is exported into; None: the run itself
+
+
+def training_script(job: Submission, site: Site) -> str:
+    """The whole script of a run, as it is submitted."""
+    return compose_script(job, site, [job.recipe, *job.overrides], BODY)
+
+
+def export_script(job: Submission, site: Site) -> str:
+    """The whole script that exports a run once it is finished."""
+    assert job.export is not None, "an export has a folder to go to"
+    output = str(job.log.parent.parent)
+    return compose_script(job, site, [output, "--to", job.export], EXPORT_BODY)
+
+
+def compose_script(job: Submission, site: Site, words: Sequence[str], body: str) -> str:
+    """Header, the site's variables, the words that `body` reads as its arguments, body."""
+    parts = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in sbatch_options(job, site)),
+        "",
+        f"# {site.path.name}",
+        *exported_variables(site),
+        "",
+        f"set -- {shlex.join(words)}",
+        "",
+        body,
+    ]
+    return "\n".join(parts)
+
+
+def sbatch_options(job: Submission, site: Site) -> list[str]:
+    """What sbatch is asked for."""
+    values = site.values
+    account = [] if values["NLD_ACCOUNT"] == NONE else [f"--account={values['NLD_ACCOUNT']}"]
+    gpus = [f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []
+    return [
+        f"--job-name={job.name}",
+        *account,
+        f"--partition={values['NLD_PARTITION']}",
+        f"--time={values['NLD_TIME']}",
+        f"--nodes={job.placement.nodes}",
+        "--ntasks-per-node=1",
+        *gpus,
+        "--exclusive",
+        "--mem=0",
+        # So long before the time limit every process of the run is asked to save and leave.
+        f"--signal=USR1@{values['NLD_SAVE_SECONDS']}",
+        "--requeue",
+        *([] if job.after is None else [f"--dependency=afterok:{job.after}", "--kill-on-invalid-dep=yes"]),
+        "--open-mode=append",
+        f"--output={job.log}",
+        *shlex.split(values["NLD_SBATCH"]),
+    ]
+
+
+def exported_variables(site: Site) -> list[str]:
+    """What the body and the ranks read from the environment."""
+    everything = {name: site.values[name] for name in (*READ_BY_BODY, *READ_BY_RUN)} | site.environment
+    return [f"export {name}={shlex.quote(value)}" for name, value in everything.items()]
+
+
+def train_command(recipe: str, overrides: Sequence[str]) -> str:
+    """What `--executor local` does."""
+    return shlex.join(["nld", "train", recipe, *overrides]) + "\n"

@@ -1,0 +1,97 @@
+"""The core-attention slot of a Megatron layer: our visibility, our backends, Megatron's projections around them."""
+
+import math
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from nld_train.attention.backends import choose_backend
+from nld_train.attention.context_parallel import gather_keys_and_values
+from nld_train.dual_stream.context_shard import ContextShard
+from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
+from nld_train.model.provider_config import DualStreamConfig
+
+
+def query_scale_factor(
+    layout: RowLayout,
+    original_max_position: int,
+    beta: float,
+    documents: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Llama-4 style factor of each query, 1 + beta * ln(1 + floor(position / original_max_position)).
+
+    Positions are the true ones, 0..L-1 in both halves. Returns: [S], or [B, S] with documents [B, L] (then on their
+    device); float32.
+    """
+    wraps = torch.div(rotary_positions(layout, documents, device), original_max_position, rounding_mode="floor")
+    return 1.0 + beta * torch.log1p(wraps.float())
+
+
+class DualStreamAttention(MegatronModule):
+    """Attention over [noisy | clean] (or the clean half alone) for one tensor-parallel cut of the heads, and one
+    context-parallel cut of the row.
+
+    Has Megatron's core-attention interface; `attention_mask` carries the document numbers [B, L] (on the host, where
+    nothing waits for them), or None, because it is the one tensor that Megatron passes down to here through activation
+    recomputation.
+    """
+
+    def __init__(
+        self,
+        config: DualStreamConfig,
+        layer_number: int,
+        attn_mask_type: object,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        *,
+        pg_collection: ProcessGroupCollection,
+        **_: object,
+    ) -> None:
+        super().__init__(config=config)
+        assert attention_type == "self", f"attention_type {attention_type!r}: only self-attention is dual-stream"
+        assert not (attention_dropout or config.attention_dropout), "attention dropout is not part of this objective"
+        self.layout = config.layout
+        self.context_group = pg_collection.cp
+        self.cut = ContextShard(self.context_group.size(), self.context_group.rank())
+        self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+        self.scales_queries = config.layout.length > config.yarn_original_max_position_embeddings
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: object
+    ) -> Tensor:
+        """query [S/c, B, H, D] after rotary; key, value [S/c, B, G, D]. Returns: [S/c, B, H * D]."""
+        length, rows = query.shape[:2]
+        assert length == self.layout.size // self.cut.ranks, f"{length} positions of {self.layout} on {self.cut}"
+        if self.scales_queries:
+            query = self._scaled(query, attention_mask)
+        if self.cut.ranks > 1:
+            packed = attention_mask is not None
+            key, value = gather_keys_and_values(key, value, self.layout, self.cut, packed, self.context_group)
+        attend = choose_backend(
+            self.config.attention_name,
+            query.device.type,
+            query.dtype,
+            query.shape[-1],
+            self.training,
+            packed=attention_mask is not None,
+            context_ranks=self.cut.ranks,
+        )
+        batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        context = attend(*batch_first, self.layout, self.scale, attention_mask, self.cut)
+        return context.permute(2, 0, 1, 3).reshape(length, rows, -1)
+
+    def _scaled(self, query: Tensor, documents: Tensor | None) -> Tensor:
+        factor = query_scale_factor(
+            self.layout,
+            self.config.yarn_original_max_position_embeddings,
+            self.config.query_scale_beta,
+            None if documents is None else documents.to(query.device, non_blocking=True),
+            query.device,
+        )
+        factor = factor[..., self.cut.queries(self.layout, factor.device)]
+        by_position = factor[:, None] if documents is None else factor.transpose(0, 1)
+        return query * by_position[..., None, None].to(query)

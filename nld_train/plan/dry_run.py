@@ -1,0 +1,140 @@
+"""What `nld train RECIPE --dry-run` prints: the run in numbers, reckoned on any machine without loading a model."""
+
+from nld_train.config import RunConfig
+from nld_train.plan import flops, memory, parameters, row_counts
+
+Line = tuple[str, str]  # label, what is said of it
+
+GB = 1e9
+LABEL_WIDTH = 18
+
+
+def dry_run_text(run: RunConfig) -> str:
+    """The plan of a run as plain text, in aligned lines."""
+    return "\n".join(
+        [
+            aligned_lines(
+                [("run", run.name), *size_lines(run), *data_lines(run), *layout_lines(run), *compute_lines(run)]
+            ),
+            "",
+            memory_report(run),
+            "",
+            aligned_lines(disk_lines(run)),
+        ]
+    )
+
+
+def aligned_lines(lines: list[Line]) -> str:
+    return "\n".join(f"{label:<{LABEL_WIDTH}}{text}" for label, text in lines)
+
+
+def size_lines(run: RunConfig) -> list[Line]:
+    count = parameters.model_parameters(run.model)
+    parts = (
+        f"embedding {count.embedding:,}; {count.layers} layers of {count.layer:,}; "
+        f"final norm {count.final_norm:,}; head {count.head:,}"
+    )
+    lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
+    if run.drafter is not None:
+        adapter = parameters.adapter_parameters(run.model, run.drafter)
+        lines.append(("trained", f"{adapter:,}: LoRA of rank {run.drafter.rank} on o_proj; the rest is frozen"))
+    return lines
+
+
+def data_lines(run: RunConfig) -> list[Line]:
+    train, length = run.train, run.data.sequence_length
+    factors = f"{train.iterations:,} iterations x {train.global_batch:,} rows x {length:,}"
+    head = f"{row_counts.expected_head_rows(run):,.0f} per row expected, {row_counts.most_head_rows(run):,} at most"
+    return [
+        ("tokens", f"{row_counts.run_tokens(run):,} = {factors}"),
+        ("model input", model_input(run)),
+        ("LM-head rows", head),
+    ]
+
+
+def model_input(run: RunConfig) -> str:
+    kind = f"[noisy | clean] in blocks of {run.diffusion.block_size}" if run.diffusion.dual else "the clean row alone"
+    pairs = f"{row_counts.run_visible_pairs(run):,} visible pairs, mask density {row_counts.mask_density(run):.4f}"
+    return f"{row_counts.row_positions(run):,} positions, {kind}; {pairs}"
+
+
+def layout_lines(run: RunConfig) -> list[Line]:
+    cut = run.parallel
+    ranks = f"{cut.world_size} ranks = data {cut.data} x tensor {cut.tensor} x pipeline {cut.pipeline}"
+    return [
+        ("layout", f"{ranks} x context {cut.context}; {cut.virtual_pipeline} chunk(s) per pipeline stage"),
+        (
+            "",
+            f"sequence parallel {yes_or_no(cut.sequence)}, "
+            f"distributed optimizer {yes_or_no(cut.distributed_optimizer)}",
+        ),
+        (
+            "per step",
+            f"{row_counts.micro_batches(run)} micro-batch(es) of {run.train.micro_batch} row(s) on each data rank",
+        ),
+    ]
+
+
+def yes_or_no(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def compute_lines(run: RunConfig) -> list[Line]:
+    row, length = flops.row_flops(run), run.data.sequence_length
+    parts = f"layers {row.layers / length:.4g}, attention {row.attention / length:.4g}, head {row.head / length:.4g}"
+    return [
+        ("FLOPs per token", f"{flops.flops_per_token(run):.4g} forward and backward ({parts})"),
+        ("FLOPs of the run", f"{flops.run_flops(run):.4g}"),
+        ("time", time_estimate(run)),
+    ]
+
+
+def time_estimate(run: RunConfig) -> str:
+    if run.train.precision == "fp32":
+        return "not estimated for fp32"
+    peak = f"{flops.H100_BF16 / 1e12:.0f} TFLOP/s"
+    return (
+        f"{flops.run_days(run):.3g} days on {run.parallel.world_size} H100, at {flops.MFU:.0%} of {peak} (bf16, dense)"
+    )
+
+
+def memory_report(run: RunConfig) -> str:
+    """The table of the pipeline stage that needs most."""
+    need = memory.worst_stage(run)
+    total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
+    parts = [
+        ("weights", need.weights, f"{total_parameters:,} parameters in {run.train.precision}"),
+        ("gradients", need.gradients, "fp32"),
+        ("optimizer", need.optimizer, f"fp32, over {memory.optimizer_shards(run.parallel)} rank(s)"),
+        ("activations", need.activations, activations_note(run, need.stage)),
+        (
+            "transient",
+            need.transient,
+            f"larger of LM head {gb_number(need.head)}, layer backward {gb_number(need.layer_backward)}",
+        ),
+        ("total", need.total, memory_verdict(need)),
+    ]
+    head = f"memory per GPU, GB of 1e9 bytes (pipeline stage {need.stage}, which needs most)"
+    return "\n".join(
+        [head, *(f"  {part:<{LABEL_WIDTH - 2}}{gb_number(size):>8}  {note}" for part, size, note in parts)]
+    )
+
+
+def activations_note(run: RunConfig, stage: int) -> str:
+    layers = memory.layers_in_flight(run, stage)
+    return f"{layers:g} layers in flight x {gb_number(memory.kept_per_layer(run))}; recompute {run.parallel.recompute}"
+
+
+def memory_verdict(need: memory.StageMemory) -> str:
+    capacity = f"{memory.CAPACITY / GB:g} GB GPU"
+    return f"fits an {capacity}" if need.fits else f"DOES NOT FIT an {capacity}"
+
+
+def gb_number(size: float) -> str:
+    return f"{size / GB:.3f}"
+
+
+def disk_lines(run: RunConfig) -> list[Line]:
+    size = memory.checkpoint_size(run)
+    parts = f"weights {gb_number(size.weights)}, optimizer {gb_number(size.optimizer)}"
+    return [("checkpoint", f"{gb_number(size.total)} GB on disk ({parts}); at most {run.checkpoint.keep} kept")]

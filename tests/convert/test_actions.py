@@ -1,0 +1,223 @@
+"""The commands: bad input is one line, and nothing half-written is left."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nld_train import cli
+from nld_train.convert.actions import ExportRequest, export_checkpoint, import_folder, verify_folder
+from nld_train.data.chat_template import DEFAULT_TEMPLATE
+from nld_train.errors import UserError
+
+
+def asked(run: Path, target: Path, **changes) -> ExportRequest:
+    given = {
+        "output": run,
+        "target": target,
+        "step": None,
+        "dtype": "bf16",
+        "tokenizer": None,
+        "chat": False,
+        "shard_gb": None,
+        "verified": True,
+        "overwrite": False,
+    }
+    return ExportRequest(**given | changes)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_export_is_verified_and_then_takes_its_name(random_run, tmp_path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        export_checkpoint(asked(random_run, tmp_path / "hf"))
+    assert "Megatron -> HF         every bit equal after rounding to bfloat16" in caplog.text
+    assert left(tmp_path) == ["hf"]
+    assert left(tmp_path / "hf") == [
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "configuration_nemotron_labs_diffusion.py",
+        "decoding_nemotron_labs_diffusion.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_ministral.py",
+        "modeling_nemotron_labs_diffusion.py",
+        "rows_nemotron_labs_diffusion.py",
+        "sampling_nemotron_labs_diffusion.py",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_chat_ends_with_a_turn(random_run, tmp_path) -> None:
+    export_checkpoint(asked(random_run, tmp_path / "hf", chat=True, verified=False))
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "hf" / name).read_text())
+        assert (content["bos_token_id"], content["eos_token_id"]) == (1, 11)
+
+
+def test_a_run_on_conversations_is_exported_for_chat(random_run, copy_of, tmp_path) -> None:
+    """Without --chat, without the data; and in a tokenizer's folder without a template the default one is written."""
+    run_json = copy_of(random_run) / "run.json"
+    said = json.loads(run_json.read_text())
+    tokenizer = shutil.copytree(said["data"]["tokenizer"], tmp_path / "bare")
+    (tokenizer / "chat_template.jinja").unlink()
+    said["data"] |= {"chat": True, "tokenizer": str(tokenizer)}
+    said["diffusion"]["document_mask"] = True
+    run_json.write_text(json.dumps(said))
+    export_checkpoint(asked(run_json.parent, tmp_path / "hf", verified=False))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == 11
+    assert (tmp_path / "hf" / "chat_template.jinja").read_text() == DEFAULT_TEMPLATE
+
+
+def test_an_export_is_replaced_only_when_asked(random_run, tmp_path) -> None:
+    export_checkpoint(asked(random_run, tmp_path / "hf", verified=False))
+    with pytest.raises(UserError, match="hf exists already"):
+        export_checkpoint(asked(random_run, tmp_path / "hf", verified=False))
+    export_checkpoint(asked(random_run, tmp_path / "hf", verified=False, overwrite=True, dtype="fp32"))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_a_folder_of_something_else_is_never_replaced(random_run, exported, tmp_path) -> None:
+    (tmp_path / "thesis").mkdir()
+    for convert in (
+        lambda: export_checkpoint(asked(random_run, tmp_path / "thesis", overwrite=True)),
+        lambda: import_folder(exported, tmp_path / "thesis", None, verified=True, overwrite=True),
+    ):
+        with pytest.raises(UserError, match="thesis exists and has no"):
+            convert()
+
+
+def test_an_import_is_compared_with_its_source(exported, ministral, tmp_path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        import_folder(exported, tmp_path / "one", None, verified=True, overwrite=False)
+        import_folder(ministral(tied=True), tmp_path / "two", 512, verified=True, overwrite=False)
+    assert caplog.text.count("HF -> Megatron         every bit equal") == 2
+    verify_folder(tmp_path / "one", exported, None, 1)
+
+
+def damaged(folder: Path, how: str) -> None:
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    content = json.loads(config.read_text())
+    if how == "no config":
+        config.unlink()
+    elif how == "architecture":
+        config.write_text(json.dumps(content | {"architectures": ["LlamaForCausalLM"]}))
+    elif how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif how == "shape":
+        config.write_text(json.dumps(content | {"intermediate_size": 120}))
+    elif how == "vocabulary":
+        config.write_text(json.dumps(content | {"vocab_size": 384}))
+        cut = {name: tensor[:384] for name, tensor in load_file(weights).items() if tensor.shape[0] == 400}
+        save_file(load_file(weights) | {name: t.contiguous() for name, t in cut.items()}, weights)
+    elif how == "mask":
+        config.write_text(json.dumps(content | {"mask_token_id": 400}))
+    elif how == "unmapped":
+        save_file(load_file(weights) | {"encoder.rotary.inv_freq": torch.zeros(2)}, weights)
+    elif how == "missing":
+        tensors = load_file(weights)
+        del tensors["diffusion_head.weight"]
+        save_file(tensors, weights)
+
+
+BAD = {
+    "no config": "no config.json in .*; allowed: a Hugging Face checkpoint folder",
+    "architecture": r"describes \['LlamaForCausalLM'\]",
+    "truncated": r"model.safetensors has [\d,]+ bytes of [\d,]+; allowed: a whole safetensors file",
+    "shape": r"mlp.gate_proj.weight has the shape \[128, 64\]; allowed: \[120, 64\] by its config.json",
+    "vocabulary": "has a vocabulary of 400; allowed: the model's 384",
+    "mask": "mask_token_id=400; allowed: ids below vocab_size=400",
+    "unmapped": "holds tensors that nothing maps: encoder.rotary.inv_freq",
+    "missing": "lacks diffusion_head.weight",
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_folder_is_one_line_and_leaves_nothing(exported, copy_of, tmp_path, how: str) -> None:
+    folder = copy_of(exported)
+    damaged(folder, how)
+    target = tmp_path / "made" / "out"
+    with pytest.raises(UserError, match=BAD[how]) as caught:
+        import_folder(folder, target, None, verified=True, overwrite=False)
+    assert "\n" not in str(caught.value)
+    assert left(target.parent) == []
+
+
+def test_a_bad_checkpoint_is_one_line_and_leaves_nothing(random_run, copy_of, tmp_path) -> None:
+    output = copy_of(random_run)
+    for path in (output / "checkpoints" / "iter_0000000").glob("__0_4*.distcp"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"__0_4\d*\.distcp has 200 of"):
+        export_checkpoint(asked(output, tmp_path / "made" / "hf"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_that_does_not_verify_leaves_nothing(random_run, tmp_path, monkeypatch) -> None:
+    import nld_train.convert.verify as verification
+
+    monkeypatch.setattr(verification, "TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="logits in AR mode are off by"):
+        export_checkpoint(asked(random_run, tmp_path / "made" / "hf", dtype="fp32"))
+    assert left(tmp_path / "made") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 7}, "--step 7: no .*; allowed: steps 0; do: choose one"),
+        ({"shard_gb": 0.0}, "--shard-gb 0.0; allowed: numbers above 0"),
+        ({"tokenizer": Path("nowhere")}, "no tokenizer.json in nowhere"),
+        ({"output": Path("nowhere")}, "no model.json in nowhere; allowed: the output folder of"),
+    ],
+)
+def test_bad_requests_are_one_line(random_run, tmp_path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_checkpoint(asked(random_run, tmp_path / "made" / "hf", **changes))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_run_without_checkpoint_is_one_line(random_run, copy_of, tmp_path) -> None:
+    output = copy_of(random_run)
+    shutil.rmtree(output / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint in .*; allowed: the output folder of `nld train`"):
+        export_checkpoint(asked(output, tmp_path / "hf"))
+
+
+def test_more_layers_than_there_are_is_one_line(random_run, exported) -> None:
+    with pytest.raises(UserError, match="--layers 5; allowed: 1 to 4"):
+        verify_folder(random_run, exported, None, 5)
+
+
+def test_the_command_line_reaches_all_three(random_run, tmp_path, monkeypatch, capsys) -> None:
+    def nld(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["nld", "convert", *words])
+        return cli.main()
+
+    assert nld("export", str(random_run), "--to", str(tmp_path / "hf"), "--no-verify") == 0
+    assert nld("import", str(tmp_path / "hf"), "--to", str(tmp_path / "back"), "--no-verify") == 0
+    assert nld("verify", str(random_run), str(tmp_path / "hf"), "--layers", "1") == 0
+    assert nld("verify", str(random_run), str(tmp_path / "nowhere")) == 2
+    assert capsys.readouterr().err.startswith("nld: no config.json in")
+
+
+@pytest.mark.slow
+def test_conversion_needs_neither_megatron_nor_a_process_group(random_run, tmp_path) -> None:
+    code = (
+        "import sys; from nld_train.cli import main; sys.argv[0] = 'nld'; assert main() == 0; import torch; "
+        "assert not torch.distributed.is_initialized(); assert not [m for m in sys.modules if m.startswith('megatron')]"
+    )
+    words = ["convert", "export", str(random_run), "--to", str(tmp_path / "hf")]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from nld_train.dual_stream import visibility
+from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.noise.law import LAWS, NoiseSample, draw_mask
+from nld_train.plan import row_counts
+
+SHAPES = [(1, 1), (8, 4), (32, 8), (30, 8), (7, 16), (256, 16)]
+
+
+def pairs_by_rule(length: int, size: int, dual: bool) -> int:
+    """Counted one by one from the law of design section 3."""
+    places = [("clean", i) for i in range(length)] + ([("noisy", i) for i in range(length)] if dual else [])
+
+    def sees(query: tuple[str, int], key: tuple[str, int]) -> bool:
+        (kind, i), (other, j) = query, key
+        if kind == "clean":
+            return other == "clean" and j <= i
+        return j // size == i // size if other == "noisy" else j // size < i // size
+
+    return sum(sees(query, key) for query in places for key in places)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize(("length", "size"), SHAPES)
+def test_visible_pairs_are_those_of_the_rule_and_of_the_heart(length: int, size: int, dual: bool) -> None:
+    pairs = row_counts.document_pairs(length, size, dual)
+    assert pairs == visibility.count_visible_pairs(RowLayout(length, size, dual))
+    if length <= 32:
+        assert pairs == pairs_by_rule(length, size, dual)
+
+
+def test_mask_density_is_the_share_of_the_doubled_row(small_run) -> None:
+    assert row_counts.mask_density(small_run()) == pairs_by_rule(32, 8, True) / 64**2
+    assert row_counts.mask_density(small_run(alpha=0.0)) == pairs_by_rule(32, 8, False) / 32**2
+
+
+@pytest.mark.parametrize("law", list(LAWS))
+def test_expected_head_rows_are_the_mean_over_every_noise_law(law, small_run) -> None:
+    run = small_run()
+    length, draws = run.data.sequence_length, 1000
+    masked = 0
+    for index in range(draws):
+        blocks = torch.arange(length) // run.diffusion.block_size
+        sample = NoiseSample(seed=1, purpose="train", index=index, global_batch=8, blocks=blocks)
+        masked += int(draw_mask(law, run.diffusion.noise_eps, sample)[1].sum())
+    # A row's count has a standard deviation of at most L / 2: five of them, over the draws.
+    assert abs(length + masked / draws - row_counts.expected_head_rows(run)) < 5 * (length / 2) / draws**0.5
+
+
+def test_stage_1_needs_the_clean_rows_alone(small_run) -> None:
+    run = small_run(alpha=0.0)
+    assert row_counts.expected_head_rows(run) == row_counts.most_head_rows(run) == row_counts.row_positions(run) == 32
+
+
+def test_a_step_is_cut_into_micro_batches_over_the_data_ranks(small_run) -> None:
+    assert row_counts.micro_batches(small_run(global_batch=64, micro_batch=2, tensor=2)) == 8
+    assert row_counts.run_tokens(small_run(global_batch=64)) == 10 * 64 * 32

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nld_train.errors import UserError
+from nld_train.report.decoded_answers import decoded_section
+
+ANSWER = {
+    "mode": "diffusion",
+    "pieces": ["de", "f <x>"],
+    "order": [3, 1],
+    "forwards": 4,
+    "detail": "prefill 1, denoise 2, refresh 1",
+    "tokens_per_forward": 0.5,
+    "tokens_per_second": 12.0,
+    "accepted_lengths": [1, 2],
+}
+
+
+def test_every_token_shows_its_forward(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps({"prompt": "im<port", "answers": [ANSWER]}))
+    html = decoded_section(path)
+    assert 'title="forward 3">de</span>' in html
+    assert 'title="forward 1">f &lt;x&gt;</span>' in html
+    assert "im&lt;port" in html
+    assert "2 tokens in 4 forwards (prefill 1, denoise 2, refresh 1): 0.50 tokens per forward" in html
+    assert "1.50 tokens per verification" in html
+
+
+def test_later_tokens_are_darker(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps({"prompt": "", "answers": [ANSWER]}))
+    html = decoded_section(path)
+    late, early = (float(html.split(f'" title="forward {step}"')[0].rsplit("/ ", 1)[1][:4]) for step in (3, 1))
+    assert late > early
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"prompt": "", "answers": [{"mode": "ar"}]}'])
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"answers\.json"):
+        decoded_section(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file"):
+        decoded_section(tmp_path / "none.json")

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from nld_train.cli import main
+from nld_train.report.drafter_figures import drafter_section, drafter_text, first_and_last_drafts
+from nld_train.report.history import read_stages
+
+
+def evaluation(step: int, kept: list[float]) -> dict:
+    shares = {f"drafts kept up to {place}": share for place, share in enumerate(kept, start=1)}
+    return {"step": step, "kind": "validation", "drafter loss": 3.0, "accepted length": 1 + sum(kept), **shares}
+
+
+@pytest.fixture
+def output(folder) -> Path:
+    trained = {"step": 5, "kind": "train", "drafter loss": 3.0, "accepted length": 9.0, "gradient norm": 1.0}
+    return folder(
+        "drafter", [evaluation(0, [0.4, 0.1]), trained, evaluation(5, [0.5, 0.2]), evaluation(10, [0.6, 0.3])]
+    )
+
+
+def test_the_first_and_the_last_evaluation_are_compared(output: Path) -> None:
+    (stage,) = read_stages([output])
+    before, after = first_and_last_drafts(stage)
+    assert (before.accepted, after.accepted) == pytest.approx((1.5, 1.9))
+    assert after.tokens_per_forward == pytest.approx(0.95)
+    assert (before.kept, after.kept) == ([0.4, 0.1], [0.6, 0.3])
+    shown = drafter_text([stage])
+    assert "accepted length 1.500 -> 1.900 (+26.7 %), tokens per forward 0.750 -> 0.950" in shown
+    assert "before   0.400  0.100" in shown
+
+
+def test_places_are_in_the_order_of_their_numbers(folder) -> None:
+    kept = [1 - place / 20 for place in range(12)]
+    (stage,) = read_stages([folder("drafter", [evaluation(0, kept)])])
+    assert first_and_last_drafts(stage)[0].kept == kept
+
+
+def test_runs_without_a_drafter_say_nothing(folder) -> None:
+    stages = read_stages([folder("stage1_ar", [{"step": 0, "kind": "validation", "AR loss": 4.0}])])
+    assert first_and_last_drafts(stages[0]) is None
+    assert drafter_text(stages) == "" and drafter_section(stages) == ""
+
+
+def test_the_command_prints_and_draws_a_drafter_alone(output: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["nld", "report", str(output), "--html", str(tmp_path / "page.html")])
+    assert main() == 0
+    assert "accepted length 1.500 -> 1.900" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>Drafter</h2>" in page and "step 10: 1.900" in page and "place 2: 0.300" in page
