@@ -1,10 +1,11 @@
 # Two commands to a first result:  make demo  -  make test
 #
-#   make setup      the virtual environment .venv, from requirements.lock
+#   make setup      the virtual environment .venv, from requirements.lock: 3.5 GB of downloads, 7.5 GB on disk
 #   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
 #                   ends with out/demo/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, ten kills, ...
+#   make test-cluster   all tests on a real Slurm of two nodes; run by root, it installs Debian's packages for it
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
 #   make lock       resolve the dependencies of pyproject.toml again
 #   make picture    draw docs/visibility.svg again
@@ -15,8 +16,11 @@ NLD := .venv/bin/nld
 DEMO := out/demo
 # nvidia-resiliency-ext's wheel is tagged for glibc 2.39; it is Python, and runs on older ones.
 PLATFORM := x86_64-manylinux_2_39
+# Compilers at a time for Transformer Engine: one a core, and 2 GiB of free memory for each.
+JOBS := $(shell awk -v cores=$$(nproc) '/MemAvailable/ {jobs = int($$2 / 2097152); if (jobs > cores) jobs = cores; \
+  print jobs < 1 ? 1 : jobs}' /proc/meminfo)
 
-.PHONY: setup demo test test-pure test-long lint format lock picture
+.PHONY: setup demo test test-pure test-long test-cluster lint format lock picture
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -33,10 +37,12 @@ setup: .venv/.ready
 .venv/.ready: requirements.lock pyproject.toml | .uv/path
 	@uv=$$(cat .uv/path); echo "setting up .venv with $$uv"; \
 	[ -x .venv/bin/python ] || $$uv venv -q --python 3.12 .venv; \
-	echo "installing 220 packages; on a machine's first time Transformer Engine is compiled too: 5 to 15 minutes"; \
+	echo "installing 220 packages, 3.5 GB; on a machine's first time Transformer Engine is compiled too, with $(JOBS) jobs:" \
+	  "20 minutes of CPU"; export MAX_JOBS=$(JOBS); \
 	( while sleep 30; do echo "  ... still installing, $$SECONDS s"; done ) & beat=$$!; trap "kill $$beat" EXIT; \
-	$$uv pip sync --python-platform $(PLATFORM) requirements.lock; \
-	$$uv pip install -q --no-deps -e .
+	$$uv pip sync --compile-bytecode --python-platform $(PLATFORM) requirements.lock; \
+	$$uv pip install -q --no-deps -e .; \
+	.venv/bin/python -m compileall -q nld_train data_prep recipes
 	@touch $@
 
 lock: | .uv/path
@@ -76,6 +82,9 @@ test: setup
 
 test-pure: setup
 	.venv/bin/python -m pytest -m "not megatron and not slow and not long"
+
+test-cluster: setup
+	NLD_TEST_CLUSTER=1 .venv/bin/python -m pytest -m "not long or long" tests/slurm
 
 test-long: setup
 	.venv/bin/python -m pytest -m long

@@ -37,6 +37,8 @@ def rank_main() -> int:
 def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
     """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
     use_own_cores()
+    if run.log.wandb == "disabled":
+        patches.leave_wandb_out()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
     # Megatron binds names when it is imported: only now may it be.
