@@ -71,7 +71,8 @@ def why_not() -> str | None:
     if missing and shutil.which("apt-get") is None:
         return f"Slurm's test cluster needs {', '.join(missing)}, and there is no apt-get to install {PACKAGES}"
     if missing and not may_install():
-        return f"{', '.join(missing)} of Slurm are not here; `make test-cluster` installs {' '.join(PACKAGES)} and runs these"
+        install_them = f"`make test-cluster` installs {' '.join(PACKAGES)} and runs these tests"
+        return f"{', '.join(missing)} of Slurm are not here; {install_them}"
     return install() if missing else None
 
 
