@@ -2,6 +2,7 @@
 the library no longer needs it (tests/train/test_patches.py)."""
 
 import functools
+import queue
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,6 +22,18 @@ def leave_wandb_out() -> None:
     that import fail as if it were not installed, and Megatron goes on without it."""
     assert "megatron" not in sys.modules, "Megatron has bound its names already"
     sys.modules["wandb"] = None  # type: ignore[assignment]
+
+
+def hand_results_over_in_process() -> None:
+    """For runs that save between their steps: threads of the rank itself write then, and Megatron hands their results over
+    through a manager process all the same. That process imports torch before the first save can end, which was 9 of
+    its 10 s; a queue of this process does the same at once."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async as of_megatron
+    from nvidia_resiliency_ext.checkpointing.async_ckpt import filesystem_async as of_resiliency
+
+    for writer in (of_megatron, of_resiliency):  # the pins decide which of the two is used
+        assert writer._results_queue is None, "the manager process is there already"
+        writer._results_queue = queue.Queue()
 
 
 def watch_gradient_norm(optimizer: "ChainedOptimizer", watch: Callable[[float | None], None]) -> None:

@@ -41,6 +41,8 @@ def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = Non
         patches.leave_wandb_out()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
+    if not run.checkpoint.asynchronous:
+        patches.hand_results_over_in_process()
     # Megatron binds names when it is imported: only now may it be.
     from megatron.bridge.training.callbacks import CallbackManager
     from megatron.bridge.training.pretrain import pretrain
