@@ -111,7 +111,7 @@ def describe_type(kind: object) -> str:
         return "one or more, with commas between"
     words: dict[object, str] = {
         bool: "true, false",
-        int: "whole numbers such as 1000, 1_000, 1e3",
+        int: "whole numbers such as 1000, 1_000, 300e9",
         float: "numbers such as 0.1, 1e-5",
         str: "text that is not empty",
     }
@@ -119,7 +119,7 @@ def describe_type(kind: object) -> str:
 
 
 def parse_value(key: str, kind: object, text: str) -> object:
-    """The value that `text` is, for the setting `key` of type `kind`. Inverse of `show`.
+    """The value that `text` is, for the setting `key` of type `kind`. It is the inverse of `format_value`.
 
     Raises: UserError if it is none.
     """
@@ -146,7 +146,7 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        number = float(text)  # 1e3
+        number = float(text)  # 300e9
         if not number.is_integer():
             raise
         return int(number)
@@ -172,11 +172,13 @@ def check_value(kind: object, value: object) -> object:
 
 
 def format_value(value: object) -> str:
-    """A value in the spelling that `parse` reads."""
+    """A value in the spelling that `parse_value` reads; whole numbers of five digits and more as 16_384."""
     if value is None:
         return NONE
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:_}" if abs(value) >= 10_000 else str(value)
     return ",".join(map(format_value, value)) if isinstance(value, tuple) else str(value)
 
 
