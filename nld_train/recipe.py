@@ -104,8 +104,8 @@ def _packaged_runs() -> dict[str, Path]:
 def _chosen_run(path: Path, name: str | None) -> Callable[[], object]:
     runs = _runs_of_file(path)
     if name is None and len(runs) == 1:
-        (name,) = runs
-    if name not in runs:
+        return next(iter(runs.values()))
+    if name is None or name not in runs:
         got = f"{path} without the name of a run" if name is None else f"no run {name!r} in {path}"
         raise UserError(got, ", ".join(runs), f"write {path}:{nearest_name(name or path.stem, runs)}")
     return runs[name]
