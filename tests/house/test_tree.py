@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nld_train.recipe import recipe_names
 
-FOLDERS = {"nld_train", "recipes", "data_prep", "slurm", "tests", "benchmarks", "docs", "out", ".ci"}
+FOLDERS = {"nld_train", "recipes", "data_prep", "slurm", "tests", "examples", "benchmarks", "docs", "out", ".ci"}
 # Test folders that mirror no room: flow: the whole chain; distributed: gloo ranks; parity: against other code.
 OWN_TESTS = {"flow", "distributed", "parity", "house"}
 # Written so that this file does not contain what it looks for.
