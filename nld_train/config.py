@@ -95,7 +95,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Token files made by `nld data prepare` or `prepare-chat`, and how rows are made of them."""
+    """The token files that `nld data prepare` or `prepare-chat` made, and how rows are made of them."""
 
     blend: tuple[str, ...]  # "prefix" or "weight:prefix", e.g. ("0.7:data/web", "0.3:data/code")
     tokenizer: str  # folder with tokenizer.json: must be the one the files were made with
@@ -118,7 +118,7 @@ class DataConfig:
 class TrainConfig:
     """How long and on what batches a run trains. Its length is given in tokens, or in iterations."""
 
-    tokens: int | None = None  # row tokens of the whole run, which make its iterations; none: iterations are given
+    tokens: int | None = None  # row tokens of the run, 300e9 say, which make its iterations; none: those are given
     iterations: int = DERIVED  # optimizer steps
     global_batch: int  # rows per step, over all ranks
     micro_batch: int = 1  # rows per forward on one rank
@@ -141,10 +141,10 @@ class OptimizerConfig:
 
     lr: float
     min_lr: float
-    warmup_tokens: int | None = None  # these make the iterations of the warm-up; none: they are given
-    warmup_iterations: int = DERIVED  # 0: no warm-up
-    decay_tokens: int | None = None  # these make the iterations of the decay; none: they are given
-    decay_iterations: int = DERIVED  # length of the decay, at the end of the run; 0: none in this stage
+    warmup_tokens: int | None = None  # row tokens, which make warmup_iterations; none: those are given
+    warmup_iterations: int = DERIVED  # steps at the start of the run; 0: no warm-up
+    decay_tokens: int | None = None  # row tokens, which make decay_iterations; none: those are given
+    decay_iterations: int = DERIVED  # steps at the end of the run; 0: no decay in this stage
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -163,7 +163,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How one replica of the model is cut; data parallelism is whatever ranks are left."""
+    """How one replica of the model is cut over ranks. The ranks that are left make data parallelism."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -269,8 +269,11 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, whole: what a recipe file builds and `nld train` prints. Its iterations are numbers, also where tokens
-    were given."""
+    """One whole run: a recipe file builds it, and `nld train` prints it.
+
+    Where a length is given in tokens, its iterations are worked out here, so every reader finds them in
+    `train.iterations`, `optimizer.warmup_iterations` and `optimizer.decay_iterations`.
+    """
 
     name: str
     output: str  # folder of checkpoints, logs and the frozen configuration

@@ -26,7 +26,7 @@ OWN_FORM = "a file that defines run() -> RunConfig, or RUNS: names and such func
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run of a recipe: a name in the recipes package, or the path of a recipe file.
+    """Build the run of a recipe, which is a name in the recipes package or the path of a recipe file.
 
     A recipe file defines `run() -> RunConfig`. A file of several runs defines `RUNS` instead: the name of each, and its
     function. A path chooses one of them as FILE.py:NAME.
@@ -44,7 +44,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def replace_settings(run: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """A copy of a run with the settings under the dotted keys replaced.
+    """Copy a run with the settings under the dotted keys replaced.
 
     A length given in tokens keeps its tokens where batch or row length change, and its iterations follow. A length in
     iterations takes the place of the same length in tokens, and the other way round.
@@ -67,12 +67,12 @@ def replace_settings(run: RunConfig, values: Mapping[str, object]) -> RunConfig:
 
 
 def recipe_names() -> list[str]:
-    """The runs of the recipes package."""
+    """List the names of all runs of the recipes package."""
     return sorted(_packaged_runs())
 
 
 def find_recipe_file(recipe: str) -> tuple[Path, str | None]:
-    """The file of a recipe given by name or by path, and the name of the run in it; None: its only one.
+    """Find the file of a recipe given by name or by path, and the name of the run in it; None stands for its only run.
 
     Raises: UserError.
     """
@@ -91,7 +91,7 @@ def find_recipe_file(recipe: str) -> tuple[Path, str | None]:
 
 
 def portable_recipe_name(recipe: str) -> str:
-    """A recipe's name as it is; its path as other folders know it."""
+    """Give a recipe's name as it is, or its path in the form that holds in every folder."""
     return str(Path(recipe).absolute()) if "/" in recipe else recipe
 
 
@@ -132,7 +132,7 @@ def _recipe_module(path: Path) -> ModuleType:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
-    """Dotted key -> value of "key=value" texts.
+    """Map the dotted keys of "key=value" texts to their values, each read by the type of its setting.
 
     Raises: UserError.
     """
@@ -163,9 +163,9 @@ def _do(key: str, known: dict[str, object]) -> str:
 
 
 def dump_settings(run: RunConfig, overrides: Sequence[str] = ()) -> str:
-    """Every setting of a run, one a line under its section, in the spelling of an override.
+    """Write every setting of a run on a line under its section, in the spelling of an override.
 
-    Marked are the settings in `overrides`, iterations that follow from tokens, and the tokens that iterations make.
+    The text marks the settings in `overrides`, iterations that follow from tokens, and tokens that iterations make.
     """
     overridden = {override.partition("=")[0] for override in overrides}
     lines, section = [], ""
@@ -181,7 +181,7 @@ def dump_settings(run: RunConfig, overrides: Sequence[str] = ()) -> str:
 
 
 def _length_mark(key: str, run: RunConfig) -> str | None:
-    """What is said of a length of the run that another setting decides."""
+    """Say what another setting makes of a length of the run."""
     if key == "train.tokens" and run.train.tokens is None:
         tokens = run.train.iterations * run.train.global_batch * run.data.sequence_length
         return f"{format_value(tokens)}, which train.iterations make"
@@ -193,12 +193,12 @@ def _length_mark(key: str, run: RunConfig) -> str | None:
 
 
 def run_to_json(run: RunConfig) -> str:
-    """The whole run as JSON; `run_from_json` gives back an equal one."""
+    """Write the whole run as JSON, of which `run_from_json` makes an equal run."""
     return json.dumps(to_tree(run), indent=2, allow_nan=False)
 
 
 def run_from_json(text: str) -> RunConfig:
-    """The run that `run_to_json` wrote.
+    """Read the run that `run_to_json` wrote.
 
     Raises: UserError if `text` is no JSON, or not exactly the settings of a run.
     """

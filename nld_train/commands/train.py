@@ -9,7 +9,7 @@ from nld_train.config import RunConfig, require
 TRAIN_HELP = """\
 Train a recipe: the same command and the same code on one CPU and on many GPUs.
 
-  nld train tiny_stage1_ar                        a name from recipes/, or the path of a recipe file
+  nld train tiny_stage1_ar                        a name, or a recipe file (FILE.py:NAME if it has several)
   nld train tiny_stage1_ar --nproc 2              two ranks on this machine
   nld train tiny_stage1_ar train.iterations=20 output=out/try
   nld train nld_8b_stage2_joint train.global_batch=256
