@@ -1,10 +1,11 @@
-"""Every setting of a run: one default, one place, checked here. After this door nothing has a fallback."""
+"""Every setting of a run: one default, one place, checked here. Nothing that reads a run has a fallback."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from nld_train import parallel_layout
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require, require_choice, require_positive
+from nld_train.token_budget import DERIVED, derive_iterations
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
@@ -13,23 +14,6 @@ Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
-
-
-def require(ok: bool, got: str, allowed: str, do: str) -> None:
-    """Raise UserError unless `ok`."""
-    if not ok:
-        raise UserError(got, allowed, do)
-
-
-def require_choice(name: str, value: str, choices: object) -> None:
-    allowed = get_args(choices)
-    require(value in allowed, f"{name}={value!r}", ", ".join(allowed), "choose one of them")
-
-
-def require_positive(section: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        require(value > 0, f"{section}.{name}={value}", "numbers above 0", f"set {section}.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +26,7 @@ class DiffusionConfig:
     noise_law: NoiseLaw = "uniform"
     noise_eps: float = 1e-3  # p = (1 - eps) * t + eps
     noise_seed: int = 1234
-    average: LossAverage = (
-        "token"  # token: one denominator for the global batch [eq. 5]; sequence: rows count equally [eq. 4]
-    )
+    average: LossAverage = "token"  # token: the global batch has one denominator [eq. 5]; sequence: each row [eq. 4]
     document_mask: bool = False  # packed documents of a row do not see each other
 
     def __post_init__(self) -> None:
@@ -113,7 +95,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Token files made by `nld data prepare` or `prepare-chat`, and how rows are made of them."""
+    """The token files that `nld data prepare` or `prepare-chat` made, and how rows are made of them."""
 
     blend: tuple[str, ...]  # "prefix" or "weight:prefix", e.g. ("0.7:data/web", "0.3:data/code")
     tokenizer: str  # folder with tokenizer.json: must be the one the files were made with
@@ -134,7 +116,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    iterations: int  # optimizer steps
+    """How long and on what batches a run trains. Its length is given in tokens, or in iterations."""
+
+    tokens: int | None = None  # row tokens of the run, 300e9 say, which make its iterations; none: those are given
+    iterations: int = DERIVED  # optimizer steps
     global_batch: int  # rows per step, over all ranks
     micro_batch: int = 1  # rows per forward on one rank
     eval_interval: int = 1000  # steps; the validation rows are the same every time
@@ -144,19 +129,22 @@ class TrainConfig:
     seed: int = 1234  # weights and dropout; the noise has its own seed
 
     def __post_init__(self) -> None:
-        require_positive("train", self, "iterations", "global_batch", "micro_batch", "eval_interval")
+        lengths = () if self.iterations == DERIVED else ("iterations",)
+        require_positive("train", self, *lengths, "global_batch", "micro_batch", "eval_interval")
         require_choice("train.precision", self.precision, Precision)
         require_choice("train.attention", self.attention, AttentionBackend)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW under a warm-up, stable, decay schedule (WSD)."""
+    """AdamW under a warm-up, stable, decay schedule (WSD). Warm-up and decay are given in tokens, or in iterations."""
 
     lr: float
     min_lr: float
-    warmup_iterations: int
-    decay_iterations: int  # length of the decay, at the end of the run; 0: none in this stage
+    warmup_tokens: int | None = None  # row tokens, which make warmup_iterations; none: those are given
+    warmup_iterations: int = DERIVED  # steps at the start of the run; 0: no warm-up
+    decay_tokens: int | None = None  # row tokens, which make decay_iterations; none: those are given
+    decay_iterations: int = DERIVED  # steps at the end of the run; 0: no decay in this stage
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -175,7 +163,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How one replica of the model is cut; data parallelism is whatever ranks are left."""
+    """How one replica of the model is cut over ranks. The ranks that are left make data parallelism."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -281,7 +269,11 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, whole: what a recipe file builds and `nld train` prints."""
+    """One whole run: a recipe file builds it, and `nld train` prints it.
+
+    Where a length is given in tokens, its iterations are worked out here, so every reader finds them in
+    `train.iterations`, `optimizer.warmup_iterations` and `optimizer.decay_iterations`.
+    """
 
     name: str
     output: str  # folder of checkpoints, logs and the frozen configuration
@@ -297,6 +289,9 @@ class RunConfig:
     drafter: DrafterConfig | None = None  # train the drafter's adapter, and nothing else; none: the model itself
 
     def __post_init__(self) -> None:
+        step_tokens = self.train.global_batch * self.data.sequence_length
+        object.__setattr__(self, "train", derive_iterations("train", self.train, step_tokens))
+        object.__setattr__(self, "optimizer", derive_iterations("optimizer", self.optimizer, step_tokens))
         check_layout(self)
         check_training(self)
         if self.drafter is not None:

@@ -17,7 +17,7 @@ NONE = "none"
 
 
 def field_types(section: type) -> dict[str, Any]:
-    """The name and type of every field of a dataclass, in its order."""
+    """Give the name and the type of every field of a dataclass, in the order of its fields."""
     hints = get_type_hints(section)
     return {field.name: hints[field.name] for field in fields(section)}
 
@@ -27,13 +27,13 @@ def is_section(kind: object) -> TypeGuard[type]:
 
 
 def section_type(kind: object) -> type | None:
-    """The dataclass that a setting's type is, or is where it is not None; None for every other type."""
+    """Give D where a setting's type is the dataclass D or `D | None`, and None for every other type."""
     inner = optional_type(kind) or kind
     return inner if is_section(inner) else None
 
 
 def leaf_types(section: type) -> dict[str, Any]:
-    """Dotted key -> type of every setting of a dataclass and of the dataclasses inside it."""
+    """Map the dotted key of every setting of a dataclass, and of the dataclasses inside it, to its type."""
     found: dict[str, Any] = {}
     for name, kind in field_types(section).items():
         inner = section_type(kind)
@@ -45,8 +45,10 @@ def leaf_types(section: type) -> dict[str, Any]:
 
 
 def leaf_values(section: object) -> dict[str, Any]:
-    """Dotted key -> value of every setting of a dataclass instance and of the instances inside it; a section that is
-    not there has none."""
+    """Map the dotted key of every setting of a dataclass instance, and of the instances inside it, to its value.
+
+    A section that is None has no settings.
+    """
     found: dict[str, Any] = {}
     for name, kind in field_types(type(section)).items():
         value = getattr(section, name)
@@ -58,7 +60,7 @@ def leaf_values(section: object) -> dict[str, Any]:
 
 
 def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> Section:
-    """A copy with the settings under the dotted keys replaced.
+    """Copy a dataclass instance with the settings under the dotted keys replaced.
 
     Every dataclass is built once, with all of its new values, so that values which are valid only together pass.
     """
@@ -83,7 +85,7 @@ def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> S
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """The known name most like `name`: as a whole, and in what follows its last dot."""
+    """Find the known name that is most like `name`, compared as a whole and in what follows the last dot."""
 
     def likeness(candidate: str) -> float:
         whole = SequenceMatcher(None, name, candidate).ratio()
@@ -93,7 +95,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def optional_type(kind: object) -> Any:
-    """X of `X | None`; None for every other type."""
+    """Give X of `X | None`, and None for every other type."""
     if not isinstance(kind, UnionType):
         return None
     inner = [part for part in get_args(kind) if part is not NoneType]
@@ -102,7 +104,7 @@ def optional_type(kind: object) -> Any:
 
 
 def describe_type(kind: object) -> str:
-    """What a setting of this type may be, in words."""
+    """Say in words what a setting of this type may be."""
     if optional_type(kind):
         return f"{describe_type(optional_type(kind))}; or {NONE}"
     if get_origin(kind) is Literal:
@@ -111,7 +113,7 @@ def describe_type(kind: object) -> str:
         return "one or more, with commas between"
     words: dict[object, str] = {
         bool: "true, false",
-        int: "whole numbers such as 1000, 1_000, 1e3",
+        int: "whole numbers such as 1000, 1_000, 300e9",
         float: "numbers such as 0.1, 1e-5",
         str: "text that is not empty",
     }
@@ -119,9 +121,9 @@ def describe_type(kind: object) -> str:
 
 
 def parse_value(key: str, kind: object, text: str) -> object:
-    """The value that `text` is, for the setting `key` of type `kind`. Inverse of `show`.
+    """Read `text` as a value of the setting `key`, which has the type `kind`. It is the inverse of `format_value`.
 
-    Raises: UserError if it is none.
+    Raises: UserError if `text` is no such value.
     """
     try:
         return _parse(kind, text.strip())
@@ -146,14 +148,14 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        number = float(text)  # 1e3
+        number = float(text)  # 300e9
         if not number.is_integer():
             raise
         return int(number)
 
 
 def check_value(kind: object, value: object) -> object:
-    """`value` as the type `kind` wants it (a list as a tuple, 1 as 1.0).
+    """Give `value` as the type `kind` wants it (a list as a tuple, 1 as 1.0).
 
     Raises: ValueError if it is of another type.
     """
@@ -172,16 +174,18 @@ def check_value(kind: object, value: object) -> object:
 
 
 def format_value(value: object) -> str:
-    """A value in the spelling that `parse` reads."""
+    """Write a value in the spelling that `parse_value` reads; whole numbers from 10_000 on have underscores."""
     if value is None:
         return NONE
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:_}" if abs(value) >= 10_000 else str(value)
     return ",".join(map(format_value, value)) if isinstance(value, tuple) else str(value)
 
 
 def to_tree(section: object) -> dict[str, Any]:
-    """A dataclass instance as nested dicts of plain values."""
+    """Give a dataclass instance as nested dicts of plain values."""
     found = {}
     for name, kind in field_types(type(section)).items():
         value = getattr(section, name)
@@ -190,7 +194,7 @@ def to_tree(section: object) -> dict[str, Any]:
 
 
 def from_tree[Section](section: type[Section], tree: object, prefix: str = "") -> Section:
-    """The dataclass instance whose `to_tree` is `tree`; every field must be there, and nothing else.
+    """Build the dataclass instance whose `to_tree` is `tree`. Every field must be there, and nothing else.
 
     Raises: UserError.
     """

@@ -1,5 +1,7 @@
 """The sizes of the published family, and a tiny one that trains on two CPU cores."""
 
+from typing import NamedTuple
+
 from nld_train.config import ModelConfig, RopeConfig
 
 # 4.3M parameters. The rotary numbers are scaled down with the rows: a row of 256 goes past original_max_position, so
@@ -18,3 +20,15 @@ TINY = ModelConfig(
 NLD_3B = ModelConfig(layers=26, hidden=3072, ffn=9216)
 NLD_8B = ModelConfig(layers=34, hidden=4096, ffn=14_336)
 NLD_14B = ModelConfig(layers=40, hidden=5120, ffn=16_384, rope=RopeConfig(theta=1e9))
+
+
+class SizeLayout(NamedTuple):
+    """A row of a recipe's table: one size of the family, how it is cut over the GPUs, and the reason.
+
+    Figures in the reason are those of `nld train RECIPE --dry-run`: GB of 1e9 bytes on the fullest of the GPUs.
+    """
+
+    model: ModelConfig
+    tensor: int  # GPUs of one node that share every layer; above 1 with sequence parallelism
+    micro_batch: int  # rows per forward on one data rank
+    reason: str

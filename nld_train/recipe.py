@@ -1,12 +1,13 @@
-"""From a recipe and `key=value` overrides to the frozen RunConfig, and that to text and back."""
+"""From a recipe and `key=value` overrides to the frozen RunConfig, and from that to text and back."""
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from nld_train.config import RunConfig
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.fields import (
     describe_type,
     format_value,
@@ -18,55 +19,108 @@ from nld_train.fields import (
     replace_leaves,
     to_tree,
 )
+from nld_train.token_budget import DERIVED, ITERATIONS_OF
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+OWN_FORM = "a file that defines run() -> RunConfig, or RUNS: names and such functions"
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run of a recipe: a name in the recipes package, or the path of a .py file that defines `run() -> RunConfig`.
+    """Build the run of a recipe, which is a name in the recipes package or the path of a recipe file.
+
+    A recipe file defines `run() -> RunConfig`. A file of several runs defines `RUNS` instead: the name of each, and its
+    function. A path chooses one of them as FILE.py:NAME.
 
     `overrides`: "dotted.key=value" each, read by the setting's type. All of them are put in before anything is checked.
 
     Raises: UserError for an unknown recipe, key or value, and for settings that contradict each other.
     """
     values = parse_overrides(overrides)
-    path = find_recipe_file(recipe)
-    run = _run_function(path)()
+    path, name = find_recipe_file(recipe)
+    run = _chosen_run(path, name)()
     if not isinstance(run, RunConfig):
-        raise UserError(f"run() of {path} gave a {type(run).__name__}", "a RunConfig", "return one from run()")
-    return replace_leaves(from_tree(RunConfig, to_tree(run)), values)
+        raise UserError(f"the recipe {recipe} gave a {type(run).__name__}", "a RunConfig", "return one")
+    return replace_settings(from_tree(RunConfig, to_tree(run)), values)
+
+
+def replace_settings(run: RunConfig, values: Mapping[str, object]) -> RunConfig:
+    """Copy a run with the settings under the dotted keys replaced.
+
+    A length given in tokens keeps its tokens where batch or row length change, and its iterations follow. A length in
+    iterations takes the place of the same length in tokens, and the other way round.
+
+    Raises: UserError for settings that contradict each other.
+    """
+    changed, before = dict(values), leaf_values(run)
+    for in_tokens, in_iterations in ITERATIONS_OF.items():
+        require(
+            in_tokens not in values or in_iterations not in values,
+            f"{in_tokens} and {in_iterations} given",
+            "one of the two: the other follows",
+            "take one of them away",
+        )
+        if in_iterations in values:
+            changed[in_tokens] = None
+        elif changed.get(in_tokens, before[in_tokens]) is not None:
+            changed[in_iterations] = DERIVED
+    return replace_leaves(run, changed)
 
 
 def recipe_names() -> list[str]:
-    """The recipes of the recipes package."""
-    return sorted(path.stem for path in RECIPES.glob("*.py") if not path.stem.startswith("_"))
+    """List the names of all runs of the recipes package."""
+    return sorted(_packaged_runs())
 
 
-def find_recipe_file(recipe: str) -> Path:
-    """The file of a recipe given by name or by path.
+def find_recipe_file(recipe: str) -> tuple[Path, str | None]:
+    """Find the file of a recipe given by name or by path, and the name of the run in it; None stands for its only run.
 
     Raises: UserError.
     """
     if recipe.endswith(".py") or "/" in recipe:
-        path = Path(recipe)
+        file, colon, name = recipe.partition(".py:")
+        path = Path(f"{file}.py" if colon else recipe)
         if path.suffix == ".py" and path.is_file():
-            return path
+            return path, name or None
         raise UserError(
             f"recipe {recipe!r}", "an existing .py file, or a name", f"use one of {', '.join(recipe_names())}"
         )
-    if recipe in recipe_names():
-        return RECIPES / f"{recipe}.py"
-    raise UserError(
-        f"recipe {recipe!r}", ", ".join(recipe_names()), f"did you mean {nearest_name(recipe, recipe_names())}?"
-    )
+    files = _packaged_runs()
+    if recipe in files:
+        return files[recipe], recipe
+    raise UserError(f"recipe {recipe!r}", ", ".join(sorted(files)), f"did you mean {nearest_name(recipe, files)}?")
 
 
 def portable_recipe_name(recipe: str) -> str:
-    """A recipe's name as it is; its path as other folders know it."""
+    """Give a recipe's name as it is, or its path in the form that holds in every folder."""
     return str(Path(recipe).absolute()) if "/" in recipe else recipe
 
 
-def _run_function(path: Path) -> Callable[[], object]:
+def _packaged_runs() -> dict[str, Path]:
+    """The name and the file of every run of the recipes package."""
+    files = sorted(path for path in RECIPES.glob("*.py") if not path.stem.startswith("_"))
+    return {name: path for path in files for name in _runs_of_file(path)}
+
+
+def _chosen_run(path: Path, name: str | None) -> Callable[[], object]:
+    runs = _runs_of_file(path)
+    if name is None and len(runs) == 1:
+        return next(iter(runs.values()))
+    if name is None or name not in runs:
+        got = f"{path} without the name of a run" if name is None else f"no run {name!r} in {path}"
+        raise UserError(got, ", ".join(runs), f"write {path}:{nearest_name(name or path.stem, runs)}")
+    return runs[name]
+
+
+def _runs_of_file(path: Path) -> Mapping[str, Callable[[], object]]:
+    """The name and the function of every run of a recipe file."""
+    module = _recipe_module(path)
+    runs: object = vars(module).get("RUNS") or {path.stem: vars(module).get("run")}
+    if not isinstance(runs, dict) or not all(callable(function) for function in runs.values()):
+        raise UserError(f"{path} without run()", OWN_FORM, "define it")
+    return runs
+
+
+def _recipe_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"nld_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None, f"no loader for {path}"
     module = importlib.util.module_from_spec(spec)
@@ -74,14 +128,11 @@ def _run_function(path: Path) -> Callable[[], object]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path} line {error.lineno}: {error.msg}", "Python", "correct the recipe") from None
-    function: object = vars(module).get("run")
-    if not callable(function):
-        raise UserError(f"{path} without run()", "a file that defines run() -> RunConfig", "define it")
-    return function
+    return module
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
-    """Dotted key -> value of "key=value" texts.
+    """Map the dotted keys of "key=value" texts to their values, each read by the type of its setting.
 
     Raises: UserError.
     """
@@ -112,26 +163,42 @@ def _do(key: str, known: dict[str, object]) -> str:
 
 
 def dump_settings(run: RunConfig, overrides: Sequence[str] = ()) -> str:
-    """Every setting, one a line under its section, in the spelling of an override; those in `overrides` are marked."""
-    changed = {override.partition("=")[0] for override in overrides}
+    """Write every setting of a run on a line under its section, in the spelling of an override.
+
+    The text marks the settings in `overrides`, iterations that follow from tokens, and tokens that iterations make.
+    """
+    overridden = {override.partition("=")[0] for override in overrides}
     lines, section = [], ""
     for key, value in sorted(leaf_values(run).items(), key=lambda item: "." in item[0]):
         head, dot, rest = key.partition(".")
         if dot and head != section:
             section = head
             lines.append(f"\n[{section}]")
+        mark = "override" if key in overridden else _length_mark(key, run)
         line = f"{rest if dot else key:<28} = {format_value(value)}"
-        lines.append(f"{line}    <- override" if key in changed else line)
+        lines.append(f"{line}    <- {mark}" if mark else line)
     return "\n".join(lines)
 
 
+def _length_mark(key: str, run: RunConfig) -> str | None:
+    """Say what another setting makes of a length of the run."""
+    if key == "train.tokens" and run.train.tokens is None:
+        tokens = run.train.iterations * run.train.global_batch * run.data.sequence_length
+        return f"{format_value(tokens)}, which train.iterations make"
+    values = leaf_values(run)
+    for in_tokens, in_iterations in ITERATIONS_OF.items():
+        if key == in_iterations and values[in_tokens] is not None:
+            return f"{in_tokens} / (train.global_batch x data.sequence_length)"
+    return None
+
+
 def run_to_json(run: RunConfig) -> str:
-    """The whole run as JSON; `from_json` gives back an equal one."""
+    """Write the whole run as JSON, of which `run_from_json` makes an equal run."""
     return json.dumps(to_tree(run), indent=2, allow_nan=False)
 
 
 def run_from_json(text: str) -> RunConfig:
-    """The run that `to_json` wrote.
+    """Read the run that `run_to_json` wrote.
 
     Raises: UserError if `text` is no JSON, or not exactly the settings of a run.
     """

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.config import RunConfig
+from nld_train.config import OptimizerConfig, RunConfig, TrainConfig
 from nld_train.errors import UserError
 from nld_train.fields import format_value, leaf_types, leaf_values, parse_value
-from nld_train.recipe import dump_settings, load_recipe, recipe_names, run_from_json, run_to_json
+from nld_train.recipe import (
+    dump_settings,
+    load_recipe,
+    portable_recipe_name,
+    recipe_names,
+    replace_settings,
+    run_from_json,
+    run_to_json,
+)
 
 TINY = "tiny_stage1_ar"
 
@@ -28,6 +36,7 @@ def message(recipe: str, *overrides: str) -> str:
         ("train.iterations=40", 40),
         ("train.iterations=1_000", 1000),
         ("train.iterations=1e3", 1000),
+        ("train.tokens=300e9", 300_000_000_000),
         ("optimizer.lr=5", 5.0),
         ("model.rope.theta=1e6", 1e6),
         ("model.rope.query_scale_beta=0", 0.0),
@@ -57,6 +66,8 @@ def test_an_override_changes_its_setting_and_no_other() -> None:
     "override",
     [
         "train.iterations=1.5",
+        "train.tokens=1.5",
+        "train.tokens=300x9",
         "train.iterations=ten",
         "train.iterations=inf",
         "train.iterations=true",
@@ -132,6 +143,19 @@ def write(folder: Path, text: str) -> str:
     path = folder / "mine.py"
     path.write_text(text)
     return str(path)
+
+
+def test_a_file_of_several_runs_is_asked_for_one_by_name(tmp_path) -> None:
+    text = (
+        "from functools import partial\nfrom nld_train.recipe import load_recipe\n"
+        f"RUNS = {{name: partial(load_recipe, {TINY!r}, ['name=' + name]) for name in ('one', 'two')}}\n"
+    )
+    file = write(tmp_path, text)
+    assert load_recipe(f"{file}:two").name == "two"
+    assert f"write {file}:" in message(file) and "without the name of a run; allowed: one, two" in message(file)
+    assert "no run 'thre'" in message(f"{file}:thre")
+    assert portable_recipe_name(f"{file}:two") == f"{file}:two"
+    assert load_recipe(write(tmp_path, text.replace(", 'two'", ","))).name == "one"
 
 
 def test_a_recipe_may_be_any_file_with_run(tmp_path) -> None:
@@ -216,6 +240,100 @@ def test_the_dump_has_each_setting_once_and_marks_the_overridden() -> None:
     assert len(lines) == len(leaf_values(load_recipe(TINY)))
     marked = [line for line in lines if line.endswith("<- override")]
     assert [line.split()[:3] for line in marked] == [["init", "=", "out/x"], ["iterations", "=", "300"]]
+
+
+JOINT = "nld_8b_stage2_joint"
+
+
+def lengths(*overrides: str) -> tuple[int | None, int, int]:
+    """Tokens, iterations and iterations of the decay of JOINT."""
+    run = load_recipe(JOINT, overrides)
+    return run.train.tokens, run.train.iterations, run.optimizer.decay_iterations
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (300_000_000_000, 143_051, 61_989)),
+        (["train.global_batch=256"], (300_000_000_000, 286_102, 123_978)),
+        (["train.global_batch=1024", "data.sequence_length=8192"], (300_000_000_000, 35_763, 15_497)),
+        (["train.tokens=150e9"], (150_000_000_000, 71_526, 61_989)),
+        (["train.iterations=100_000"], (None, 100_000, 61_989)),
+        (["train.iterations=100_000", "train.global_batch=1024"], (None, 100_000, 30_994)),
+        (["train.iterations=50", "optimizer.warmup_iterations=1", "optimizer.decay_iterations=0"], (None, 50, 0)),
+        (["train.tokens=none", "train.global_batch=1024"], (None, 143_051, 30_994)),
+    ],
+)
+def test_a_length_in_tokens_keeps_its_tokens_and_one_in_iterations_its_iterations(overrides, expected) -> None:
+    assert lengths(*overrides) == expected
+
+
+def test_a_run_given_in_iterations_keeps_them_under_another_batch_until_it_is_given_tokens() -> None:
+    assert load_recipe(TINY, ["train.global_batch=16"]).train.iterations == load_recipe(TINY).train.iterations
+    run = load_recipe(TINY, ["train.tokens=2_048_000", "train.global_batch=16"])
+    assert (run.train.tokens, run.train.iterations) == (2_048_000, 500)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["train.tokens=1e9", "train.iterations=477"],
+            "train.tokens and train.iterations given; allowed: one of the two",
+        ),
+        (["optimizer.decay_tokens=1e9", "optimizer.decay_iterations=1"], "optimizer.decay_tokens and"),
+        (
+            ["train.tokens=1000"],
+            "train.tokens=1000; allowed: at least half the tokens of one iteration, which has 2097152",
+        ),
+        (["train.tokens=0"], "train.tokens=0"),
+        (["train.iterations=-1"], "neither train.tokens nor train.iterations"),
+        (["optimizer.decay_iterations=-2"], "optimizer.decay_iterations=-2"),
+        (["train.tokens=100e9"], "optimizer.warmup_iterations + decay_iterations = 62489"),
+        (["optimizer.decay_tokens=301e9"], "at most train.iterations=143051"),
+    ],
+)
+def test_lengths_that_contradict_each_other_are_refused(overrides, said) -> None:
+    assert said in message(JOINT, *overrides)
+
+
+def test_a_recipe_gives_tokens_or_iterations() -> None:
+    run = load_recipe(JOINT)
+    with pytest.raises(UserError, match="train.tokens=300000000000 with train.iterations=900"):
+        replace(run, train=replace(run.train, iterations=900))
+    with pytest.raises(UserError, match="neither train.tokens nor train.iterations"):
+        replace(run, train=TrainConfig(global_batch=512))
+    with pytest.raises(UserError, match=r"train.tokens=1.5; allowed: whole numbers above 0"):
+        replace(run, train=TrainConfig(tokens=1.5, global_batch=512))
+    with pytest.raises(UserError, match="neither optimizer.warmup_tokens nor optimizer.warmup_iterations"):
+        replace(run, optimizer=OptimizerConfig(lr=1e-3, min_lr=0.0, decay_iterations=0))
+    assert replace_settings(run, {"train.global_batch": 256}) == load_recipe(JOINT, ["train.global_batch=256"])
+
+
+def test_the_frozen_run_holds_both_and_its_json_is_read_as_strictly_as_any() -> None:
+    tree = json.loads(run_to_json(load_recipe(JOINT)))
+    assert (tree["train"]["tokens"], tree["train"]["iterations"]) == (300_000_000_000, 143_051)
+    tree["train"]["iterations"] = 143_052
+    assert "train.tokens=300000000000 with train.iterations=143052" in refused(tree)
+    tree["train"]["tokens"] = 300e9
+    assert "train.tokens=300000000000.0" in refused(tree)
+
+
+def dumped(recipe: str, *overrides: str) -> dict[str, str]:
+    lines = dump_settings(load_recipe(recipe, overrides), overrides).splitlines()
+    return {line.split()[0]: line.partition(" = ")[2] for line in lines if " = " in line}
+
+
+def test_the_dump_says_what_follows_from_what() -> None:
+    per = "/ (train.global_batch x data.sequence_length)"
+    other = dumped(JOINT, "train.global_batch=256")
+    assert other["tokens"] == "300_000_000_000" and other["global_batch"] == "256    <- override"
+    assert other["iterations"] == f"286_102    <- train.tokens {per}"
+    assert other["decay_iterations"] == f"123_978    <- optimizer.decay_tokens {per}"
+    assert other["warmup_iterations"] == "500"
+    short = dumped(JOINT, "train.iterations=100_000")
+    assert short["iterations"] == "100_000    <- override"
+    assert short["tokens"] == "none    <- 209_715_200_000, which train.iterations make"
 
 
 def test_planning_a_run_imports_neither_torch_nor_megatron() -> None:

@@ -24,6 +24,7 @@ from nld_train.dual_stream.batch import collate_rows
 from nld_train.noise.corrupt import corrupt_row
 from nld_train.plan import flops, memory
 from nld_train.plan.row_counts import row_positions
+from nld_train.recipe import replace_settings
 from nld_train.types import Batch, Row
 
 READY = 4  # micro-batches made before the clock starts: in training the loader's processes make them meanwhile
@@ -117,7 +118,7 @@ def device_peak_flops(device: torch.device) -> float | None:
 def with_one_rank(run: RunConfig) -> RunConfig:
     """The run's micro-batch on a single rank, uncut."""
     cut = replace(run.parallel, tensor=1, pipeline=1, virtual_pipeline=1, context=1, sequence=False, world_size=1)
-    return replace(run, parallel=cut, train=replace(run.train, global_batch=run.train.micro_batch))
+    return replace_settings(replace(run, parallel=cut), {"train.global_batch": run.train.micro_batch})
 
 
 def with_fitting_layers(run: RunConfig, capacity: int) -> RunConfig:

@@ -9,9 +9,11 @@ from nld_train.config import RunConfig, require
 TRAIN_HELP = """\
 Train a recipe: the same command and the same code on one CPU and on many GPUs.
 
-  nld train tiny_stage1_ar                        a name from recipes/, or the path of a recipe file
+  nld train tiny_stage1_ar                        a name, or a recipe file (FILE.py:NAME if it has several)
   nld train tiny_stage1_ar --nproc 2              two ranks on this machine
   nld train tiny_stage1_ar train.iterations=20 output=out/try
+  nld train nld_8b_stage2_joint train.global_batch=256
+                                                  the token budget stays, the iterations follow: 286,102
   nld train nld_8b_sft init=models/NLD-8B         from a Hugging Face folder: imported into OUTPUT/init first
   nld train nld_8b_stage2_joint --dry-run         parameters, FLOPs, memory per GPU; starts nothing
   nld train nld_8b_stage2_joint --meet n0:29500 --nodes 32 --node 0

@@ -8,16 +8,19 @@ from nld_train.config import DrafterConfig
 from nld_train.errors import UserError
 from nld_train.plan.dry_run import dry_run_text
 from nld_train.plan.memory import worst_stage
-from nld_train.plan.row_counts import run_tokens
+from nld_train.plan.row_counts import micro_batches, run_tokens
 from nld_train.recipe import load_recipe, recipe_names
 
-LARGE = ["nld_3b", "nld_8b", "nld_14b"]
-PAIRS = ["tiny", *LARGE]
 STAGES = ["stage1_ar", "stage2_joint", "sft"]
+TABLES = {stage: importlib.import_module(f"recipes.nld_{stage}").SIZES for stage in (*STAGES, "drafter")}
+LARGE = [f"nld_{size}" for size in TABLES["stage1_ar"]]
+PAIRS = ["tiny", *LARGE]
+COUNTS = {1: "one micro-batch", 2: "two micro-batches", 4: "four micro-batches", 8: "eight micro-batches"}
 
 
 def test_every_size_has_a_recipe_of_every_stage() -> None:
-    assert {f"{size}_{stage}" for size in PAIRS for stage in STAGES} <= set(recipe_names())
+    assert {f"{size}_{stage}" for size in PAIRS for stage in TABLES} == set(recipe_names())
+    assert {"nld_3b", "nld_8b", "nld_14b"} <= set(LARGE)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -29,9 +32,13 @@ def test_every_recipe_plans_and_fits(name) -> None:
 
 
 @pytest.mark.parametrize("size", LARGE)
-@pytest.mark.parametrize(("stage", "billions", "alpha"), [("stage1_ar", 1000, 0.0), ("stage2_joint", 300, 0.3)])
-def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alpha) -> None:
+@pytest.mark.parametrize(
+    ("stage", "billions", "iterations", "alpha"),
+    [("stage1_ar", 1000, 476_837, 0.0), ("stage2_joint", 300, 143_051, 0.3)],
+)
+def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, iterations, alpha) -> None:
     run = load_recipe(f"{size}_{stage}")
+    assert (run.train.tokens, run.train.iterations) == (billions * 10**9, iterations)
     assert run_tokens(run) == pytest.approx(billions * 1e9, rel=1e-5)
     assert (run.data.sequence_length, run.train.global_batch) == (4096, 512)
     assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (alpha, 32, 100)
@@ -44,6 +51,7 @@ def test_the_large_recipes_hold_the_published_numbers(size, stage, billions, alp
 @pytest.mark.parametrize("size", LARGE)
 def test_the_sft_recipes_hold_the_published_numbers(size) -> None:
     run = load_recipe(f"{size}_sft")
+    assert run.train.tokens == 45 * 10**9
     assert run_tokens(run) == pytest.approx(45e9, rel=1e-4)
     assert (run.train.iterations, run.train.global_batch, run.data.sequence_length) == (10_729, 256, 16_384)
     assert (run.diffusion.alpha, run.diffusion.block_size, run.diffusion.mask_token_id) == (0.3, 32, 100)
@@ -74,12 +82,22 @@ def test_the_large_layouts_use_256_gpus_and_keep_tensor_parallelism_inside_a_nod
         assert cut.sequence == (cut.tensor > 1)
 
 
-@pytest.mark.parametrize("size", LARGE)
-def test_the_figures_in_a_large_recipes_reason_are_those_of_its_plan(size) -> None:
-    for stage in STAGES:
-        name = f"{size}_{stage}"
-        reason = importlib.import_module(f"recipes.{name}").__doc__
-        assert f"{worst_stage(load_recipe(name)).total / 1e9:.1f} GB" in reason
+@pytest.mark.parametrize(("stage", "size"), [(stage, size) for stage, table in TABLES.items() for size in table])
+def test_a_layouts_reason_gives_the_figures_of_its_plan(stage, size) -> None:
+    run, reason = load_recipe(f"nld_{size}_{stage}"), " ".join(TABLES[stage][size].reason.split())
+    assert f"{worst_stage(run).total / 1e9:.1f} GB" in reason
+    assert f"A step is {COUNTS[micro_batches(run)]} on each of {run.parallel.data} data ranks." in reason
+
+
+def test_our_warm_up_and_decay_are_the_shares_that_the_recipes_say() -> None:
+    joint, sft = load_recipe("nld_8b_stage2_joint"), load_recipe("nld_8b_sft")
+    assert joint.optimizer.decay_tokens == (10**12 + 300 * 10**9) // 10
+    assert (joint.optimizer.decay_iterations, sft.optimizer.decay_iterations) == (61_989, 1073)
+    assert (sft.optimizer.warmup_tokens, sft.optimizer.decay_tokens) == (
+        sft.train.tokens // 100,
+        sft.train.tokens // 10,
+    )
+    assert (joint.optimizer.warmup_iterations, sft.optimizer.warmup_iterations) == (500, 107)
 
 
 @pytest.mark.parametrize("size", PAIRS)
@@ -114,7 +132,6 @@ def test_drafters_hold_the_published_numbers_and_start_from_the_model_they_draft
     assert run.drafter == DrafterConfig(rank=128, alpha=512, dropout=0, tau=3, top_k=200, sampled_share=0.9)
     if size != "tiny":
         assert run.diffusion.block_size == 32
-        assert f"{worst_stage(run).total / 1e9:.1f} GB" in importlib.import_module(f"recipes.{run.name}").__doc__
 
 
 @pytest.mark.parametrize("cut", ["tensor", "pipeline"])

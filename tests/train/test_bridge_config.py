@@ -10,7 +10,7 @@ from tests.convert.conftest import random_output
 from tests.distributed.ranks import on, small_run
 
 pytestmark = pytest.mark.megatron
-ON_GPUS = sorted(path.stem for path in Path("recipes").glob("nld_*.py"))
+ON_GPUS = [name for name in recipe.recipe_names() if name.startswith("nld_")]
 
 
 @pytest.mark.parametrize("name", ON_GPUS)

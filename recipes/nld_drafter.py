@@ -1,13 +1,12 @@
-"""NLD 8B, drafter: LoRA on o_proj, so that the drafts of self-speculation agree with the frozen model's AR mode.
+"""NLD, drafter: LoRA on o_proj, so that the drafts of self-speculation agree with the frozen model's AR mode.
 
-Parallel layout, for 32 H100-80GB (figures of `nld train nld_8b_drafter --dry-run`):
-Uncut a row of 8,192 positions takes 65.4 GB; tensor 2 with sequence parallelism takes 32.8 GB, without recomputation.
-A step is eight micro-batches of one row on each of 16 data ranks. Frozen weights have neither gradients nor optimizer
-states.
+Runs: nld_3b_drafter, nld_8b_drafter, nld_14b_drafter.
 
 The paper publishes the adapter, its loss and its gain, and neither data, nor steps, nor learning rate, nor batch: those
 are ours, chosen after the tiny model's sweep in LOG.md, and have not been run at this size.
 """
+
+from functools import partial
 
 from nld_train.config import (
     CheckpointConfig,
@@ -20,15 +19,41 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
-from nld_train.model_sizes import NLD_8B
+from nld_train.model_sizes import NLD_3B, NLD_8B, NLD_14B, SizeLayout
 
-
-def run() -> RunConfig:
-    return RunConfig(
-        name="nld_8b_drafter",
-        output="out/nld_8b/drafter",
-        init="out/nld_8b/sft",  # frozen
+# Layouts for 32 H100-80GB. A row is 8,192 positions, [noisy | clean]. Frozen weights have neither gradients nor
+# optimizer states, and no size needs recomputation.
+SIZES = {
+    "3b": SizeLayout(
+        model=NLD_3B,
+        tensor=1,
+        micro_batch=1,
+        reason="Uncut a row takes 37.8 GB. A step is four micro-batches on each of 32 data ranks.",
+    ),
+    "8b": SizeLayout(
         model=NLD_8B,
+        tensor=2,
+        micro_batch=1,
+        reason="""Uncut a row takes 65.4 GB; tensor 2 with sequence parallelism takes 32.8 GB. A step is eight
+        micro-batches on each of 16 data ranks.""",
+    ),
+    "14b": SizeLayout(
+        model=NLD_14B,
+        tensor=2,
+        micro_batch=1,
+        reason="""Uncut a row takes 89.6 GB; tensor 2 with sequence parallelism takes 45.0 GB. A step is eight
+        micro-batches on each of 16 data ranks.""",
+    ),
+}
+
+
+def run(size: str) -> RunConfig:
+    layout = SIZES[size]
+    return RunConfig(
+        name=f"nld_{size}_drafter",
+        output=f"out/nld_{size}/drafter",
+        init=f"out/nld_{size}/sft",  # frozen
+        model=layout.model,
         diffusion=DiffusionConfig(
             alpha=0.3,  # as in the stages before; the drafter's loss does not use it
             block_size=32,  # tokens: a seed and 31 drafts [release]
@@ -46,7 +71,7 @@ def run() -> RunConfig:
         train=TrainConfig(
             iterations=2000,  # x 128 rows: at most 33M draft blocks; ours
             global_batch=128,  # rows: at most 16,384 draft blocks; ours
-            micro_batch=1,  # rows; see the layout above
+            micro_batch=layout.micro_batch,  # rows
             eval_interval=100,  # steps
             eval_batches=1,  # x 128 rows
             precision="bf16",
@@ -62,7 +87,11 @@ def run() -> RunConfig:
             eps=1e-8,
             clip_grad=1.0,  # global gradient norm
         ),
-        parallel=ParallelConfig(world_size=32, tensor=2, sequence=True),
+        parallel=ParallelConfig(
+            world_size=32,  # GPUs; ours
+            tensor=layout.tensor,
+            sequence=layout.tensor > 1,
+        ),
         checkpoint=CheckpointConfig(interval=500, keep=3),  # steps
         log=LogConfig(interval=10),  # steps
         drafter=DrafterConfig(
@@ -73,3 +102,6 @@ def run() -> RunConfig:
             sampled_share=0.9,  # [paper sec. 3.3]
         ),
     )
+
+
+RUNS = {f"nld_{size}_drafter": partial(run, size) for size in SIZES}
