@@ -32,7 +32,7 @@ from nld_train.bench.profile import profile_lines
 from nld_train.dual_stream.context_shard import WHOLE
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from nld_train.errors import UserError
 from nld_train.plan.flops import PASSES
 
@@ -150,7 +150,7 @@ def _bridge_attention_step(shape: AttentionShape, inputs: AttentionInputs) -> St
 
 def causal_ceilings(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
     """Plain causal attention over two rows of L."""
-    useful = attention_pair_flops(shape, 2 * count_visible_pairs(RowLayout(shape.length, shape.block_size, dual=False)))
+    useful = attention_pair_flops(shape, 2 * RowLayout(shape.length, shape.block_size, dual=False).visible_pairs)
     query, key, value, cotangent = (halves_as_rows(part) for part in (*inputs.leaves, inputs.cotangent))
     rows = AttentionInputs(query, key, value, cotangent, inputs.scale)
 
@@ -226,7 +226,7 @@ def _useful_attention_flops(shape: AttentionShape, inputs: AttentionInputs) -> f
     """Of the pairs that see each other."""
     layout = shape.layout
     lengths = MaskSpec.of(layout, WHOLE, inputs.documents).documents or ((shape.length,),) * shape.rows
-    pairs = sum(count_visible_pairs(replace(layout, length=length)) for row in lengths for length in row)
+    pairs = sum(replace(layout, length=length).visible_pairs for row in lengths for length in row)
     return attention_pair_flops(shape, pairs / shape.rows)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nld_train.noise.blocks import document_positions, row_block_ids
+from nld_train.row_arithmetic import count_visible_pairs
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class RowLayout:
     def size(self) -> int:
         """S, input positions."""
         return 2 * self.length if self.dual else self.length
+
+    @property
+    def visible_pairs(self) -> int:
+        """(query, key) pairs that attention computes in a row of one document."""
+        return count_visible_pairs(self.length, self.block_size, self.dual, self.noisy_causal)
 
     @property
     def clean_start(self) -> int:

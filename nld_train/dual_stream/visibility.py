@@ -35,17 +35,3 @@ def visible_table(layout: RowLayout, documents: Tensor | None = None, device: to
     """The dense table, rows who looks, columns who is seen: [S, S] bool, or [B, S, S] for `documents` [B, L]."""
     index = torch.arange(layout.size, device=device if documents is None else documents.device)
     return visible_between(layout, index, index, documents)
-
-
-def count_visible_pairs(layout: RowLayout) -> int:
-    """The number of True entries of the dense table of one document, without making the table. O(1)."""
-    length, size = layout.length, layout.block_size
-    causal = length * (length + 1) // 2
-    if not layout.dual:
-        return causal
-    # A noisy query of block b sees b * size earlier clean tokens and its own block.
-    full, rest = divmod(length, size)
-    noisy = size * size * full * (full + 1) // 2 + rest * length
-    if layout.noisy_causal:
-        noisy -= full * (size * (size - 1) // 2) + rest * (rest - 1) // 2
-    return causal + noisy

@@ -5,7 +5,7 @@ import torch
 
 from nld_train.attention import flex, reference, sdpa
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from tests.attention.conftest import IN_PIECES
 
 # Two blocks of four tokens, drawn by hand: rows look, columns are seen; the noisy half comes first.
@@ -38,7 +38,7 @@ def test_the_noisy_half_as_drawn_by_hand_and_the_clean_half_as_ever() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_pairs_are_counted_without_the_table(layout: RowLayout) -> None:
-    assert count_visible_pairs(layout) == visible_table(layout).sum()
+    assert layout.visible_pairs == visible_table(layout).sum()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -26,7 +26,7 @@ from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attenti
 from nld_train.bench.measure import Effort
 from nld_train.bench.outcome import outcome_markdown
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from nld_train.errors import UserError
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_a_key_head_for_every_query_head_is_the_same_attention() -> None:
 
 def test_flops_count_the_pairs_that_see_each_other() -> None:
     assert attention_pair_flops(SHAPE, 10) == 3 * 2 * (2 * 16) * 10 * 4
-    dual, causal = count_visible_pairs(SHAPE.layout), 2 * count_visible_pairs(RowLayout(48, 16, dual=False))
+    dual, causal = SHAPE.layout.visible_pairs, 2 * RowLayout(48, 16, dual=False).visible_pairs
     assert dual == pytest.approx(causal, rel=0.2)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nld_train import row_arithmetic
 from nld_train.attention import reference
 from nld_train.attention.backends import BACKENDS, choose_backend
 from nld_train.bench.attention import ORACLE
@@ -23,7 +24,7 @@ from nld_train.bench.kernel_check import (
 )
 from nld_train.bench.measure import TimeBudget
 from nld_train.dual_stream.visibility import visible_table
-from nld_train.loss import chunks, lm_head
+from nld_train.loss import lm_head
 
 CPU = torch.device("cpu")
 SHAPE = AttentionShape(96, 16, 1, 4, 2, 32)
@@ -130,7 +131,7 @@ def test_a_kernel_that_fails_is_wrong_and_one_that_ran_out_of_time_is_not_right(
 
 
 def test_the_loss_is_checked_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_LOGITS", 37 * 128)
+    monkeypatch.setattr(row_arithmetic, "CHUNK_LOGITS", 37 * 128)
     found = check_head_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, TimeBudget(60))
     assert found.verdict == "ok"
     # A vocabulary whose last chunk is left out:

@@ -18,7 +18,7 @@ KERNELS = Path("nld_train/attention/fused/te_call.py")
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "exit_status", "signals", "files", "json_file", "peft_names", "parallel_layout", "config"],
-    *["model_sizes", "fields", "types", "recipe", "run_folder"],
+    *["model_sizes", "fields", "types", "recipe", "row_arithmetic", "run_folder"],
     *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "plan", "model", "report", "train", "bench", "hf", "convert", "decode"],
@@ -70,7 +70,11 @@ def test_only_the_model_and_the_ranks_know_megatron(own) -> None:
 
 def test_the_heart_imports_transformer_engine_in_one_function(own) -> None:
     """So that importing the file is pure torch, on a laptop without it too."""
-    (library,) = (node for node in own[KERNELS].body if isinstance(node, ast.FunctionDef) and node.name == "library")
+    (library,) = (
+        node
+        for node in own[KERNELS].body
+        if isinstance(node, ast.FunctionDef) and node.name == "load_transformer_engine"
+    )
     everywhere, within = (
         [where for module, where in imports(KERNELS, tree) if inside(module, "transformer_engine")]
         for tree in (own[KERNELS], ast.Module([library], []))

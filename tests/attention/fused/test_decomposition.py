@@ -15,7 +15,7 @@ from nld_train.attention.fused.kernel import CAUSAL
 from nld_train.dual_stream.context_shard import WHOLE, ContextShard
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_between, visible_table
+from nld_train.dual_stream.visibility import visible_between, visible_table
 from tests.never_waits import NeverWaits
 
 CPU = torch.device("cpu")
@@ -96,8 +96,8 @@ def test_the_arithmetic_of_the_module() -> None:
     seen = sum(piece.band.pairs(n, m) for piece, n, m in shapes)
     assert (whole, far, square, keys) == (8_390_656, 8_260_080, 4064, 4064)
     assert (computed, seen, len(calls)) == (261_120, 194_064, 2)
-    assert whole + far + seen == count_visible_pairs(sight.layout) == 16_844_800
-    assert f"{(whole + far + computed) / count_visible_pairs(sight.layout):.4f}" == "1.0040"
+    assert whole + far + seen == sight.layout.visible_pairs == 16_844_800
+    assert f"{(whole + far + computed) / sight.layout.visible_pairs:.4f}" == "1.0040"
 
 
 @pytest.mark.parametrize(("length", "calls"), [(32, 1), (4096, 3), (4099, 4)])
