@@ -67,6 +67,7 @@ class TimeBudget:
 
     @property
     def left(self) -> float:
+        """Seconds that are left; negative once the budget is spent."""
         return self.end - time.monotonic()
 
 
