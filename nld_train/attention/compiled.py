@@ -9,5 +9,8 @@ import torch
 
 @cache
 def compile_on_gpu(function: Callable[..., Any], device_type: str, **settings: Any) -> Callable[..., Any]:
-    """`function`, compiled once on CUDA so that it reads and writes everything once. settings: of torch.compile."""
+    """`function` as it is on a CPU; on CUDA compiled, once, so that it reads and writes each tensor once.
+
+    `settings` are torch.compile's.
+    """
     return torch.compile(function, **settings) if device_type == "cuda" else function

@@ -6,24 +6,23 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from nld_train.dual_stream.context_shard import ContextShard, chunk_order
-from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.dual_stream.context_shard import chunk_order
+from nld_train.dual_stream.mask_spec import MaskSpec
 
 
-def gather_keys_and_values(
-    key: Tensor, value: Tensor, layout: RowLayout, cut: ContextShard, packed: bool, group: ProcessGroup
-) -> tuple[Tensor, Tensor]:
-    """The keys and values that the rank's queries are given, at the positions `cut.keys(layout, packed)`.
+def gather_keys_and_values(key: Tensor, value: Tensor, spec: MaskSpec, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """The keys and values of all positions that the rank's queries are given (`ContextShard.keys`).
 
     key, value [S/c, B, G, D] of the rank's own positions. Returns: both [K, B, G, D]. Collective over `group`.
     """
     own = torch.cat([key, value], -1)  # one exchange for both
-    count = cut.tokens(layout)
-    clean = _Gathered.apply(own[-count:], group)
-    if layout.dual:
+    count = spec.shard.tokens(spec.layout)
+    given = _Gathered.apply(own[-count:], group)
+    if spec.layout.dual:
+        # Where a row is one document its noisy blocks lie on one rank whole, so noisy keys need not travel.
         noisy = own[:count]
-        clean = torch.cat([_Gathered.apply(noisy, group) if packed else noisy, clean])
-    key, value = clean.chunk(2, -1)
+        given = torch.cat([_Gathered.apply(noisy, group) if spec.packed else noisy, given])
+    key, value = given.chunk(2, -1)
     return key, value
 
 

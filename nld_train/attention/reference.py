@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from nld_train.dual_stream.context_shard import WHOLE, ContextShard
-from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.visibility import visible_between
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """softmax(scale * q k^T, over visible keys) v, each key/value head shared by H/G consecutive query heads.
+    """softmax(scale * q k^T over the visible keys) v, where H/G consecutive query heads share a key/value head.
 
-    query [B, H, Q, D]; key, value [B, G, K, D]; visible [Q, K] or [B, Q, K] bool, every query sees one key or more.
+    query [B, H, Q, D]; key, value [B, G, K, D]; visible [Q, K] or [B, Q, K] bool, where every query sees a key.
     float64 stays float64; anything less is computed in float32. Returns: [B, H, Q, D] in the query's dtype.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -22,16 +21,11 @@ def attend_dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, sca
     return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).to(query.dtype)
 
 
-def attend_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float,
-    documents: Tensor | None = None,
-    cut: ContextShard = WHOLE,
-) -> Tensor:
-    """`attend` with the signature of the fast paths (attention/choose.py); `documents` [B, L] int64, or None."""
-    queries, keys = cut.queries(layout, query.device), cut.keys(layout, documents is not None, query.device)
-    documents = None if documents is None else documents.to(query.device)
-    return attend_dense(query, key, value, visible_between(layout, queries, keys, documents), scale)
+def attend_reference(query: Tensor, key: Tensor, value: Tensor, spec: MaskSpec, scale: float) -> Tensor:
+    """`attend_dense` by the visibility of `spec`, with the signature of every backend.
+
+    query [B, H, S/c, D]; key, value [B, G, K, D]. Returns: [B, H, S/c, D].
+    """
+    layout, shard, device = spec.layout, spec.shard, query.device
+    queries, keys = shard.queries(layout, device), shard.keys(layout, spec.packed, device)
+    return attend_dense(query, key, value, visible_between(layout, queries, keys, spec.documents_on(device)), scale)

@@ -1,7 +1,8 @@
-"""Attention alone, forward and backward: our backends against what else one would take, in the same run.
+"""Attention alone, forward and backward: our backends against the other ways to compute it, in the same run.
 
-The ceiling is plain causal attention of two passes of L, by the fastest kernel there is: the dual stream's mask allows
-as many pairs. Packed documents have fewer, in shorter stretches: there the ceiling is one of speed alone.
+The ceiling is plain causal attention over two rows of L, by the fastest kernel there is, because the dual stream's mask
+allows as many pairs. Packed documents allow fewer, in shorter stretches; there the ceiling holds for FLOP/s, not for
+time.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from nld_train.attention.backends import BACKENDS, choose_backend
+from nld_train.attention.backends import BACKENDS, BackendRequest, choose_backend
 from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attention_inputs
 from nld_train.bench.measure import Alternative, Effort, Measurement, Step, measure_in_turns
 from nld_train.bench.outcome import (
@@ -29,14 +30,14 @@ from nld_train.bench.outcome import (
     time_ratio,
 )
 from nld_train.bench.profile import profile_lines
-from nld_train.dual_stream.context_shard import WHOLE
+from nld_train.config import AttentionBackend
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from nld_train.errors import UserError
 from nld_train.plan.flops import PASSES
 
-ORACLE = "reference"  # dense in high precision: what results are compared with, no alternative
+ORACLE = "reference"  # dense and precise: results are compared with it, and its time is not measured
 OURS, CAUSAL = "ours: ", "causal: "
 HEAD = ["attention", "ms (fastest to slowest)", "TFLOP/s, useful", "share of ceiling", "time of flex / its", "peak MiB"]
 
@@ -44,12 +45,12 @@ HEAD = ["attention", "ms (fastest to slowest)", "TFLOP/s, useful", "share of cei
 def bench_attention(
     shape: AttentionShape, dtype: torch.dtype, effort: Effort, device: torch.device, profiled: bool = False
 ) -> BenchOutcome:
-    """Measure every way at one shape. profiled: also show where the time of our fastest goes."""
+    """Measure every way at one shape. profiled: also show which kernels our fastest backend spends its time in."""
     generator = torch.Generator(device).manual_seed(1)
     dual, causal = (
         draw_attention_inputs(shape, dtype, device, generator, positions=n) for n in (None, 2 * shape.length)
     )
-    # What is cut where time is short is cut from the end; Megatron-Bridge's kernel is tuned for minutes.
+    # Time is cut from the end of the list, and Megatron-Bridge's kernel takes minutes to tune.
     todo = [*causal_ceilings(shape, causal), *our_backends(shape, dual), *other_implementations(shape, dual)]
     results = measure_in_turns(todo, effort, device)
     found = _attention_outcome(f"{shape}, {dtype}", results, device)
@@ -87,15 +88,18 @@ def _attention_outcome(subject: str, results: Sequence[Measurement], device: tor
 
 
 def our_backends(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
-    """Every backend by name; one that refuses these settings says so."""
+    """Every backend but the oracle; one that refuses these settings says so when it is prepared."""
     useful = _useful_attention_flops(shape, inputs)
 
-    def prepared(name: str) -> Step:
+    def prepared(name: AttentionBackend) -> Step:
         query = inputs.query
         attend = choose_backend(
-            name, query.device.type, query.dtype, query.shape[-1], training=True, packed=shape.packed
+            BackendRequest(name, query.device.type, query.dtype, query.shape[-1], training=True, packed=shape.packed)
         )
-        return lambda: inputs.gradients(attend(*inputs.leaves, shape.layout, inputs.scale, inputs.documents))
+        # Made in every step, as core attention makes it: with packed documents no two steps have the same one.
+        return lambda: inputs.gradients(
+            attend(*inputs.leaves, MaskSpec.from_documents(shape.layout, inputs.documents), inputs.scale)
+        )
 
     return [
         Alternative(f"{OURS}{name}", lambda name=name: prepared(name), useful)  # type: ignore[misc]
@@ -105,7 +109,7 @@ def our_backends(shape: AttentionShape, inputs: AttentionInputs) -> list[Alterna
 
 
 def other_implementations(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
-    """What one would write first, and what Megatron-Bridge installs."""
+    """The way one would write first, and the one that Megatron-Bridge installs."""
     useful = _useful_attention_flops(shape, inputs)
     return [
         Alternative("dense SDPA with mask", lambda: dense_sdpa_step(shape, inputs), useful),
@@ -114,7 +118,7 @@ def other_implementations(shape: AttentionShape, inputs: AttentionInputs) -> lis
 
 
 def dense_sdpa_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
-    """Keys and values repeated for every query head, which the kernels that take a mask want."""
+    """SDPA with the dense table. Its kernels that take a mask want keys and values repeated for every query head."""
     device, documents = inputs.query.device, inputs.documents
     table = visible_table(shape.layout, None if documents is None else documents.to(device), device)
     mask = table[:, None] if shape.packed else table
@@ -128,7 +132,7 @@ def dense_sdpa_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
 
 
 def _bridge_attention_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
-    """The attention of Megatron-Bridge's own implementation of the model, without its rotary embedding."""
+    """The attention of Megatron-Bridge's own implementation of this model, without its rotary embedding."""
     if shape.packed:
         raise UserError("packed documents, which it does not keep apart", "rows of one", "leave out --documents")
     if find_spec("megatron") is None:
@@ -149,8 +153,8 @@ def _bridge_attention_step(shape: AttentionShape, inputs: AttentionInputs) -> St
 
 
 def causal_ceilings(shape: AttentionShape, inputs: AttentionInputs) -> list[Alternative]:
-    """Plain causal attention over two rows of L."""
-    useful = attention_pair_flops(shape, 2 * count_visible_pairs(RowLayout(shape.length, shape.block_size, dual=False)))
+    """Plain causal attention over two rows of L, by every kernel that there is for it."""
+    useful = attention_pair_flops(shape, 2 * RowLayout(shape.length, shape.block_size, dual=False).visible_pairs)
     query, key, value, cotangent = (halves_as_rows(part) for part in (*inputs.leaves, inputs.cotangent))
     rows = AttentionInputs(query, key, value, cotangent, inputs.scale)
 
@@ -182,7 +186,7 @@ def causal_ceilings(shape: AttentionShape, inputs: AttentionInputs) -> list[Alte
 
 
 def repeat_key_heads(rows: AttentionInputs) -> AttentionInputs:
-    """The same with keys and values repeated beforehand, for kernels that want as many of them as queries."""
+    """The inputs with keys and values repeated, [B, H, S, D], for kernels that want a key head for each query head."""
     repeats = rows.query.shape[1] // rows.key.shape[1]
     key, value = (part.detach().repeat_interleave(repeats, 1).requires_grad_() for part in (rows.key, rows.value))
     return AttentionInputs(rows.query, key, value, rows.cotangent, rows.scale)
@@ -193,13 +197,13 @@ def _only_kernel(kernel: SDPBackend) -> Callable[[], AbstractContextManager]:
 
 
 def halves_as_rows(part: Tensor) -> Tensor:
-    """[B, H, 2L, D] as twice as many rows of L: [2B, H, L, D], positions apart as Megatron has them."""
+    """[B, H, 2L, D] as twice as many rows of L: [2B, H, L, D], a view of [L, 2B, H, D], as Megatron lays rows out."""
     rows = torch.cat(part.detach().chunk(2, 2), 0).permute(2, 0, 1, 3).contiguous()
     return rows.permute(1, 2, 0, 3).requires_grad_(part.requires_grad)
 
 
 def _te_causal_step(shape: AttentionShape, rows: AttentionInputs) -> Step:
-    """Its DotProductAttention on rows as [L, 2B, H, D]."""
+    """Transformer Engine's DotProductAttention on the rows as [L, 2B, H, D]."""
     if rows.query.device.type != "cuda":
         raise UserError("Transformer Engine's attention needs a GPU", "a GPU", "measure it on one")
     from transformer_engine.pytorch import DotProductAttention  # type: ignore[import-untyped]
@@ -223,13 +227,17 @@ def _te_causal_step(shape: AttentionShape, rows: AttentionInputs) -> Step:
 
 
 def _useful_attention_flops(shape: AttentionShape, inputs: AttentionInputs) -> float:
-    """Of the pairs that see each other."""
+    """FLOPs of the visible pairs, document by document."""
     layout = shape.layout
-    lengths = MaskSpec.of(layout, WHOLE, inputs.documents).documents or ((shape.length,),) * shape.rows
-    pairs = sum(count_visible_pairs(replace(layout, length=length)) for row in lengths for length in row)
+    lengths = MaskSpec.from_documents(layout, inputs.documents).documents or ((shape.length,),) * shape.rows
+    pairs = sum(replace(layout, length=length).visible_pairs for row in lengths for length in row)
     return attention_pair_flops(shape, pairs / shape.rows)
 
 
 def attention_pair_flops(shape: AttentionShape, pairs: float) -> float:
-    """Forward and backward, of pairs of one row and head. What a kernel computes again is not useful."""
+    """FLOPs of a forward and a backward over `pairs` pairs of each row and head.
+
+    A pair costs two products of head_dim in the forward, and the backward counts twice. What a kernel computes again is
+    not useful, so it is not counted.
+    """
     return PASSES * 2 * 2 * float(pairs) * shape.head_dim * shape.heads * shape.rows

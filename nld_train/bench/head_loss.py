@@ -26,6 +26,8 @@ HEAD = ["LM-head loss", "ms (fastest to slowest)", "TFLOP/s, useful", "time / pl
 
 @dataclass(frozen=True)
 class HeadShape:
+    """The sizes of an LM-head loss."""
+
     rows: int  # R, positions that have a loss
     vocabulary: int  # V
     hidden: int  # E
@@ -36,20 +38,22 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class HeadInputs:
+    """The tensors of an LM-head loss."""
+
     hidden: Tensor  # [R, E]
     weight: Tensor  # [V, E]
     targets: Tensor  # [R] int64
     shares: Tensor  # [R] float32: weight of every position
 
     def gradients(self, nll: Tensor) -> tuple[Tensor, ...]:
-        """Of hidden states and weight, of the weighted sum."""
+        """The gradients of hidden [R, E] and weight [V, E], from the weighted sum of nll [R]."""
         return torch.autograd.grad((nll * self.shares.to(nll)).sum(), (self.hidden, self.weight))
 
 
 def draw_head_inputs(
     shape: HeadShape, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> HeadInputs:
-    """Logits of standard deviation 1 from standard normal hidden states, as a model has them at its start."""
+    """Inputs whose logits have standard deviation 1, as those of a model at its start: hidden [R, E], weight [V, E]."""
 
     def draw(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device)
@@ -63,9 +67,9 @@ def draw_head_inputs(
 
 
 def bench_loss(shape: HeadShape, dtype: torch.dtype, effort: Effort, device: torch.device) -> BenchOutcome:
-    """Measure both at one shape."""
+    """Measure the plain loss and ours at one shape."""
     given = draw_head_inputs(shape, dtype, device, torch.Generator(device).manual_seed(1))
-    # Logits, and the gradients of hidden states and weight
+    # Three products of this size: the logits, and the gradients of hidden states and weight.
     useful = PASSES * 2.0 * shape.rows * shape.vocabulary * shape.hidden
     todo = [
         Alternative("plain: all logits", lambda: lambda: given.gradients(plain_head_nll(given)), useful),
@@ -87,6 +91,7 @@ def bench_loss(shape: HeadShape, dtype: torch.dtype, effort: Effort, device: tor
 
 
 def _head_loss_cells(results: list[Measurement]) -> list[list[str]]:
+    """The table's rows; the first result is the plain loss, with which the others are compared."""
     plain_one = results[0]
     return [
         [
@@ -102,8 +107,10 @@ def _head_loss_cells(results: list[Measurement]) -> list[list[str]]:
 
 
 def plain_head_nll(given: HeadInputs) -> Tensor:
+    """Cross-entropy of all positions from all logits [R, V] at once: [R] float32."""
     return cross_entropy(given.hidden @ given.weight.T, given.targets)
 
 
 def chunked_head_nll(given: HeadInputs) -> Tensor:
+    """Cross-entropy of all positions by `head_nll`, which never holds all logits: [R] float32."""
     return head_nll(given.hidden, given.weight, given.targets)

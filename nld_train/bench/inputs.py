@@ -1,4 +1,4 @@
-"""Random inputs of the shapes that are checked and measured."""
+"""The shapes of attention that are checked and measured, and random inputs for them."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from nld_train.dual_stream.row_layout import RowLayout
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """An attention call of the dual stream."""
+    """The sizes of an attention call of the dual stream."""
 
     length: int  # L
     block_size: int
@@ -22,10 +22,12 @@ class AttentionShape:
 
     @property
     def packed(self) -> bool:
+        """Whether rows hold several documents."""
         return self.documents > 1
 
     @property
     def layout(self) -> RowLayout:
+        """The layout of a doubled row of this shape."""
         return RowLayout(self.length, self.block_size, dual=True)
 
     def __str__(self) -> str:
@@ -36,22 +38,22 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """query, cotangent [B, H, S, D]; key, value [B, G, S, D]: as the model gives them, views of [S, B, H, D]. documents
-    [B, L] on the CPU, or None."""
+    """The tensors of an attention call. They are views of [S, B, H, D], as the model lays them out."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    cotangent: Tensor
+    query: Tensor  # [B, H, S, D]
+    key: Tensor  # [B, G, S, D]
+    value: Tensor  # [B, G, S, D]
+    cotangent: Tensor  # [B, H, S, D]: the gradient of the output
     scale: float
-    documents: Tensor | None = None
+    documents: Tensor | None = None  # [B, L] int64 on the CPU
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """query [B, H, S, D]; key, value [B, G, S, D]: what gradients are taken of."""
         return self.query, self.key, self.value
 
     def gradients(self, output: Tensor) -> tuple[Tensor, ...]:
-        """Of query, key and value."""
+        """The gradients of query [B, H, S, D] and of key and value [B, G, S, D], from an output [B, H, S, D]."""
         return torch.autograd.grad(output, self.leaves, self.cotangent)
 
 
@@ -64,8 +66,11 @@ def draw_attention_inputs(
     positions: int | None = None,
     sharpness: float = 1.0,
 ) -> AttentionInputs:
-    """Standard normal numbers. positions: S unless given. sharpness: standard deviation of the scores; at 4 a single
-    key often decides, so that one pair wrongly seen or hidden shows."""
+    """Standard normal queries, keys, values and cotangents of a shape.
+
+    positions: how many there are, S unless given. sharpness: the standard deviation of the scores; at 4 a single key
+    often decides, so that one pair that is wrongly seen or hidden shows.
+    """
     length = shape.layout.size if positions is None else positions
 
     def draw(heads: int) -> Tensor:
@@ -83,7 +88,7 @@ def draw_attention_inputs(
 
 
 def draw_document_numbers(shape: AttentionShape, device: torch.device, generator: torch.Generator) -> Tensor:
-    """[B, L] int64, on the CPU: documents that start anywhere, so that some are long and some are short."""
+    """Documents that start anywhere, so that some are long and some are short: [B, L] int64 on the CPU."""
     drawn = torch.randint(1, shape.length, (shape.rows, shape.documents - 1), generator=generator, device=device)
     starts = drawn.cpu().sort(1).values
     return torch.searchsorted(starts, torch.arange(shape.length).repeat(shape.rows, 1), right=True)

@@ -1,10 +1,14 @@
-"""Are the kernels right here? Outputs and gradients against float64 on fresh random inputs, many times over.
+"""Are the kernels right on this machine? Outputs and gradients against float64, on many fresh random inputs.
 
-bf16 bounds, for inputs that are the same bf16 numbers on both sides. `whole`: error of a tensor over its size, both as
-norms. `row`: the same of the worst vector of one position and head, with the mean norm of all of them added to its own
-(a query that sees one key has no gradient to compare with). With standard normal inputs dense attention in bf16 stays
-near half of them; a pair wrongly seen or hidden passes the second by far, because every other draw has scores of
-standard deviation 4, where single keys decide.
+Both sides get the same bf16 numbers. Two relative errors are bounded, of norms:
+
+    whole   |got - expected| / |expected| of a whole tensor
+    row     |got - expected| / (|expected| + mean |expected|) of the worst vector of one position and head; the mean
+            keeps it finite for a query that sees one key and so has no gradient
+
+With standard normal inputs, dense attention in bf16 reaches about half of the bounds. A pair that is wrongly seen or
+hidden passes the bound of a row by far, because every other draw has scores of standard deviation 4, where single keys
+decide.
 """
 
 import logging
@@ -17,26 +21,29 @@ import torch._dynamo.config as dynamo
 from torch import Tensor
 
 from nld_train.attention import reference
-from nld_train.attention.backends import BACKENDS, AttentionFunction, choose_backend
+from nld_train.attention.backends import BACKENDS, AttentionFunction, BackendRequest, choose_backend
 from nld_train.bench.attention import ORACLE
 from nld_train.bench.head_loss import HeadInputs, HeadShape, chunked_head_nll, draw_head_inputs
 from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attention_inputs
 from nld_train.bench.measure import FAILURES, TimeBudget, failure_line, free_device_memory
 from nld_train.bench.outcome import NOTHING, BenchOutcome, bench_environment
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.errors import UserError
 from nld_train.loss.cross_entropy import cross_entropy
 
 logger = logging.getLogger(__name__)
 
 HEAD = ["checked", "inputs", "draws", "worst whole", "worst row", "other bits", "result"]
-SHARPNESS = (1.0, 4.0)  # standard deviation of the scores, draw by draw
+SHARPNESS = (1.0, 4.0)  # standard deviation of the scores, in turn
 PACKED = 4  # documents in a row
-MOST_PAIRS = 1 << 28  # of a dense table in float64: 2 GiB
-KERNELS = 256  # compiled for one function: a kernel of its own for every shape
+MOST_PAIRS = 1 << 28  # pairs of one dense table; in float64 it takes 2 GiB
+KERNELS = 256  # how many kernels torch may compile for one function, which needs one for every shape
 
 
 @dataclass(frozen=True)
 class ErrorBound:
+    """The largest relative errors that are right; the module says what they are."""
+
     whole: float
     row: float
 
@@ -49,20 +56,21 @@ BOUNDS = {
 
 @dataclass
 class KernelFinding:
-    """What the draws of one kernel at one shape gave."""
+    """The result of the draws of one kernel at one shape."""
 
     what: str
     inputs: str
     asked: int  # draws
-    draws: int = 0  # those that were compared
+    draws: int = 0  # draws that were compared
     whole: float = 0.0  # worst
     row: float = 0.0  # worst
-    moved: int = 0  # draws whose second run on the same inputs gave other bits: sums in no fixed order
+    nondeterministic: int = 0  # draws whose second run gave other bits, because sums have no fixed order
     failed: str | None = None
     refused: str | None = None
 
     @property
     def verdict(self) -> str:
+        """One of: WRONG with the reason, refused, ok, cut with the number of draws."""
         if self.failed is not None:
             return f"WRONG: {self.failed}"
         if self.refused is not None:
@@ -70,27 +78,37 @@ class KernelFinding:
         return "ok" if self.draws == self.asked else f"cut at {self.draws} of {self.asked}"
 
     def cells(self) -> list[str]:
-        seen = [str(self.draws), f"{self.whole:.1e}", f"{self.row:.1e}", str(self.moved)]
+        """The finding as a row of the table, in the columns of HEAD."""
+        seen = [str(self.draws), f"{self.whole:.1e}", f"{self.row:.1e}", str(self.nondeterministic)]
         return [self.what, self.inputs, *(seen if self.draws else [NOTHING] * 4), self.verdict]
 
 
 Draw = Callable[[int], tuple[Callable[[], tuple[Tensor, ...]], tuple[Tensor, ...]]]  # number -> (run, expected)
-Check = Callable[[TimeBudget], KernelFinding]
+KernelCheck = Callable[[TimeBudget], KernelFinding]
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How many inputs a kernel is checked on, and where."""
+
+    draws: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass(frozen=True)
 class KernelCheckPlan:
-    """What is checked."""
+    """The shapes that every kernel is checked at, and how often."""
 
     shapes: tuple[AttentionShape, ...]  # of attention; each also with packed documents
-    full: AttentionShape  # attention as it is measured, in few draws
+    full: AttentionShape  # of attention as it is measured, in few draws
     heads: tuple[HeadShape, ...]  # of the LM-head loss
     draws: int
     full_draws: int
-    budget: float  # seconds; a kernel that could not take all its draws is said to be cut, and is not called right
+    budget: float  # seconds; a kernel that did not get all its draws is reported as cut, not as ok
 
 
-# Heads of the 8B model; rows that end amid tiles, chunks and blocks; small heads in small blocks.
+# The heads of the 8B model; rows that end within a tile, a chunk and a block; small heads in small blocks.
 GPU_SHAPES = (
     AttentionShape(512, 32, 1, 32, 8, 128),
     AttentionShape(300, 32, 2, 8, 2, 128),
@@ -106,27 +124,28 @@ CPU_HEADS = (HeadShape(64, 2000, 32), HeadShape(37, 1001, 16), HeadShape(8, 300,
 
 
 def default_check_plan(device: torch.device, draws: int | None, budget: float) -> KernelCheckPlan:
-    """What is checked on a device; draws: of each kernel and shape, or None for as many as fit it."""
+    """The plan for a device. draws: for each kernel and shape; None: 200 on a GPU, 3 on a CPU."""
     if device.type == "cuda":
         return KernelCheckPlan(GPU_SHAPES, AttentionShape(4096, 32, 1, 32, 8, 128), GPU_HEADS, draws or 200, 3, budget)
     return KernelCheckPlan(CPU_SHAPES, AttentionShape(256, 32, 1, 8, 2, 64), CPU_HEADS, draws or 3, 1, budget)
 
 
 def _fail_on_recompile_limit() -> None:
-    """Beyond so many kernels torch would go on without compiling, and what was checked would not be the kernel."""
+    """Beyond its limit torch would go on without compiling, and the check would no longer see the kernel."""
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = KERNELS
     dynamo.fail_on_recompile_limit_hit = True
 
 
 def check_kernels(plan: KernelCheckPlan, dtype: torch.dtype, device: torch.device) -> BenchOutcome:
-    """Every backend, and the LM-head loss."""
+    """Check every backend but the oracle, and the LM-head loss, by the plan."""
     if device.type == "cuda":
         _fail_on_recompile_limit()
-    findings, checks = [], list[Check]()
+    findings, checks = [], list[KernelCheck]()
     for name in BACKENDS:
         for packed in (False, True) if name != ORACLE else ():
             try:
-                attend = choose_backend(name, device.type, dtype, plan.full.head_dim, training=True, packed=packed)
+                request = BackendRequest(name, device.type, dtype, plan.full.head_dim, training=True, packed=packed)
+                attend = choose_backend(request)
             except UserError as error:
                 findings.append(
                     KernelFinding(f"attention: {name}", "packed" if packed else "any", 0, refused=str(error))
@@ -134,12 +153,15 @@ def check_kernels(plan: KernelCheckPlan, dtype: torch.dtype, device: torch.devic
                 break
             shapes = [replace(shape, documents=PACKED) for shape in plan.shapes] if packed else plan.shapes
             todo = [(shape, plan.draws) for shape in shapes] + ([] if packed else [(plan.full, plan.full_draws)])
-            checks += [partial(check_attention_kernel, name, attend, shape, n, dtype, device) for shape, n in todo]
-    checks += [partial(check_head_loss, shape, plan.draws, dtype, device) for shape in plan.heads]
-    clock = TimeBudget(plan.budget)
+            checks += [
+                partial(check_attention_kernel, name, attend, shape, DrawSettings(draws, dtype, device))
+                for shape, draws in todo
+            ]
+    checks += [partial(check_head_loss, shape, DrawSettings(plan.draws, dtype, device)) for shape in plan.heads]
+    budget = TimeBudget(plan.budget)
     try:
         for number, check in enumerate(checks):
-            findings.append(check(TimeBudget(clock.left / (len(checks) - number))))  # equal shares of what is left
+            findings.append(check(TimeBudget(budget.left / (len(checks) - number))))  # equal shares of what is left
             logger.info("%s, %s: %s", findings[-1].what, findings[-1].inputs, findings[-1].verdict)
     except KeyboardInterrupt:
         logger.info("stopped on request; what was checked until then follows")
@@ -165,37 +187,33 @@ def _check_outcome(findings: list[KernelFinding], asked: int, dtype: torch.dtype
 
 
 def check_attention_kernel(
-    name: str,
-    attend: AttentionFunction,
-    shape: AttentionShape,
-    draws: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    clock: TimeBudget,
+    name: str, attend: AttentionFunction, shape: AttentionShape, settings: DrawSettings, budget: TimeBudget
 ) -> KernelFinding:
-    finding = KernelFinding(f"attention: {name}", str(shape), draws)
-    generator = torch.Generator(device).manual_seed(shape.length)
+    """Compare output and gradients of a backend at one shape with the dense reference in float64."""
+    finding = KernelFinding(f"attention: {name}", str(shape), settings.draws)
+    generator = torch.Generator(settings.device).manual_seed(shape.length)
 
     def draw(number: int) -> tuple[Callable[[], tuple[Tensor, ...]], tuple[Tensor, ...]]:
         sharpness = SHARPNESS[number % len(SHARPNESS)]
-        given = draw_attention_inputs(shape, dtype, device, generator, sharpness=sharpness)
+        given = draw_attention_inputs(shape, settings.dtype, settings.device, generator, sharpness=sharpness)
+        spec = MaskSpec.from_documents(shape.layout, given.documents)
 
         def run() -> tuple[Tensor, ...]:
-            output = attend(*given.leaves, shape.layout, given.scale, given.documents)
+            output = attend(*given.leaves, spec, given.scale)
             return output.detach(), *given.gradients(output)
 
         return run, expected_attention(given, shape)
 
-    return _compare_draws(finding, draw, BOUNDS[dtype], device, clock)
+    return _compare_draws(finding, draw, settings, budget)
 
 
-def check_head_loss(
-    shape: HeadShape, draws: int, dtype: torch.dtype, device: torch.device, clock: TimeBudget
-) -> KernelFinding:
-    generator = torch.Generator(device).manual_seed(shape.rows)
+def check_head_loss(shape: HeadShape, settings: DrawSettings, budget: TimeBudget) -> KernelFinding:
+    """Compare our LM-head loss and its gradients at one shape with plain arithmetic in float64."""
+    finding = KernelFinding("LM-head loss", str(shape), settings.draws)
+    generator = torch.Generator(settings.device).manual_seed(shape.rows)
 
     def draw(_: int) -> tuple[Callable[[], tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        given = draw_head_inputs(shape, dtype, device, generator)
+        given = draw_head_inputs(shape, settings.dtype, settings.device, generator)
 
         def run() -> tuple[Tensor, ...]:
             nll = chunked_head_nll(given)
@@ -203,15 +221,14 @@ def check_head_loss(
 
         return run, _expected_head_loss(given)
 
-    return _compare_draws(KernelFinding("LM-head loss", str(shape), draws), draw, BOUNDS[dtype], device, clock)
+    return _compare_draws(finding, draw, settings, budget)
 
 
-def _compare_draws(
-    finding: KernelFinding, draw: Draw, bound: ErrorBound, device: torch.device, clock: TimeBudget
-) -> KernelFinding:
-    """Draw, run twice and compare, until the first result that is out of bounds."""
+def _compare_draws(finding: KernelFinding, draw: Draw, settings: DrawSettings, budget: TimeBudget) -> KernelFinding:
+    """Draw, run twice and compare, until the first result that is out of bounds or the budget is spent."""
+    bound = BOUNDS[settings.dtype]
     for number in range(finding.asked):
-        if clock.left <= 0:
+        if budget.left <= 0:
             break
         run, expected = draw(number)
         try:
@@ -222,7 +239,7 @@ def _compare_draws(
         except FAILURES as error:
             finding.failed = failure_line(error)
             break
-        finding.moved += any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        finding.nondeterministic += any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
         errors = [
             relative_errors(got, wanted) for one in (first, second) for got, wanted in zip(one, expected, strict=True)
         ]
@@ -232,32 +249,38 @@ def _compare_draws(
         if not all(whole <= bound.whole and row <= bound.row for whole, row in errors):  # NaN is never within
             finding.failed = f"draw {number} is out of bounds"
             break
-    free_device_memory(device)
+    free_device_memory(settings.device)
     return finding
 
 
 def relative_errors(got: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Relative error of a tensor, and of its worst last-dimension vector, as the module says. NaN stays NaN."""
+    """The relative errors `whole` and `row` of a tensor [..., D] against `expected` [..., D]. NaN stays NaN."""
     error, sizes = (got.double() - expected).norm(dim=-1), expected.norm(dim=-1)
     whole = error.norm() / sizes.norm()
     return float(whole), float((error / (sizes + sizes.mean())).max())
 
 
 def expected_attention(given: AttentionInputs, shape: AttentionShape) -> tuple[Tensor, ...]:
-    """Output and gradients by the dense reference in float64; one key head at a time where its tables are large."""
+    """Output [B, H, S, D] and the gradients of query, key and value, by the dense reference in float64.
+
+    Where its tables are large, one key head is computed at a time.
+    """
     pairs = shape.rows * shape.heads * shape.layout.size**2
-    cuts = shape.kv_heads if pairs > MOST_PAIRS else 1
-    query, key, value, cotangent = (part.detach().double().chunk(cuts, 1) for part in (*given.leaves, given.cotangent))
+    parts_of_heads = shape.kv_heads if pairs > MOST_PAIRS else 1
+    spec = MaskSpec.from_documents(shape.layout, given.documents)
+    query, key, value, cotangent = (
+        part.detach().double().chunk(parts_of_heads, 1) for part in (*given.leaves, given.cotangent)
+    )
     parts = []
     for q, k, v, weight in zip(query, key, value, cotangent, strict=True):
         leaves = [part.requires_grad_() for part in (q, k, v)]
-        output = reference.attend_reference(q, k, v, shape.layout, given.scale, given.documents)
+        output = reference.attend_reference(q, k, v, spec, given.scale)
         parts.append((output.detach(), *torch.autograd.grad(output, leaves, weight)))
     return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 
 
 def _expected_head_loss(given: HeadInputs) -> tuple[Tensor, ...]:
-    """Cross-entropy [R, 1] and gradients by plain arithmetic in float64."""
+    """Cross-entropy [R, 1] and the gradients of hidden [R, E] and weight [V, E], by plain arithmetic in float64."""
     wide = HeadInputs(
         given.hidden.detach().double().requires_grad_(),
         given.weight.detach().double().requires_grad_(),

@@ -1,4 +1,4 @@
-"""Time and memory of alternatives, measured in turns: what slows the machine for a while slows them all alike."""
+"""Time and memory of alternatives, which take turns: a machine that is busy for a while slows them all alike."""
 
 import gc
 import logging
@@ -16,11 +16,12 @@ from nld_train.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[], object]  # one repetition: its work is done, or queued on the device, when it returns
+Step = Callable[[], object]  # one repetition: when it returns, the work is done or queued on the device
 
-# What an alternative may fail with, ours or a library's; anything else is an error of the measurement itself.
+# The errors by which an alternative (ours or a library's) may say that it cannot run here. Any other error is a mistake
+# of the measurement itself and ends it.
 FAILURES = (UserError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
-WORDS = 160  # characters of a reason
+REASON_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,23 @@ class Alternative:
     """One way to do the work."""
 
     name: str
-    prepare: Callable[[], Step]  # makes what it needs; may fail, with the reason why it cannot run here
-    useful: float  # FLOPs of one repetition that nobody could leave out
+    prepare: Callable[[], Step]  # builds what a step needs; raises one of FAILURES where it cannot run here
+    useful: float  # FLOPs of one repetition that every implementation has to do
 
 
 @dataclass
 class Measurement:
-    """What was measured of an alternative; seconds of a repetition, one figure a round."""
+    """What was measured of an alternative."""
 
     name: str
     useful: float
-    seconds: list[float] = field(default_factory=list)
-    peak: int | None = None  # bytes above what was there before it was prepared
-    cannot: str | None = None  # why it did not run
+    seconds: list[float] = field(default_factory=list)  # of one repetition, one figure a round
+    peak: int | None = None  # bytes above those that were allocated before it was prepared
+    refusal: str | None = None  # why it did not run
 
     @property
     def rate(self) -> float:
-        """Useful FLOP/s."""
+        """Useful FLOP/s in the median round."""
         return self.useful / median(self.seconds)
 
 
@@ -54,67 +55,70 @@ class Effort:
 
     rounds: int  # at most
     repetitions: int  # of one alternative in a round, timed together
-    budget: float  # seconds for all; what does not fit is cut, and said
-    resident: bool = True  # all are kept while the others run; else each is built anew, alone, in every round
+    budget: float  # seconds for all alternatives; the table says what did not fit
+    resident: bool = True  # True: all stay in memory while the others run; False: each is built anew in every round
 
 
 class TimeBudget:
-    """Seconds left of a budget."""
+    """Counts down the seconds of a budget from the moment it is made."""
 
     def __init__(self, budget: float) -> None:
         self.end = time.monotonic() + budget
 
     @property
     def left(self) -> float:
+        """Seconds that are left; negative once the budget is spent."""
         return self.end - time.monotonic()
 
 
 def measure_in_turns(alternatives: Sequence[Alternative], effort: Effort, device: torch.device) -> list[Measurement]:
-    """Each alternative `rounds` times, in turns. One that cannot run says why, and the others go on; what is not done
-    when the budget is spent, or at Ctrl-C, is cut."""
-    clock = TimeBudget(effort.budget)
+    """Measure each alternative `rounds` times, in turns.
+
+    One that cannot run says why, and the others go on. When the budget is spent, or at Ctrl-C, the rest is left out.
+    """
+    budget = TimeBudget(effort.budget)
     results = [Measurement(one.name, one.useful) for one in alternatives]
     ready: dict[str, Step] = {}
     try:
         for number in range(effort.rounds):
             for one, result in zip(alternatives, results, strict=True):
-                if result.cannot is None and clock.left > 0:
+                if result.refusal is None and budget.left > 0:
                     _one_round(one, result, ready, effort, device)
-            if clock.left <= 0:
+            if budget.left <= 0:
                 logger.info("%.0f s are spent: stopped in round %d of %d", effort.budget, number + 1, effort.rounds)
                 break
     except KeyboardInterrupt:
         logger.info("stopped on request; what was measured until then follows")
     for result in results:
-        if not result.seconds and result.cannot is None:
-            result.cannot = f"cut: the {effort.budget:.0f} s were spent, or it was stopped"
+        if not result.seconds and result.refusal is None:
+            result.refusal = f"cut: the {effort.budget:.0f} s were spent, or it was stopped"
     return results
 
 
 def _one_round(
     one: Alternative, result: Measurement, ready: dict[str, Step], effort: Effort, device: torch.device
 ) -> None:
-    """Time it once more; `ready` holds those that are kept."""
+    """Time one alternative once more. `ready` holds the steps that stay in memory, by name."""
     try:
         if one.name not in ready:
             ready[one.name] = _prepared(one, result, device)
         result.seconds.append(_seconds_per_repetition(ready[one.name], effort.repetitions, device))
     except FAILURES as error:
-        result.cannot = failure_line(error)
-    if result.cannot is not None or not effort.resident:
+        result.refusal = failure_line(error)
+    if result.refusal is not None or not effort.resident:
         ready.pop(one.name, None)
     free_device_memory(device)
 
 
 def failure_line(error: BaseException) -> str:
-    """An error on one line."""
+    """An error as one line of at most REASON_CHARACTERS."""
     said = " ".join(str(error).split()) or "no reason given"
     text = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-    return text if len(text) <= WORDS else f"{text[: WORDS - 3]}..."
+    return text if len(text) <= REASON_CHARACTERS else f"{text[: REASON_CHARACTERS - 3]}..."
 
 
 def _prepared(one: Alternative, result: Measurement, device: torch.device) -> Step:
-    """Ready and warm; its peak memory is noted the first time."""
+    """The alternative's step, built and warm. The first time its peak memory is noted in `result`."""
     before = _allocated_bytes(device)
     step = one.prepare()
     step()  # compiles, tunes, allocates what stays
@@ -127,7 +131,7 @@ def _prepared(one: Alternative, result: Measurement, device: torch.device) -> St
 
 
 def _seconds_per_repetition(step: Step, repetitions: int, device: torch.device) -> float:
-    """Of one repetition; several are queued at once, so that a GPU need not wait for the host."""
+    """Seconds of one repetition. Several are queued at once, so that a GPU need not wait for the host."""
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(repetitions):
@@ -149,6 +153,7 @@ def _allocated_bytes(device: torch.device) -> int:
 
 
 def free_device_memory(device: torch.device) -> None:
+    """Give the memory of tensors that are no longer used back to the GPU, so that the next alternative finds it."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.synchronize(device)
@@ -156,7 +161,7 @@ def free_device_memory(device: torch.device) -> None:
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most bytes of tensors that one repetition holds at once, above what is there before it."""
+    """The most bytes of tensors that one repetition holds at once, above those that were there before it."""
     if device.type != "cuda":
         with TensorByteCounter() as seen:
             step()
@@ -169,7 +174,7 @@ def peak_bytes(step: Step, device: torch.device) -> int:
 
 
 class TensorByteCounter(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made under it and still alive: what a GPU's allocator would say."""
+    """Counts the bytes of the tensors made under it that are still alive, as a GPU's allocator would."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +192,7 @@ class TensorByteCounter(TorchDispatchMode):
         return made
 
     def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        """A storage that was given to the operator was there before: a view of it is not new."""
+        """Count a storage until it is freed, unless it was `given` to the operator: then the result is a view of it."""
         key = id(storage)
         if key in self.known or key in given:
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def prepare_megatron_steps(run: RunConfig, device: torch.device) -> "list[Alternative]":
-    """The steps of train/timed_steps.py, ready to be measured."""
+    """The alternatives of bench/megatron_steps.py, in a process that is now Megatron's only rank."""
     _silence_libraries()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
@@ -29,13 +29,13 @@ def prepare_megatron_steps(run: RunConfig, device: torch.device) -> "list[Altern
 
 
 def _silence_libraries() -> None:
-    """The table is what is read here, and not what the libraries say while they are imported."""
+    """Keep the libraries quiet while they are imported: what is read here is the table."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
 def _start_single_rank(device: torch.device) -> None:
-    """A process group of this process alone, and Megatron's state for it."""
+    """Make a process group of this process alone, and Megatron's state for it."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed

@@ -1,5 +1,5 @@
 """Megatron's own training step for `nld bench step`: ours at both stages, Megatron-Bridge's GPT, and Megatron-Bridge's
-own implementation of the joint objective, DGPTStep on NemotronLabsDiffusion. bench_rank.py says when to import this.
+own implementation of the joint objective, DGPTStep on NemotronLabsDiffusion. megatron_rank.py says when to import this.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ ForwardStepFunction = Callable[[Any, torch.nn.Module], tuple[Any, Callable]]
 
 
 def megatron_alternatives(run: RunConfig, device: torch.device) -> list[Alternative]:
-    """The joint steps first: what does not fit into the time is cut from the end."""
+    """Ours and Megatron-Bridge's, at both stages. The joint steps come first, because time is cut from the end."""
     stage1 = with_ar_objective(run)
     return [
         Alternative(JOINT, lambda: our_megatron_step(run, device), useful_step_flops(run)),
@@ -51,6 +51,7 @@ def megatron_alternatives(run: RunConfig, device: torch.device) -> list[Alternat
 
 
 def our_megatron_step(run: RunConfig, device: torch.device) -> Step:
+    """Our model and our loss in Megatron's training step."""
     batches = endless_batches(run, device)
 
     def forward_step(_: Any, model: torch.nn.Module) -> tuple[Tensor, partial]:
@@ -89,7 +90,7 @@ def _bridge_joint_step(run: RunConfig, device: torch.device) -> Step:
 
 
 def _bridge_joint_provider(run: RunConfig) -> Any:
-    """Its provider at the run's shape."""
+    """Megatron-Bridge's provider of the model, at the run's shape."""
     from megatron.bridge.diffusion.models.nemotron_labs_diffusion.nemotron_labs_diffusion_provider import (
         NemotronLabsDiffusionModelProvider as Theirs,
     )
@@ -145,7 +146,7 @@ def _bridge_joint_forward(run: RunConfig, device: torch.device) -> ForwardStepFu
 
 
 def _bridge_settings(theirs: type, run: RunConfig) -> dict[str, Any]:
-    """Our provider's values for the fields that theirs has too; layers are theirs."""
+    """Our provider's values for the fields that Megatron-Bridge's provider has too; it keeps its own layers."""
     ours, fields = model_provider(run), theirs.__dataclass_fields__
     shared = {name for name, entry in fields.items() if entry.init and name in ours.__dataclass_fields__}
     kept = shared - {"transformer_layer_spec", "attention_backend"}
@@ -153,7 +154,7 @@ def _bridge_settings(theirs: type, run: RunConfig) -> dict[str, Any]:
 
 
 def bridge_batches(run: RunConfig, device: torch.device) -> Iterator[dict[str, Tensor | None]]:
-    """The same rows as Megatron-Bridge's loader gives them."""
+    """The rows of `endless_batches` as Megatron-Bridge's loader gives them: tensors [B, L], attention_mask None."""
 
     def made(number: int) -> dict[str, Tensor | None]:
         tokens = torch.stack([row.tokens for row in random_rows(run, number)])
@@ -172,7 +173,7 @@ def bridge_batches(run: RunConfig, device: torch.device) -> Iterator[dict[str, T
 
 
 def _training_step(maker: Any, run: RunConfig, forward_step: ForwardStepFunction) -> Step:
-    """Megatron's schedule, gradient buffers and optimizer around a forward step."""
+    """A whole training step: Megatron's schedule, gradient buffers and optimizer around a forward step."""
     maker.finalize()
     # One rank has nothing to send, and so nothing to hide behind computation.
     settings = replace(data_parallel_config(run), overlap_grad_reduce=False, overlap_param_gather=False)

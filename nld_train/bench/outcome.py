@@ -1,4 +1,4 @@
-"""What a benchmark found: as one short table for people, as JSON for programs, with date and versions."""
+"""What a benchmark found: a short table for people and JSON for programs, both with date and versions."""
 
 import json
 import os
@@ -20,20 +20,20 @@ NOTHING = "-"
 
 @dataclass
 class BenchOutcome:
-    """One part: attention, loss, step or check."""
+    """The outcome of one part: attention, LM-head loss, step or correctness."""
 
     part: str
-    subject: str  # sizes, in a line
+    subject: str  # the sizes, on one line
     head: list[str]
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # lines below the table
     figures: dict[str, Any] = field(default_factory=dict)  # all numbers, for programs
-    wrong: bool = False  # a result was not what it must be
+    wrong: bool = False  # a result was out of bounds
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def bench_environment(device: torch.device) -> dict[str, str]:
-    """Date, device and versions: what a number means nothing without."""
+    """Date, device and versions, without which a number means nothing."""
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
@@ -49,13 +49,14 @@ def bench_environment(device: torch.device) -> dict[str, str]:
 
 
 def outcome_markdown(outcome: BenchOutcome) -> str:
-    """The part as aligned Markdown."""
+    """The outcome as Markdown: subject, table, notes."""
     return "\n".join(
         [f"{outcome.part}: {outcome.subject}", "", aligned_table(outcome.head, outcome.rows), "", *outcome.notes]
     )
 
 
 def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are padded to one width, so that it also reads in a terminal."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     ruled = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -64,25 +65,30 @@ def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def outcomes_to_json(outcomes: Sequence[BenchOutcome]) -> str:
+    """The outcomes as JSON text, which `outcomes_from_json` reads."""
     return json.dumps([vars(outcome) for outcome in outcomes], indent=1) + "\n"
 
 
 def outcomes_from_json(text: str) -> list[BenchOutcome]:
+    """The outcomes that `outcomes_to_json` wrote."""
     return [BenchOutcome(**entry) for entry in json.loads(text)]
 
 
 def result_figures(results: Sequence[Measurement]) -> dict[str, Any]:
-    """Everything that was measured, by name."""
+    """All fields of the measurements, by the alternative's name."""
     return {result.name: {key: value for key, value in vars(result).items() if key != "name"} for result in results}
 
 
 def time_ratio(above: Measurement, below: Measurement) -> float:
-    """Median over the rounds of how many times longer `above` took; rounds pair what ran next to each other."""
+    """How many times as long `above` took as `below`: the median over the rounds of the ratio in a round.
+
+    The two ran next to each other in a round, so a busy machine slowed both.
+    """
     return median(a / b for a, b in zip(above.seconds, below.seconds, strict=False))
 
 
 def milliseconds_text(result: Measurement) -> str:
-    """Median, and the spread from the fastest to the slowest round."""
+    """The median in ms, with the fastest and the slowest round; NOTHING if it did not run."""
     if not result.seconds:
         return NOTHING
     low, middle, high = (1e3 * pick(result.seconds) for pick in (min, median, max))
@@ -90,13 +96,15 @@ def milliseconds_text(result: Measurement) -> str:
 
 
 def mebibytes_text(result: Measurement) -> str:
+    """The peak memory in MiB; NOTHING if it was not measured."""
     return NOTHING if result.peak is None else f"{result.peak / 2**20:,.0f}"
 
 
 def teraflops_text(result: Measurement) -> str:
+    """The useful TFLOP/s; NOTHING if it did not run."""
     return f"{result.rate / 1e12:.3g}" if result.seconds else NOTHING
 
 
 def refusal_lines(results: Sequence[Measurement]) -> list[str]:
     """A line for each alternative that did not run."""
-    return [f"{result.name} did not run: {result.cannot}" for result in results if result.cannot is not None]
+    return [f"{result.name} did not run: {result.refusal}" for result in results if result.refusal is not None]

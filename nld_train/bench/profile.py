@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by torch's profiler."""
+"""Shows which kernels take the time of a step, by torch's profiler."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -9,11 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from nld_train.bench.measure import Alternative, Measurement, Step, free_device_memory
 
 MOST = 8  # kernels that are shown
-WORDS = 60  # characters of a kernel's name
+NAME_CHARACTERS = 60  # a longer kernel name is cut
 
 
 def profile_lines(alternatives: Sequence[Alternative], result: Measurement | None, device: torch.device) -> list[str]:
-    """Lines below a table on one of its alternatives; none where it did not run."""
+    """The profile of one alternative, as lines below its table; no line if the alternative did not run."""
     if result is None or not result.seconds:
         return []
     step = next(one for one in alternatives if one.name == result.name).prepare()
@@ -24,7 +24,7 @@ def profile_lines(alternatives: Sequence[Alternative], result: Measurement | Non
 
 
 def _kernel_lines(step: Step, device: torch.device) -> list[str]:
-    """The kernels (on the CPU: operators) that one step spends most time in, longest first."""
+    """The kernels (on the CPU: operators) in which one step spends most time, longest first."""
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=kinds) as seen:
@@ -35,7 +35,7 @@ def _kernel_lines(step: Step, device: torch.device) -> list[str]:
     events = sorted(seen.key_averages(), key=time, reverse=True)
     total = sum(map(time, events)) or 1
     lines = [
-        f"{time(event) / 1e3:9.3f} ms {time(event) / total:6.1%} {event.count:5} x {event.key[:WORDS]}"
+        f"{time(event) / 1e3:9.3f} ms {time(event) / total:6.1%} {event.count:5} x {event.key[:NAME_CHARACTERS]}"
         for event in events[:MOST]
         if time(event)
     ]

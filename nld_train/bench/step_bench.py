@@ -1,4 +1,4 @@
-"""One training step, whole: forward, backward and optimizer, on rows of random tokens that are ready on the host."""
+"""A whole training step: forward, backward and optimizer, on rows of random tokens that are ready on the host."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,16 +27,17 @@ from nld_train.plan.row_counts import row_positions
 from nld_train.recipe import replace_settings
 from nld_train.types import Batch, Row
 
-READY = 4  # micro-batches made before the clock starts: in training the loader's processes make them meanwhile
-ALL_LOGITS = 14  # bytes a logit, of an alternative that makes all of them: bf16, and three times fp32
-SHARE = 0.85  # of a GPU's memory that the layers may take
-PEAKS = {"H100": flops.H100_BF16, "H200": flops.H100_BF16}  # dense bf16 FLOP/s by the datasheet; the same chip
+READY = 4  # micro-batches that are made before the clock starts; in training the loader's processes make them
+ALL_LOGITS = 14  # bytes for each logit in an alternative that makes all of them: one bf16 copy, three fp32 ones
+SHARE = 0.85  # the part of a GPU's memory that the layers may take
+PEAKS = {"H100": flops.H100_BF16, "H200": flops.H100_BF16}  # dense bf16 FLOP/s; both have the same chip
 HEAD = ["step", "ms (fastest to slowest)", "row tokens/s", "TFLOP/s, useful", "MFU", "time / ours", "peak MiB"]
 
 JOINT, AR = "ours, stage 2 (joint)", "ours, stage 1 (AR)"
 BRIDGE_JOINT, BRIDGE_AR = "Megatron-Bridge NemotronLabsDiffusion", "Megatron-Bridge GPT (AR)"
-NAIVE = "KV heads repeated, logits of every position"  # what ours is compared with where there is no Megatron
-# (above, below, what is wanted of the ratio of their times)
+# Without Megatron ours is compared with this.
+NAIVE = "KV heads repeated, logits of every position"
+# (above, below, the aim for the ratio of their times)
 WANTED = (
     (BRIDGE_JOINT, JOINT, "at least 1.5 on a GPU"),
     (AR, BRIDGE_AR, "at most 1.05"),
@@ -53,7 +54,10 @@ def bench_steps(
     device: torch.device,
     profiled: bool = False,
 ) -> BenchOutcome:
-    """Measure steps of one row shape; kind: what the layers are made of. profiled: also show where our time goes."""
+    """Measure the steps of one run's row shape.
+
+    kind: what the layers are made of, for the table. profiled: also show which kernels our step spends its time in.
+    """
     results = measure_in_turns(alternatives, effort, device)
     peak = device_peak_flops(device)
     main = next((result for result in results if result.name == JOINT and result.seconds), None)
@@ -98,7 +102,7 @@ def _step_cells(result: Measurement, run: RunConfig, main: Measurement | None, p
 
 
 def _wanted_ratios(results: Sequence[Measurement]) -> list[tuple[str, str, float, str]]:
-    """Those of WANTED whose both sides ran."""
+    """The ratios of WANTED of which both sides ran: (above, below, ratio, aim)."""
     ran = {result.name: result for result in results if result.seconds}
     return [
         (above, below, time_ratio(ran[above], ran[below]), aim)
@@ -108,7 +112,7 @@ def _wanted_ratios(results: Sequence[Measurement]) -> list[tuple[str, str, float
 
 
 def device_peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of a GPU that is known; None of any other device."""
+    """Dense bf16 FLOP/s of a GPU in PEAKS; None for any other device."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -116,13 +120,13 @@ def device_peak_flops(device: torch.device) -> float | None:
 
 
 def with_one_rank(run: RunConfig) -> RunConfig:
-    """The run's micro-batch on a single rank, uncut."""
-    cut = replace(run.parallel, tensor=1, pipeline=1, virtual_pipeline=1, context=1, sequence=False, world_size=1)
-    return replace_settings(replace(run, parallel=cut), {"train.global_batch": run.train.micro_batch})
+    """The run with one micro-batch a step, on a single rank."""
+    parallel = replace(run.parallel, tensor=1, pipeline=1, virtual_pipeline=1, context=1, sequence=False, world_size=1)
+    return replace_settings(replace(run, parallel=parallel), {"train.global_batch": run.train.micro_batch})
 
 
 def with_fitting_layers(run: RunConfig, capacity: int) -> RunConfig:
-    """The run with as many of its layers as fit into a GPU's `capacity` bytes, for the hungriest alternative too."""
+    """The run with as many of its layers as fit into `capacity` bytes, also for the alternative that needs most."""
 
     def at(layers: int) -> RunConfig:
         return replace(run, model=replace(run.model, layers=layers))
@@ -134,17 +138,17 @@ def with_fitting_layers(run: RunConfig, capacity: int) -> RunConfig:
 
 
 def with_ar_objective(run: RunConfig) -> RunConfig:
-    """Stage 1 on the same rows."""
+    """The run as stage 1, on the same rows."""
     return replace(run, diffusion=replace(run.diffusion, alpha=0.0))
 
 
 def useful_step_flops(run: RunConfig) -> float:
-    """FLOPs of one step of one micro-batch."""
+    """Useful FLOPs of one step of one micro-batch."""
     return run.train.micro_batch * flops.row_flops(run).total
 
 
 def random_rows(run: RunConfig, number: int) -> list[Row]:
-    """A micro-batch of random tokens, all of them supervised."""
+    """Micro-batch `number` of rows of random tokens [L + 1], all of them supervised."""
     length, generator = run.data.sequence_length, torch.Generator().manual_seed(number)
     tokens = torch.randint(0, run.model.vocab_size, (run.train.micro_batch, length + 1), generator=generator)
     counted = torch.ones(length + 1, dtype=torch.bool)
@@ -152,7 +156,7 @@ def random_rows(run: RunConfig, number: int) -> list[Row]:
 
 
 def endless_batches(run: RunConfig, device: torch.device) -> Iterator[Batch]:
-    """Micro-batches on the host, ready to be copied."""
+    """Micro-batches on the host, in pinned memory for a GPU; READY of them come round again and again."""
 
     def made(number: int) -> Batch:
         rows = random_rows(run, number)

@@ -1,4 +1,4 @@
-"""All parts in one short table, each line with what it should be: judged on GPUs alone, for which the aims are."""
+"""All parts in one short table: the figures beside their aims. Only GPUs are judged, because the aims are for them."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -10,12 +10,12 @@ from nld_train.bench.step_bench import BRIDGE_JOINT, JOINT, NAIVE
 
 HEAD = ["", "found", "wanted", ""]
 REACHED, SHORT = "reached", "SHORT"
-Line = tuple[str, str, str, str]  # what, found, wanted, verdict
-Results = dict[str, Any]  # of a part, by the alternative's name
+SummaryLine = tuple[str, str, str, str]  # what, found, wanted, verdict
+PartResults = dict[str, Any]  # the figures of one part, by the alternative's name
 
 
 def summary_table(outcomes: Sequence[BenchOutcome]) -> str:
-    """The table; a part that is missing has no line."""
+    """The table of all outcomes; a part that is missing has no line."""
     makers = {
         "correctness": _correctness_lines,
         "attention": _attention_lines,
@@ -30,7 +30,7 @@ def summary_table(outcomes: Sequence[BenchOutcome]) -> str:
     return aligned_table(HEAD, rows)
 
 
-def _correctness_lines(outcome: BenchOutcome) -> list[Line]:
+def _correctness_lines(outcome: BenchOutcome) -> list[SummaryLine]:
     findings = outcome.figures["findings"]
     ran = [one for one in findings if one["draws"]]
     whole, asked = sum(one["verdict"] == "ok" for one in findings), outcome.figures["asked"]
@@ -42,7 +42,7 @@ def _correctness_lines(outcome: BenchOutcome) -> list[Line]:
     return [("correctness", found, "all, none out of bounds", "ok" if whole == asked else "cut short")]
 
 
-def _attention_lines(outcome: BenchOutcome) -> list[Line]:
+def _attention_lines(outcome: BenchOutcome) -> list[SummaryLine]:
     results = _results_that_ran(outcome)
     mine = {name: one for name, one in results.items() if name.startswith(OURS)}
     if not mine:
@@ -68,7 +68,7 @@ def _attention_lines(outcome: BenchOutcome) -> list[Line]:
     return lines
 
 
-def _head_loss_lines(outcome: BenchOutcome) -> list[Line]:
+def _head_loss_lines(outcome: BenchOutcome) -> list[SummaryLine]:
     results = _results_that_ran(outcome)
     if len(results) < 2:
         return [("LM-head loss", "one of the two did not run", NOTHING, NOTHING)]
@@ -78,11 +78,11 @@ def _head_loss_lines(outcome: BenchOutcome) -> list[Line]:
     return [("LM-head loss", found, "memory below 1/8", _reached_or_short(share > 8))]
 
 
-def _step_lines(outcome: BenchOutcome) -> list[Line]:
+def _step_lines(outcome: BenchOutcome) -> list[SummaryLine]:
     results, peak = _results_that_ran(outcome), outcome.figures["peak_flops"]
     if JOINT not in results:
         return [("step", "ours did not run", NOTHING, NOTHING)]
-    ours, lines = results[JOINT], list[Line]()
+    ours, lines = results[JOINT], list[SummaryLine]()
     if peak is not None:
         share = _useful_rate(ours) / peak
         lines.append(("step", f"{share:.1%} MFU on useful FLOPs", "at least 45 %", _reached_or_short(share >= 0.45)))
@@ -95,7 +95,7 @@ def _step_lines(outcome: BenchOutcome) -> list[Line]:
     return lines or [("step", f"{1e3 * _median_seconds(ours):.3g} ms", NOTHING, NOTHING)]
 
 
-def _results_that_ran(outcome: BenchOutcome) -> Results:
+def _results_that_ran(outcome: BenchOutcome) -> PartResults:
     return {name: one for name, one in outcome.figures["results"].items() if one["seconds"]}
 
 

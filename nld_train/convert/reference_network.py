@@ -18,6 +18,7 @@ from nld_train.convert import weight_table
 from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import NLD, WeightMapping
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 
 PROBE_BLOCKS = 3
@@ -127,7 +128,7 @@ class ReferenceNetwork:
         scale = 1 + rope.query_scale_beta * torch.log1p(wraps)
         query = rotate_heads(query, angles, reference_attention_factor(rope)) * scale[:, None]
         key = rotate_heads(key, angles, reference_attention_factor(rope))
-        seen = attend_reference(query, key, value, row.layout, model.head_dim**-0.5)
+        seen = attend_reference(query, key, value, MaskSpec(row.layout), model.head_dim**-0.5)
         seen = seen[0].transpose(0, 1).flatten(1)
         output = seen @ self._weight(weight_table.ATTENTION_OUT, layer).T
         if self.adapter is not None:

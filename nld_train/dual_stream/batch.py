@@ -12,17 +12,21 @@ from nld_train.noise.corrupt import maskable_tokens
 from nld_train.types import Batch, NoisyRow, Row
 
 
-def collate_rows(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, cut: ContextShard = WHOLE) -> Batch:
-    """A micro-batch of rows of one length: `NoisyRow`s where the configuration is dual, plain `Row`s where it is not.
-    A context rank is given its `cut` of it.
+def collate_rows(
+    rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConfig, shard: ContextShard = WHOLE
+) -> Batch:
+    """The micro-batch of rows of one length: input_ids [B, S], or [B, S/c] where `shard` is one of c context ranks.
 
-    The AR term of position i counts iff supervised[i + 1]; the diffusion term of token i iff it is masked. N counts the
-    AR terms. With `config.document_mask`, the target of a document's last token lies in the next document, which that
-    token cannot know: it does not count. (Documents are known to token L - 1; the row's last target is taken to be of
-    the same document.)
+    The rows are `NoisyRow`s where the configuration is dual, plain `Row`s where it is not.
 
-    Token averaging [paper eq. 5]: weights 1 and 1/p, denominator N. Sequence averaging [eq. 4]: both divided by the
-    row's own N, denominator the number of rows; rows with N = 0 drop out of both terms.
+    The AR term of position i counts iff supervised[i + 1]; the diffusion term of token i counts iff i is masked. N is
+    the number of AR terms. With `config.document_mask` the AR term of a document's last token does not count: its
+    target lies in the next document, which that token cannot know. (A row says the documents of its first L tokens; its
+    last target is taken to belong to the document of token L - 1.)
+
+    Token averaging [paper eq. 5] gives the terms the weights 1 and 1/p, and the denominator N. Sequence averaging
+    [eq. 4] divides both weights by the row's own N, and the denominator is the number of rows; rows with N = 0 drop out
+    of both terms.
     """
     noisy = [row for row in rows if isinstance(row, NoisyRow)]
     assert len(noisy) == (len(rows) if config.dual else 0), "a dual batch is made of NoisyRows, an AR batch of Rows"
@@ -32,28 +36,28 @@ def collate_rows(rows: Sequence[NoisyRow] | Sequence[Row], config: DiffusionConf
     documents = stack_documents(plain, config, layout.length)
     counts = _ar_counts(torch.stack([row.supervised for row in plain]), documents)
     shares, denominator = _shares(counts, config.average)
-    ar_rows, ar_places = (counts & (shares > 0)[:, None]).nonzero(as_tuple=True)
+    ar_rows, ar_tokens = (counts & (shares > 0)[:, None]).nonzero(as_tuple=True)
     inputs, masked, inverse_p = _noisy_half(noisy, tokens)
-    diffusion_rows, diffusion_places = (masked & (shares > 0)[:, None]).nonzero(as_tuple=True)
+    diffusion_rows, diffusion_tokens = (masked & (shares > 0)[:, None]).nonzero(as_tuple=True)
     may = torch.stack([maskable_tokens(row, config) for row in plain]) & (shares > 0)[:, None]
     whole = Batch(
         input_ids=torch.cat([*inputs, tokens[:, :-1]], 1),
         documents=documents,
-        ar_positions=ar_rows * layout.size + layout.clean_start + ar_places,
-        ar_targets=tokens[:, 1:][ar_rows, ar_places],
+        ar_positions=ar_rows * layout.size + layout.clean_start + ar_tokens,
+        ar_targets=tokens[:, 1:][ar_rows, ar_tokens],
         ar_weights=shares[ar_rows],
-        diffusion_positions=diffusion_rows * layout.size + diffusion_places,
-        diffusion_targets=tokens[diffusion_rows, diffusion_places],
-        diffusion_weights=inverse_p[diffusion_rows, diffusion_places] * shares[diffusion_rows],
+        diffusion_positions=diffusion_rows * layout.size + diffusion_tokens,
+        diffusion_targets=tokens[diffusion_rows, diffusion_tokens],
+        diffusion_weights=inverse_p[diffusion_rows, diffusion_tokens] * shares[diffusion_rows],
         denominator=denominator,
         maskable=may.sum().float(),
         sample_indices=torch.tensor([row.index for row in plain]),
     )
-    return shard_batch(whole, layout, cut)
+    return shard_batch(whole, layout, shard)
 
 
 def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Input ids of the noisy half ([B, L], or none), masks [B, L] and 1/p [B, L]; no masks for an AR batch."""
+    """A list of the noisy half's input ids [B, L]; masks [B, L]; 1/p [B, L]. An AR batch has no ids and no masks."""
     if not noisy:
         nothing = torch.zeros(tokens[:, :-1].shape)
         return [], nothing.bool(), nothing
@@ -63,7 +67,10 @@ def _noisy_half(noisy: list[NoisyRow], tokens: Tensor) -> tuple[list[Tensor], Te
 
 
 def stack_documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -> Tensor | None:
-    """[B, L], or None where nothing is packed or documents may see each other; a row without any is one document."""
+    """Document numbers [B, L] int64 of B rows of L = `length` tokens; a row without any is one document.
+
+    Returns None where no row is packed, or where the configuration lets documents see each other.
+    """
     if not config.document_mask or all(row.documents is None for row in rows):
         return None
     whole = torch.zeros(length, dtype=torch.int64)
@@ -79,7 +86,10 @@ def _ar_counts(supervised: Tensor, documents: Tensor | None) -> Tensor:
 
 
 def _shares(counts: Tensor, average: LossAverage) -> tuple[Tensor, Tensor]:
-    """Weight of every row [B] float32 (0: the row drops out), and the batch's denominator [] float32."""
+    """The weight of every row, [B] float32 (0: the row drops out), and the batch's denominator, [] float32.
+
+    `counts`: [B, L] bool, the AR terms that count.
+    """
     if average == "token":
         return torch.ones(counts.shape[0]), counts.sum().float()
     targets = counts.sum(1)

@@ -1,8 +1,8 @@
-"""Context parallelism: which part of a row a rank holds, and its part of a batch. Arithmetic alone; nothing is sent.
+"""Context parallelism: which part of a row a rank holds, and its part of a batch. This is arithmetic; nothing is sent.
 
-The L positions are cut into 2c chunks for c ranks. Rank r holds chunks r and 2c-1-r of both halves, in the order
-[noisy r, noisy 2c-1-r | clean r, clean 2c-1-r]: an early chunk sees little and a late one much, so every rank has the
-same attention to compute, and its noisy blocks meet their own clean tokens.
+The L positions are divided into 2c chunks for c ranks. Rank r holds chunks r and 2c-1-r of both halves, in the order
+[noisy r, noisy 2c-1-r | clean r, clean 2c-1-r]: an early chunk sees little and a late one sees much, so every rank has
+the same amount of attention to compute, and the noisy blocks of a rank meet their own clean tokens there.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +16,21 @@ from nld_train.types import Batch
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Neighbouring tokens of the row that neighbour each other on the rank too."""
+    """Tokens that are neighbours in the row, and neighbours on the rank too."""
 
-    start: int  # place of the first among the rank's tokens
-    row_start: int  # and in the row
+    start: int  # index of the first one among the rank's tokens
+    row_start: int  # its index in the row
     length: int  # tokens
 
 
 @dataclass(frozen=True)
 class ContextShard:
-    """One context rank's share of every row. Hashable: masks are cached by it.
+    """One context rank's share of every row. It is hashable, because masks are cached by it.
 
-    Its query positions, S/c: its tokens of both halves. Its key positions: all clean tokens in natural order, after the
-    noisy tokens that its queries may see. Where rows are one document those are its own, because blocks do not straddle
-    chunks; where packed documents start blocks anywhere (`packed`), they are all noisy tokens.
+    The rank's query positions, S/c of them, are its tokens of both halves. Its key positions are the noisy tokens that
+    its queries may see, followed by all clean tokens in natural order. Where a row is one document, those noisy tokens
+    are the rank's own, because blocks do not straddle chunks; where packed documents start blocks anywhere (`packed`),
+    they are all L.
     """
 
     ranks: int = 1
@@ -39,12 +40,12 @@ class ContextShard:
         assert 0 <= self.rank < self.ranks, f"context rank {self.rank} of {self.ranks}"
 
     def tokens(self, layout: RowLayout) -> int:
-        """L/c, tokens of a row on this rank."""
+        """L/c: tokens of a row on this rank."""
         assert self.ranks == 1 or layout.length % (2 * self.ranks) == 0, f"{layout} in {2 * self.ranks} chunks"
         return layout.length // self.ranks
 
     def segments(self, layout: RowLayout) -> list[TokenSpan]:
-        """The rank's chunks, or the whole row where there is one rank."""
+        """The rank's two chunks, or the whole row where there is one rank."""
         if self.ranks == 1:
             return [TokenSpan(0, 0, layout.length)]
         chunk = self.tokens(layout) // 2
@@ -52,9 +53,9 @@ class ContextShard:
         return [TokenSpan(0, first * chunk, chunk), TokenSpan(chunk, second * chunk, chunk)]
 
     def queries_at(self, layout: RowLayout, index: Tensor) -> Tensor:
-        """Input positions in the whole row of the rank's S/c positions `index` (any shape).
+        """Where the rank's queries number `index` [...] (of S/c) stand in the whole row: input positions [...] int64.
 
-        Element-wise operators only, so that it also runs inside an attention kernel.
+        Only element-wise operators are used, so that this also runs inside an attention kernel.
         """
         if self.ranks == 1:
             return index
@@ -63,26 +64,30 @@ class ContextShard:
         return torch.where(index < (count if layout.dual else 0), token, token + layout.clean_start)
 
     def keys_at(self, layout: RowLayout, index: Tensor, packed: bool) -> Tensor:
-        """Input positions in the whole row of the keys `index` (any shape) that the rank's queries are given."""
+        """Where the keys number `index` [...] (of K) stand in the whole row: input positions [...] int64."""
         own = self._own_noisy(layout, packed)
         if not own:
             return index
         return torch.where(index < own, self._row_token(layout, index), index - own + layout.clean_start)
 
     def queries(self, layout: RowLayout, device: torch.device | None = None) -> Tensor:
-        """`queries_at` of all of them: [S/c] int64."""
+        """Input positions of all the rank's queries: [S/c] int64."""
         return self.queries_at(layout, torch.arange(layout.size // self.ranks, device=device))
 
     def keys(self, layout: RowLayout, packed: bool, device: torch.device | None = None) -> Tensor:
-        """`keys_at` of all of them, int64: [L/c + L] of a doubled row, [2L] if `packed`; [L] of a clean half alone."""
+        """Input positions of all keys that the rank's queries are given: [K] int64.
+
+        K is L/c + L for a doubled row, 2L for a packed one, and L where there is a clean half alone.
+        """
         return self.keys_at(layout, torch.arange(self.key_count(layout, packed), device=device), packed)
 
     def key_count(self, layout: RowLayout, packed: bool) -> int:
+        """K: how many keys the rank's queries are given."""
         own = self._own_noisy(layout, packed)
         return own + layout.length if own else layout.size
 
     def _own_noisy(self, layout: RowLayout, packed: bool) -> int:
-        """How many noisy keys are the rank's own alone; 0 where keys are all input positions in natural order."""
+        """How many noisy keys are the rank's own alone; 0 where the keys are all input positions in natural order."""
         if packed or not layout.dual or self.ranks == 1:
             return 0
         count = self.tokens(layout)
@@ -90,6 +95,7 @@ class ContextShard:
         return count
 
     def _row_token(self, layout: RowLayout, index: Tensor) -> Tensor:
+        """The row's token that is the rank's token number `index` [...]: [...] int64."""
         first, second = self.segments(layout)
         return index + torch.where(index < second.start, first.row_start, second.row_start - second.start)
 
@@ -102,18 +108,18 @@ def chunk_order(ranks: int) -> list[int]:
     return [number for rank in range(ranks) for number in (rank, 2 * ranks - 1 - rank)]
 
 
-def shard_batch(batch: Batch, layout: RowLayout, cut: ContextShard) -> Batch:
-    """The rank's part of a batch of whole rows: flat positions number its S/c inputs.
+def shard_batch(batch: Batch, layout: RowLayout, shard: ContextShard) -> Batch:
+    """The rank's part of a batch of whole rows: input_ids [B, S] -> [B, S/c], flat positions numbered in those.
 
-    Documents stay whole, because places in them are counted from their start. The counts stay with rank 0: added up
-    over the ranks they are those of the whole batch.
+    Documents stay whole, because positions in a document are counted from its start. Rank 0 keeps the counts and the
+    other ranks get 0, so that the sum over the ranks is the count of the whole batch.
     """
-    if cut.ranks == 1:
+    if shard.ranks == 1:
         return batch
-    inputs = cut.queries(layout)
+    inputs = shard.queries(layout)
     ar_kept, ar_positions = _renumbered(batch.ar_positions, layout, inputs)
     diffusion_kept, diffusion_positions = _renumbered(batch.diffusion_positions, layout, inputs)
-    share = 1.0 if cut.rank == 0 else 0.0
+    share = 1.0 if shard.rank == 0 else 0.0
     return replace(
         batch,
         input_ids=batch.input_ids[:, inputs],
@@ -129,9 +135,9 @@ def shard_batch(batch: Batch, layout: RowLayout, cut: ContextShard) -> Batch:
 
 
 def _renumbered(flat: Tensor, layout: RowLayout, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Which flat positions [R] of the whole batch are among `inputs` [S/c]: bool [R]; and their flat positions here."""
+    """Which flat positions [R] of the whole batch are among `inputs` [S/c], bool [R]; and their flat positions here."""
     here = torch.full((layout.size,), -1)
     here[inputs] = torch.arange(inputs.numel())
-    place = here[flat % layout.size]
-    kept = place >= 0
-    return kept, (flat // layout.size * inputs.numel() + place)[kept]
+    position = here[flat % layout.size]
+    kept = position >= 0
+    return kept, (flat // layout.size * inputs.numel() + position)[kept]

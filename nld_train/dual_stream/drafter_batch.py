@@ -13,11 +13,11 @@ from nld_train.types import DraftBatch, DraftDraws
 
 
 def collate_drafts(rows: Sequence[DraftRow], config: DiffusionConfig) -> DraftBatch:
-    """A micro-batch of rows of one length.
+    """The drafter's micro-batch of rows of one length: input_ids [B, 2L], draft_positions [N, n].
 
-    At inference a draft is [seed, mask, mask, ...] behind the clean text before the seed: that is what a noisy block
-    sees in the doubled row, so that every block of a row drafts in one forward. A noisy position predicts its own
-    token, so the masks are what is predicted. All blocks are laid out; those that do not count keep their tokens.
+    At inference a draft is [seed, mask, mask, ...] behind the clean text before the seed. A noisy block of the doubled
+    row sees exactly that, so every block of a row drafts in one forward. A noisy position predicts its own token, so
+    the predictions are made at the masks. The noisy half holds all blocks; those that do not draft keep their tokens.
     """
     tokens = torch.stack([row.row.tokens for row in rows])[:, :-1]
     layout = RowLayout(tokens.shape[1], config.block_size, dual=True)
@@ -40,12 +40,12 @@ def collate_drafts(rows: Sequence[DraftRow], config: DiffusionConfig) -> DraftBa
 
 
 def input_with_drafts(batch: DraftBatch, drafted: Tensor) -> Tensor:
-    """The model's input with the drafted tokens [N, n] in place of the masks: what the verifier reads. [B, S]."""
+    """What the verifier reads: the model's input [B, S] with the drafted tokens [N, n] in place of the masks."""
     inputs = batch.input_ids.clone()
     inputs.view(-1)[batch.draft_positions] = drafted
     return inputs
 
 
 def verifier_positions(batch: DraftBatch) -> Tensor:
-    """Flat positions whose causal logits judge the drafts, one to the left of each: [N, n]."""
+    """Flat positions whose causal logits judge the drafts, each one to the left of its draft: [N, n] int64."""
     return batch.draft_positions - 1

@@ -1,4 +1,4 @@
-"""The picture of visibility, drawn from the predicate of every mask: SVG for pages, text for the terminal."""
+"""The picture of visibility, drawn from the predicate that makes every mask: SVG for pages, text for the terminal."""
 
 from itertools import groupby
 
@@ -9,10 +9,10 @@ from nld_train.config import require
 from nld_train.dual_stream.row_layout import PositionInfo, RowLayout, locate_row
 from nld_train.dual_stream.visibility import visible_table
 
-CELL, FILL = 14, 13  # pixels from cell to cell, and of a cell's colour
+CELL, FILL = 14, 13  # pixels from one cell to the next, and width of a cell's colour
 LEFT, TOP, BOTTOM, RIGHT = 120, 96, 100, 24  # pixels around the table: row labels, column labels, legend, air
 LABEL = 56  # pixels that the name of a block takes
-MARGIN, NARROWEST = 16, 340  # pixels; the title needs the latter
+MARGIN, NARROWEST = 16, 340  # pixels; a narrower picture would cut the title off
 MOST = 256  # input positions: a larger picture cannot be read
 KINDS = {"nn": "noisy sees noisy", "nc": "noisy sees clean", "cc": "clean sees clean"}
 LETTERS = {"nn": "#", "nc": "o", "cc": "+"}
@@ -33,11 +33,11 @@ Span = tuple[int, int, str]  # first position, position after the last, label
 
 
 def visibility_svg(layout: RowLayout, documents: Tensor | None = None) -> str:
-    """An SVG of the dense table that needs nothing beside it and follows the reader's light or dark mode.
+    """The dense table [S, S] as an SVG that needs no other file and follows the reader's light or dark mode.
 
-    Rows: who looks; columns: who is seen. `documents`: [L] int64 of one row, or None.
+    Each row of cells is a query, each column a key. `documents`: [L] int64 of one row, or None.
     """
-    table, where = _row(layout, documents)
+    table, info = _row(layout, documents)
     side = layout.size * CELL
     width, height = max(NARROWEST, LEFT + side + RIGHT), TOP + side + BOTTOM
     what = f"Visibility: {layout.length} tokens, block size {layout.block_size}"
@@ -48,21 +48,24 @@ def visibility_svg(layout: RowLayout, documents: Tensor | None = None) -> str:
         f'<text class="title" x="{MARGIN}" y="26">{what}</text>',
         f'<text x="{MARGIN}" y="46">Row: who looks. Column: who is seen.</text>',
         f'<rect class="table" x="{LEFT}" y="{TOP}" width="{side}" height="{side}"/>',
-        *_cells(table, where),
-        *_labels(_blocks(where), side, "block", 8, 12),
+        *_cells(table, info),
+        *_labels(_blocks(info), side, "block", 8, 12),
         *_labels(_halves(layout), side, "half", 28, 68),
         f'<rect class="half" x="{LEFT}" y="{TOP}" width="{side}" height="{side}" fill="none"/>',
-        *_legend({kind for row in _kinds(table, where) for kind in row if kind}, TOP + side + 28),
+        *_legend({kind for row in _kinds(table, info) for kind in row if kind}, TOP + side + 28),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
 def visibility_text(layout: RowLayout, documents: Tensor | None = None) -> str:
-    """The dense table for the terminal: one letter per pair, a bar between the halves and a space between blocks."""
-    table, where = _row(layout, documents)
-    kinds = _kinds(table, where)
-    starts = {first for first, _, _ in _blocks(where)} - {0}
+    """The dense table [S, S] for the terminal: a letter a pair, a bar between the halves, a space between blocks.
+
+    `documents`: [L] int64 of one row, or None.
+    """
+    table, info = _row(layout, documents)
+    kinds = _kinds(table, info)
+    starts = {first for first, _, _ in _blocks(info)} - {0}
     seam = layout.clean_start
     lines = [f"{layout.length} tokens, block size {layout.block_size}; row: who looks, column: who is seen"]
     for query, row in enumerate(kinds):
@@ -83,26 +86,26 @@ def _gap(key: int, starts: set[int], seam: int) -> str:
 
 
 def _row(layout: RowLayout, documents: Tensor | None) -> tuple[Tensor, PositionInfo]:
-    """Table [S, S] and places [S] of one row."""
+    """The table [S, S] and the info [S] of one row's positions. Raises: UserError for a row too long to draw."""
     require(layout.size <= MOST, f"a picture of {layout.size} positions", f"up to {MOST}", "lower the length")
     if documents is None:
         return visible_table(layout), locate_row(layout)
     return visible_table(layout, documents[None])[0], locate_row(layout, documents[None]).at(torch.tensor(0))
 
 
-def _kinds(table: Tensor, where: PositionInfo) -> list[list[str]]:
-    """[S][S]: the kind of each visible pair, "" where nothing is seen."""
-    halves = ["n" if noisy else "c" for noisy in where.noisy.tolist()]
+def _kinds(table: Tensor, info: PositionInfo) -> list[list[str]]:
+    """The kind of every pair, [S][S]; "" where the query does not see the key."""
+    halves = ["n" if noisy else "c" for noisy in info.noisy.tolist()]
     return [
         [halves[query] + halves[key] if seen else "" for key, seen in enumerate(row)]
         for query, row in enumerate(table.tolist())
     ]
 
 
-def _blocks(where: PositionInfo) -> list[Span]:
+def _blocks(info: PositionInfo) -> list[Span]:
     """The blocks of both halves, in input order."""
     spans: list[Span] = []
-    for (_, block), members in groupby(zip(where.noisy.tolist(), where.block.tolist(), strict=True)):
+    for (_, block), members in groupby(zip(info.noisy.tolist(), info.block.tolist(), strict=True)):
         first = spans[-1][1] if spans else 0
         spans.append((first, first + len(list(members)), f"block {block}"))
     return spans
@@ -113,17 +116,17 @@ def _halves(layout: RowLayout) -> list[Span]:
     return [(0, layout.clean_start, "noisy"), clean] if layout.dual else [clean]
 
 
-def _cells(table: Tensor, where: PositionInfo) -> list[str]:
+def _cells(table: Tensor, info: PositionInfo) -> list[str]:
     return [
         f'<rect class="{kind}" x="{LEFT + key * CELL}" y="{TOP + query * CELL}" width="{FILL}" height="{FILL}"/>'
-        for query, row in enumerate(_kinds(table, where))
+        for query, row in enumerate(_kinds(table, info))
         for key, kind in enumerate(row)
         if kind
     ]
 
 
 def _labels(spans: list[Span], side: int, name: str, above: int, before: int) -> list[str]:
-    """A line where each span starts, and its name `above` the columns and `before` the rows (pixels)."""
+    """A line where each span starts, and its label `above` the columns and `before` the rows (pixels)."""
     parts: list[str] = []
     for first, last, label in spans:
         start, middle, span = first * CELL, (first + last) * CELL / 2, (last - first) * CELL

@@ -6,21 +6,28 @@ import torch
 from torch import Tensor
 
 from nld_train.noise.blocks import document_positions, row_block_ids
+from nld_train.row_arithmetic import count_visible_pairs
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """The shape of the model's input row. Hashable: masks are cached by it."""
+    """The shape of the model's input row. It is hashable, because masks are cached by it."""
 
     length: int  # L
     block_size: int  # tokens
-    dual: bool  # [noisy | clean], or the clean half alone
-    noisy_causal: bool = False  # noisy tokens see their block up to themselves: how a drafter's verifier reads drafts
+    dual: bool  # True: [noisy | clean]; False: the clean half alone
+    # True: a noisy token sees its own block only up to itself. So the drafter's verifier reads drafts.
+    noisy_causal: bool = False
 
     @property
     def size(self) -> int:
-        """S, input positions."""
+        """S: input positions."""
         return 2 * self.length if self.dual else self.length
+
+    @property
+    def visible_pairs(self) -> int:
+        """(query, key) pairs that attention computes in a row of one document."""
+        return count_visible_pairs(self.length, self.block_size, self.dual, self.noisy_causal)
 
     @property
     def clean_start(self) -> int:
@@ -30,25 +37,25 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class PositionInfo:
-    """What visibility needs to know of input positions; the fields broadcast against each other."""
+    """What visibility needs to know of input positions. The fields have one shape, or broadcast to one."""
 
-    noisy: Tensor  # bool: which half
-    position: Tensor  # int64, in the document
-    block: Tensor  # int64, counted over the row
+    noisy: Tensor  # bool: whether the position lies in the noisy half
+    position: Tensor  # int64: token of its document, from 0
+    block: Tensor  # int64: block of its row, from 0
     document: Tensor  # int64
-    noisy_causal: bool = False  # as the layout says
+    noisy_causal: bool = False  # the layout's setting
 
     def at(self, *index: Tensor) -> "PositionInfo":
-        """The places at `index`, e.g. at(batch, position) of [B, S] places."""
+        """The same of the positions at `index`: e.g. at(batch, position) picks from fields [B, S]. Any shape [...]."""
         return PositionInfo(
             self.noisy[index], self.position[index], self.block[index], self.document[index], self.noisy_causal
         )
 
 
 def locate_positions(layout: RowLayout, index: Tensor) -> PositionInfo:
-    """The places of input positions `index` (any shape) in a row that is one document.
+    """The info of input positions `index` [...] int64 in a row that is one document; the fields are [...] too.
 
-    Arithmetic on the index alone, without a table to read: attention kernels evaluate it as they go.
+    This is arithmetic on the index, without a table to read: attention kernels evaluate it as they go.
     """
     position = index % layout.length
     block, document = position // layout.block_size, torch.zeros_like(index)
@@ -56,7 +63,7 @@ def locate_positions(layout: RowLayout, index: Tensor) -> PositionInfo:
 
 
 def locate_row(layout: RowLayout, documents: Tensor | None = None, device: torch.device | None = None) -> PositionInfo:
-    """The places of all input positions: fields [S], or [B, S] for `documents` [B, L] (then on their device)."""
+    """The info of all input positions: fields [S], or [B, S] for `documents` [B, L], then on their device."""
     if documents is None:
         return locate_positions(layout, torch.arange(layout.size, device=device))
     assert documents.shape[-1] == layout.length, f"{documents.shape[-1]} document numbers for {layout.length} tokens"
@@ -80,5 +87,8 @@ def rotary_positions(layout: RowLayout, documents: Tensor | None = None, device:
 
 
 def layout_block_ids(layout: RowLayout, documents: Tensor | None = None) -> Tensor:
-    """Block number of every token, counted over the row: [L], or as `documents`, each of which starts a new block."""
+    """Block number of every token, counted over the row, where each document starts a new block.
+
+    `documents`: [L] or [B, L] int64 non-decreasing, or None. Returns: int64, [L] or the shape of `documents`.
+    """
     return row_block_ids(layout.length, layout.block_size, documents)

@@ -1,4 +1,4 @@
-"""Who may see whom in the doubled row [paper sec. 2.2]. Every mask, table and picture comes from `visible`."""
+"""Who sees whom in the doubled row [paper sec. 2.2]. Every mask, table and picture comes from `is_visible`."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,11 @@ from nld_train.dual_stream.row_layout import PositionInfo, RowLayout, locate_pos
 
 
 def is_visible(query: PositionInfo, key: PositionInfo) -> Tensor:
-    """Whether a query place sees a key place: bool, of the shape the two broadcast to.
+    """Whether a query position sees a key position: bool, of the shape [...] that the two broadcast to.
 
-    Element-wise operators only, so that it also runs inside an attention kernel.
+    A noisy query sees the noisy keys of its own block and the clean keys of earlier blocks; a clean query sees the
+    clean keys up to itself; nobody sees another document. Only element-wise operators are used, so that the same
+    predicate also runs inside an attention kernel.
     """
     own_block = query.noisy & key.noisy & (query.block == key.block)
     if query.noisy_causal:
@@ -20,32 +22,18 @@ def is_visible(query: PositionInfo, key: PositionInfo) -> Tensor:
 
 
 def visible_between(layout: RowLayout, queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
-    """A cut of the dense table: which input positions `keys` [K] are visible to which `queries` [Q].
+    """A part of the dense table: which input positions `keys` [K] are seen by which `queries` [Q].
 
     Returns: [Q, K] bool, or [B, Q, K] for `documents` [B, L].
     """
     if documents is None:
         return is_visible(locate_positions(layout, queries[:, None]), locate_positions(layout, keys[None, :]))
-    table = locate_row(layout, documents)
+    info = locate_row(layout, documents)
     rows = torch.arange(documents.shape[0], device=documents.device)[:, None, None]
-    return is_visible(table.at(rows, queries[:, None]), table.at(rows, keys[None, :]))
+    return is_visible(info.at(rows, queries[:, None]), info.at(rows, keys[None, :]))
 
 
 def visible_table(layout: RowLayout, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
-    """The dense table, rows who looks, columns who is seen: [S, S] bool, or [B, S, S] for `documents` [B, L]."""
+    """The dense table, queries down and keys across: [S, S] bool, or [B, S, S] for `documents` [B, L]."""
     index = torch.arange(layout.size, device=device if documents is None else documents.device)
     return visible_between(layout, index, index, documents)
-
-
-def count_visible_pairs(layout: RowLayout) -> int:
-    """The number of True entries of the dense table of one document, without making the table. O(1)."""
-    length, size = layout.length, layout.block_size
-    causal = length * (length + 1) // 2
-    if not layout.dual:
-        return causal
-    # A noisy query of block b sees b * size earlier clean tokens and its own block.
-    full, rest = divmod(length, size)
-    noisy = size * size * full * (full + 1) // 2 + rest * length
-    if layout.noisy_causal:
-        noisy -= full * (size * (size - 1) // 2) + rest * (rest - 1) // 2
-    return causal + noisy

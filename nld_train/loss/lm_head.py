@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.loss.chunks import chunk_width
 from nld_train.loss.vocabulary import VocabularyShard, gather_over_ranks, logits_at, sum_over_ranks
+from nld_train.row_arithmetic import chunk_width
 
 WHOLE_VOCABULARY = VocabularyShard()
 

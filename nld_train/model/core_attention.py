@@ -1,4 +1,4 @@
-"""The core-attention slot of a Megatron layer: our visibility, our backends, Megatron's projections around them."""
+"""Megatron's core_attention, with our visibility and our backends; Megatron's projections stand around it."""
 
 import math
 
@@ -7,9 +7,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from nld_train.attention.backends import choose_backend
+from nld_train.attention.backends import BackendRequest, choose_backend
 from nld_train.attention.context_parallel import gather_keys_and_values
 from nld_train.dual_stream.context_shard import ContextShard
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 from nld_train.model.provider_config import DualStreamConfig
 
@@ -31,11 +32,11 @@ def query_scale_factor(
 
 
 class DualStreamAttention(MegatronModule):
-    """Attention over [noisy | clean] (or the clean half alone) for one tensor-parallel cut of the heads, and one
-    context-parallel cut of the row.
+    """Attention over [noisy | clean], or the clean half alone, for one tensor-parallel rank's heads and one
+    context-parallel rank's shard of the row.
 
-    Has Megatron's core-attention interface; `attention_mask` carries the document numbers [B, L] (on the host, where
-    nothing waits for them), or None, because it is the one tensor that Megatron passes down to here through activation
+    It has Megatron's core-attention interface, where `attention_mask` carries the document numbers [B, L] (on the host,
+    where nothing waits for them), or None: this is the one tensor that Megatron passes down to here through activation
     recomputation.
     """
 
@@ -56,7 +57,7 @@ class DualStreamAttention(MegatronModule):
         assert not (attention_dropout or config.attention_dropout), "attention dropout is not part of this objective"
         self.layout = config.layout
         self.context_group = pg_collection.cp
-        self.cut = ContextShard(self.context_group.size(), self.context_group.rank())
+        self.shard = ContextShard(self.context_group.size(), self.context_group.rank())
         self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.scales_queries = config.layout.length > config.yarn_original_max_position_embeddings
 
@@ -64,27 +65,31 @@ class DualStreamAttention(MegatronModule):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: object
     ) -> Tensor:
         """query [S/c, B, H, D] after rotary; key, value [S/c, B, G, D]. Returns: [S/c, B, H * D]."""
+        # 1. The mask of these rows, once for all that follows.
+        spec = MaskSpec.from_documents(self.layout, attention_mask, self.shard)
         length, rows = query.shape[:2]
-        assert length == self.layout.size // self.cut.ranks, f"{length} positions of {self.layout} on {self.cut}"
+        assert length == spec.query_count, f"{length} positions of {self.layout} on {self.shard}"
+        # 2. The query scale, and the keys and values of other context ranks.
         if self.scales_queries:
             query = self._scaled(query, attention_mask)
-        if self.cut.ranks > 1:
-            packed = attention_mask is not None
-            key, value = gather_keys_and_values(key, value, self.layout, self.cut, packed, self.context_group)
-        attend = choose_backend(
+        if self.shard.ranks > 1:
+            key, value = gather_keys_and_values(key, value, spec, self.context_group)
+        # 3. Attention, rows first.
+        request = BackendRequest(
             self.config.attention_name,
             query.device.type,
             query.dtype,
             query.shape[-1],
             self.training,
-            packed=attention_mask is not None,
-            context_ranks=self.cut.ranks,
+            packed=spec.packed,
+            context_ranks=self.shard.ranks,
         )
-        batch_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        context = attend(*batch_first, self.layout, self.scale, attention_mask, self.cut)
+        attend = choose_backend(request)
+        context = attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), spec, self.scale)
         return context.permute(2, 0, 1, 3).reshape(length, rows, -1)
 
     def _scaled(self, query: Tensor, documents: Tensor | None) -> Tensor:
+        """query [S/c, B, H, D] times its factor; documents [B, L] or None."""
         factor = query_scale_factor(
             self.layout,
             self.config.yarn_original_max_position_embeddings,
@@ -92,6 +97,6 @@ class DualStreamAttention(MegatronModule):
             None if documents is None else documents.to(query.device, non_blocking=True),
             query.device,
         )
-        factor = factor[..., self.cut.queries(self.layout, factor.device)]
+        factor = factor[..., self.shard.queries(self.layout, factor.device)]
         by_position = factor[:, None] if documents is None else factor.transpose(0, 1)
         return query * by_position[..., None, None].to(query)

@@ -1,4 +1,4 @@
-"""Where blocks lie in a row: a document starts a new one."""
+"""Where blocks lie in a row: every document starts a new block."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def document_positions(documents: Tensor) -> Tensor:
 def row_block_ids(length: int, block_size: int, documents: Tensor | None = None) -> Tensor:
     """Block number of every token of a row, counted over the whole row.
 
-    `documents`: [L] or [B, L] int64 non-decreasing, or None for one document. Returns: int64, [L] or as `documents`.
+    `documents`: [L] or [B, L] int64 non-decreasing, or None for one document. Returns: int64, [L] or their shape.
     """
     if documents is None:
         return torch.arange(length) // block_size

@@ -1,4 +1,4 @@
-"""The noise laws: from a sample to the noise level t of every token, and from t to p and the mask [paper eq. 2].
+"""The noise laws: they give every token of a sample a noise level t; from t follow p and the mask [paper eq. 2].
 
 Given the noise levels, token i is masked with probability exactly p_i, so that the weight 1/p_i leaves the loss
 unbiased. All laws are pure functions of the sample: the same on every machine, in every batch, after every resume.
@@ -20,7 +20,7 @@ LARGEST_UNIFORM = 1.0 - 2.0**-MANTISSA_BITS
 
 @dataclass(frozen=True)
 class NoiseSample:
-    """What a law may look at: everything but the tokens."""
+    """What a law may look at: everything about a sample but its tokens."""
 
     seed: int
     purpose: str  # e.g. "train", "validation": different purposes draw independently
@@ -29,34 +29,39 @@ class NoiseSample:
     blocks: Tensor  # [L] int64, non-decreasing: block number of every token
 
     def level_uniforms(self, count: int = 1) -> Tensor:
+        """Uniform numbers for the noise levels: [count] float64."""
         return keyed_uniforms(self.seed, self.index, f"{self.purpose}/level", count)
 
     def token_uniforms(self) -> Tensor:
+        """Uniform numbers for the masks: [L] float64."""
         return keyed_uniforms(self.seed, self.index, f"{self.purpose}/token", self.blocks.numel())
 
 
 class NoiseDraw(NamedTuple):
-    """A token is masked where its threshold is below p(level)."""
+    """A draw of a law: a token is masked iff its threshold is below p(level)."""
 
     level: Tensor  # [L] or [1] float64: noise level t of every token
     threshold: Tensor  # [L] float64: uniform on the multiples of 2**-53 in [0, 1)
 
 
 def _uniform_noise(sample: NoiseSample) -> NoiseDraw:
-    """One t ~ U(0, 1) per row."""
+    """Every row has one t ~ U(0, 1)."""
     return NoiseDraw(sample.level_uniforms(), sample.token_uniforms())
 
 
 def _stratified_noise(sample: NoiseSample) -> NoiseDraw:
-    """The rows of a global batch share out [0, 1): each has t in a stratum of its own, of width 1/global_batch."""
-    step, place = divmod(sample.index, sample.global_batch)
-    stratum = stratum_permutation(sample.seed, sample.purpose, step, sample.global_batch)[place]
+    """The rows of a global batch share [0, 1) out: each has its t in a stratum of its own, of width 1/global_batch."""
+    step, number = divmod(sample.index, sample.global_batch)
+    stratum = stratum_permutation(sample.seed, sample.purpose, step, sample.global_batch)[number]
     return NoiseDraw((stratum + sample.level_uniforms()) / sample.global_batch, sample.token_uniforms())
 
 
 @lru_cache(maxsize=16)
 def stratum_permutation(seed: int, purpose: str, step: int, global_batch: int) -> tuple[int, ...]:
-    """The stratum of every row of global batch `step`: a permutation of range(global_batch), made once for its rows."""
+    """The stratum of every row of global batch number `step`: a permutation of range(global_batch).
+
+    It is cached, because all rows of the batch ask for it.
+    """
     return tuple(keyed_uniforms(seed, step, f"{purpose}/strata", global_batch).argsort(stable=True).tolist())
 
 
@@ -67,10 +72,11 @@ def _per_block_noise(sample: NoiseSample) -> NoiseDraw:
 
 
 def _complementary_noise(sample: NoiseSample) -> NoiseDraw:
-    """Rows 2k and 2k + 1 are antithetic, t' = 1 - t and u' = 1 - u: every place is masked in at least one of the two.
+    """Rows 2k and 2k + 1 are antithetic: t' = 1 - t and u' = 1 - u. Every token is masked in at least one of the two.
 
-    Because p + p' = 1 + eps. (True for eps above 6e-8, what rounding p to float32 may take away.) u' is mirrored within
-    the multiples of 2**-53 below 1, so that it has exactly the distribution of u.
+    For p + p' = 1 + eps, and a token that is not masked has u >= p, so u' <= 1 - p < p'. This holds for eps above 6e-8,
+    the most that rounding p to float32 may take away. u' is mirrored within the multiples of 2**-53 below 1, so that
+    it has exactly the distribution of u.
     """
     even = NoiseSample(sample.seed, sample.purpose, sample.index // 2 * 2, sample.global_batch, sample.blocks)
     level, threshold = _uniform_noise(even)
@@ -90,9 +96,9 @@ LAWS: dict[NoiseLaw, Callable[[NoiseSample], NoiseDraw]] = {
 def draw_mask(law: NoiseLaw, eps: float, sample: NoiseSample) -> tuple[Tensor, Tensor]:
     """Masking probabilities and one draw of the mask [paper eq. 2]: p = (1 - eps) * t + eps.
 
-    p is rounded to float32 before the comparison: what is returned is the probability that was used, not one near it.
+    p is rounded to float32 before the comparison, so that the probability that is returned is the one that was used.
 
-    Returns: p [L] float32, at least eps (as float32); masked [L] bool, supervision not yet looked at.
+    Returns: p [L] float32, at least eps (as float32); masked [L] bool, for supervised tokens and others alike.
     """
     noise = LAWS[law](sample)
     p = ((1.0 - eps) * noise.level + eps).to(torch.float32).expand(sample.blocks.shape)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample, not to a machine: a pure function of (seed, sample index, purpose)."""
+"""Random numbers that belong to a sample and not to a machine: a pure function of (seed, sample index, purpose)."""
 
 import hashlib
 

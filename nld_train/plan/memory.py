@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
-from nld_train.loss.chunks import chunk_width
 from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
 from nld_train.plan.row_counts import micro_batches, most_head_rows, row_positions
+from nld_train.row_arithmetic import chunk_width
 
 CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
 FP32 = 4  # bytes

@@ -1,6 +1,7 @@
 """What one row is to the model: positions, pairs that see each other, LM-head rows. Arithmetic only."""
 
 from nld_train.config import RunConfig
+from nld_train.row_arithmetic import count_visible_pairs
 
 
 def row_positions(run: RunConfig) -> int:
@@ -8,23 +9,9 @@ def row_positions(run: RunConfig) -> int:
     return run.data.sequence_length * (2 if run.diffusion.dual else 1)
 
 
-def document_pairs(length: int, block_size: int, dual: bool) -> int:
-    """(query, key) pairs that attention computes in a row of one document.
-
-    A clean token sees itself and all before it: L(L+1)/2 pairs. A noisy token of block b sees the noisy tokens of its
-    own block and b * block_size clean ones: a whole block has block_size**2 * (b + 1) pairs, and each token of a last,
-    shorter block sees as many places as the row is long.
-    """
-    clean = length * (length + 1) // 2
-    if not dual:
-        return clean
-    blocks, rest = divmod(length, block_size)
-    return clean + block_size**2 * blocks * (blocks + 1) // 2 + rest * length
-
-
 def run_visible_pairs(run: RunConfig) -> int:
-    """`visible_pairs` of a run's rows, each as one document: an upper bound under diffusion.document_mask."""
-    return document_pairs(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
+    """Visible pairs of one of the run's rows, taken as one document: an upper bound under diffusion.document_mask."""
+    return count_visible_pairs(run.data.sequence_length, run.diffusion.block_size, run.diffusion.dual)
 
 
 def mask_density(run: RunConfig) -> float:

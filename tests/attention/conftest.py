@@ -1,7 +1,6 @@
 """Layouts and random tensors shared by the attention tests."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import torch
@@ -10,13 +9,12 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from nld_train.attention.fused import local, lse_merge
 from nld_train.attention.fused.kernel import PlainKernel
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 
-# The arithmetic of backend "te" on an engine that runs everywhere.
-IN_PIECES = partial(
-    lse_merge.attend_fused,
-    engine=PlainKernel(),
-    noisy_half=lse_merge.MergedNoisyAttention(PlainKernel(), local.WindowedLocalAttention(PlainKernel())),
+# The arithmetic of backend "te" on a kernel that runs everywhere.
+IN_PIECES = lse_merge.FusedAttention(
+    PlainKernel(), lse_merge.MergedNoisyAttention(PlainKernel(), local.WindowedLocalAttention(PlainKernel()))
 )
 
 
@@ -37,6 +35,10 @@ class Case:
     value: Tensor
     scale: float = 0.3
 
+    @property
+    def spec(self) -> MaskSpec:
+        return MaskSpec.from_documents(self.layout, self.documents)
+
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value))
         return query, key, value
@@ -44,7 +46,7 @@ class Case:
     def output_and_gradients(self, attend) -> tuple[Tensor, ...]:
         """The output of a backend called `attend`, and the gradients of a random sum of it."""
         inputs = self.leaves()
-        output = attend(*inputs, self.layout, self.scale, self.documents)
+        output = attend(*inputs, self.spec, self.scale)
         return output, *torch.autograd.grad(output, inputs, self.cotangent().to(output.device))
 
     def cotangent(self) -> Tensor:

@@ -11,11 +11,11 @@ HEADS, KEY_HEADS, DIM = 8, 2, 64
 
 
 class Graph:
-    """`problems` attentions of `queries` over `keys` in bfloat16, laid out as bshd; or, of so many `tokens` of queries
+    """`segments` attentions of `queries` over `keys` in bfloat16, laid out as bshd; or, of so many `tokens` of queries
     and keys in all, of up to so many each, laid out as thd."""
 
-    def __init__(self, problems: int, queries: int, keys: int, tokens: tuple[int, int] | None = None) -> None:
-        self.problems, self.queries, self.keys, self.tokens = problems, queries, keys, tokens
+    def __init__(self, segments: int, queries: int, keys: int, tokens: tuple[int, int] | None = None) -> None:
+        self.segments, self.queries, self.keys, self.tokens = segments, queries, keys, tokens
         self.kind = cudnn.data_type
         # The graph that callbacks are given. cudnn.pygraph calls them only where there is a GPU to ask.
         self.graph = cudnn._pybind_module.backend_graph(
@@ -27,24 +27,24 @@ class Graph:
         )
 
     def laid_out(self, heads: int, length: int) -> Any:
-        shape, stride = [self.problems, heads, length, DIM], [heads * length * DIM, DIM, heads * DIM, 1]
+        shape, stride = [self.segments, heads, length, DIM], [heads * length * DIM, DIM, heads * DIM, 1]
         made = self.graph.tensor(dim=shape, stride=stride, data_type=self.kind.BFLOAT16)
-        return made if self.tokens is None else made.set_ragged_offset(self.per_problem(1, self.kind.INT64))
+        return made if self.tokens is None else made.set_ragged_offset(self.per_segment(1, self.kind.INT64))
 
-    def per_problem(self, more: int, kind: Any) -> Any:
-        return self.graph.tensor(dim=[self.problems + more, 1, 1, 1], stride=[1, 1, 1, 1], data_type=kind)
+    def per_segment(self, more: int, kind: Any) -> Any:
+        return self.graph.tensor(dim=[self.segments + more, 1, 1, 1], stride=[1, 1, 1, 1], data_type=kind)
 
     def statistics(self, made: Any) -> Any:
         """The log-sum-exp of every query, as Transformer Engine lays it out."""
         count = self.queries
         stride = [HEADS * count, count, 1, 1] if self.tokens is None else [HEADS * count, 1, HEADS, 1]
-        made.set_dim([self.problems, HEADS, count, 1]).set_stride(stride).set_data_type(self.kind.FLOAT)
-        return made if self.tokens is None else made.set_ragged_offset(self.per_problem(1, self.kind.INT64))
+        made.set_dim([self.segments, HEADS, count, 1]).set_stride(stride).set_data_type(self.kind.FLOAT)
+        return made if self.tokens is None else made.set_ragged_offset(self.per_segment(1, self.kind.INT64))
 
     def lengths(self, backward: bool) -> dict[str, Any]:
         if self.tokens is None:
             return {}
-        each = {f"seq_len_{x}": self.per_problem(0, self.kind.INT32) for x in ("q", "kv")}
+        each = {f"seq_len_{x}": self.per_segment(0, self.kind.INT32) for x in ("q", "kv")}
         whole = {f"max_total_seq_len_{x}": count for x, count in zip(("q", "kv"), self.tokens, strict=True)}
         return {"use_padding_mask": True, **each, **(whole if backward else {})}
 
@@ -67,7 +67,7 @@ class Graph:
         for result, model in zip(results, inputs.values(), strict=backward):
             result.set_output(True).set_dim(model.get_dim()).set_stride(model.get_stride())
             if self.tokens is not None:
-                result.set_ragged_offset(self.per_problem(1, self.kind.INT64))
+                result.set_ragged_offset(self.per_segment(1, self.kind.INT64))
         self.graph.validate()
         self.graph.build_operation_graph()
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.attention.fused.kernel import PlainKernel, Segments, Window
+from nld_train.attention.fused.kernel import QKV, MergedResult, PlainKernel, Segments, Window
 
 PLAIN = PlainKernel()
 BACKEND = 1
 
 
-def band(attn_mask_type: str, window_size: tuple[int, int]) -> Window:
+def window_of(attn_mask_type: str, window_size: tuple[int, int]) -> Window:
     """Who sees whom, from the words of Transformer Engine. -1: without end."""
     left, right = (None if side == -1 else side for side in window_size)
     if attn_mask_type in ("no_mask", "padding"):
@@ -26,13 +26,13 @@ def band(attn_mask_type: str, window_size: tuple[int, int]) -> Window:
 
 
 def check(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, int, Tensor, Tensor], words: dict) -> Segments:
-    """As a kernel reads them, contiguous: bshd of problems of equal length, or thd of any."""
+    """As a kernel reads them, contiguous: bshd of segments of equal length, or thd of any."""
     layout, mask = words["qkv_layout"], words["attn_mask_type"]
     assert key.shape == value.shape and query.shape[-2] % key.shape[-2] == 0 and query.shape[-1] == key.shape[-1]
     assert all(x.is_contiguous() for x in (query, key, value)), "a kernel computes addresses from the shape"
     queries, keys = (tuple(ends.diff().tolist()) for ends in lengths[2:])
     assert lengths[:2] == (max(queries), max(keys)) and all(ends.dtype == torch.int32 for ends in lengths[2:])
-    assert min(queries) > 0, "a problem without queries"
+    assert min(queries) > 0, "a segment without queries"
     if layout == "thd_thd_thd":
         assert (lengths[2][-1], lengths[3][-1]) == (len(query), len(key)) and mask.startswith("padding")
         assert all(
@@ -69,9 +69,9 @@ def fused_attn_fwd(
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns: the output, and [softmax statistics [b, h, s, 1], generator state]."""
     assert is_training and fused_attention_backend == BACKEND and fake_dtype == q.dtype
-    problems = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
-    seen = band(words["attn_mask_type"], words["window_size"])
-    output, lse = PLAIN.forward(*map(in_line, (q, k, v)), problems, seen, words["attn_scale"])
+    segments = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
+    seen = window_of(words["attn_mask_type"], words["window_size"])
+    output, lse = PLAIN.forward(QKV(*map(in_line, (q, k, v))), segments, seen, words["attn_scale"])
     if q.dim() == 4:
         lse = lse.unflatten(1, (len(q), -1))
     return output.view(q.shape), [lse.transpose(0, 1).contiguous()[..., None], torch.zeros(2, dtype=torch.int64)]
@@ -99,10 +99,11 @@ def fused_attn_bwd(
     shape = (len(q), q.shape[2], q.shape[1], 1) if q.dim() == 4 else (*q.shape[:2], 1)
     assert stats.shape == shape and stats.is_contiguous() and state.shape == (2,)
     assert o.is_contiguous() and d_o.is_contiguous() and o.shape == d_o.shape == q.shape
-    problems = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
-    seen = band(words["attn_mask_type"], words["window_size"])
+    segments = check(q, k, v, (max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv), words)
+    seen = window_of(words["attn_mask_type"], words["window_size"])
     lse = stats[..., 0].transpose(0, 1)
-    parts = PLAIN.backward(*map(in_line, (d_o, q, k, v, o)), lse.flatten(1), problems, seen, words["attn_scale"])
+    merged = MergedResult(in_line(o), lse.flatten(1), in_line(d_o))
+    parts = PLAIN.backward(QKV(*map(in_line, (q, k, v))), merged, segments, seen, words["attn_scale"])
     return *(part.view(x.shape) for part, x in zip(parts, (q, k, v), strict=True)), None, None
 
 
@@ -140,8 +141,8 @@ class DotProductAttention:
         else:
             assert not lengths and mask == ("causal" if query.shape[1] == key.shape[1] else "causal_bottom_right")
             queries, keys = ((x.shape[1],) * len(x) for x in (query, key))
-        problems = Segments(queries, keys)
-        return PLAIN.causal(*map(in_line, (query, key, value)), problems, scale).view(query.shape).flatten(-2)
+        segments = Segments(queries, keys)
+        return PLAIN.causal(QKV(*map(in_line, (query, key, value))), segments, scale).view(query.shape).flatten(-2)
 
 
 class Number(Tensor):
@@ -152,7 +153,7 @@ class Number(Tensor):
 
 
 class TorchGraph:
-    """The operations of a cuDNN graph that score_mod.hide uses, carried out by torch."""
+    """The operations of a cuDNN graph that score_mod.hide_unseen_scores uses, carried out by torch."""
 
     def gen_index(self, input: Tensor, axis: int) -> Tensor:
         shape = [1] * input.dim()

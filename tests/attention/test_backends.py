@@ -8,13 +8,24 @@ import torch
 
 from nld_train import recipe
 from nld_train.attention import flex, reference, sdpa
-from nld_train.attention.backends import AUTO, BACKENDS, CHECKS, check_attention_backend, choose_backend
+from nld_train.attention.backends import (
+    AUTO,
+    BACKENDS,
+    Backend,
+    BackendRequest,
+    check_attention_backend,
+    choose_backend,
+)
 from nld_train.attention.fused import te
 from nld_train.config import AttentionBackend
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.errors import UserError
 
 RECIPES = ("tiny_stage2_joint", "tiny_sft")
+
+
+def choose(*settings, **more):
+    return choose_backend(BackendRequest(*settings, **more))
 
 
 @pytest.mark.parametrize(
@@ -33,13 +44,13 @@ RECIPES = ("tiny_stage2_joint", "tiny_sft")
     ],
 )
 def test_chosen_backend(name, device, expected):
-    assert choose_backend(name, device, torch.bfloat16, 128, True) is expected
+    assert choose(name, device, torch.bfloat16, 128, True) is expected
 
 
 def test_flex_on_the_cpu_only_forward():
-    assert choose_backend("flex", "cpu", torch.float64, 4, False) is flex.attend_flex
+    assert choose("flex", "cpu", torch.float64, 4, False) is flex.attend_flex
     with pytest.raises(UserError, match="no backward.*sdpa, reference.*auto"):
-        choose_backend("flex", "cpu", torch.float32, 64, True)
+        choose("flex", "cpu", torch.float32, 64, True)
 
 
 @pytest.mark.parametrize(
@@ -73,14 +84,14 @@ def test_flex_on_the_cpu_only_forward():
 )
 def test_what_cannot_work_is_refused_with_the_reason(settings, reason):
     with pytest.raises(UserError, match=reason):
-        choose_backend(*settings)
+        choose(*settings)
 
 
 def test_each_choice_is_logged_once(caplog):
     choose_backend.cache_clear()
     with caplog.at_level(logging.INFO, logger="nld_train.attention.backends"):
         for _ in range(26):  # layers
-            choose_backend("auto", "cpu", torch.float32, 32, True)
+            choose("auto", "cpu", torch.float32, 32, True)
     assert [record.getMessage() for record in caplog.records] == [
         "attention: sdpa (auto: flex_attention has no backward there) on cpu, torch.float32, head_dim 32"
     ]
@@ -90,7 +101,7 @@ def test_what_is_not_installed_is_refused_by_name() -> None:
     if importlib.util.find_spec("flash_attn") is not None:
         pytest.skip("FlashAttention is installed here")
     with pytest.raises(UserError, match=r"flex\+fa4' without flash_attn.*flash-attn-4.*install it"):
-        choose_backend("flex+fa4", "cuda", torch.bfloat16, 128, True)
+        choose("flex+fa4", "cuda", torch.bfloat16, 128, True)
 
 
 def test_auto_passes_over_what_refuses_and_says_so(caplog, monkeypatch) -> None:
@@ -98,13 +109,11 @@ def test_auto_passes_over_what_refuses_and_says_so(caplog, monkeypatch) -> None:
     monkeypatch.setitem(AUTO, "cuda", ("te", "flex"))
     choose_backend.cache_clear()
     with caplog.at_level(logging.INFO, logger="nld_train.attention.backends"):
-        assert choose_backend("auto", "cuda", torch.bfloat16, 128, True) is te.attend_te
-        assert choose_backend("auto", "cuda", torch.bfloat16, 128, True, packed=True) is te.attend_te
-        assert (
-            choose_backend("auto", "cuda", torch.bfloat16, 128, True, packed=True, context_ranks=2) is flex.attend_flex
-        )
+        assert choose("auto", "cuda", torch.bfloat16, 128, True) is te.attend_te
+        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True) is te.attend_te
+        assert choose("auto", "cuda", torch.bfloat16, 128, True, packed=True, context_ranks=2) is flex.attend_flex
         with pytest.raises(UserError, match="flex' on a GPU with torch.float64"):
-            choose_backend("auto", "cuda", torch.float64, 128, True)
+            choose("auto", "cuda", torch.float64, 128, True)
     choose_backend.cache_clear()
     said = [record.getMessage() for record in caplog.records]
     assert all(line.startswith("attention: te (auto: ") for line in said[:2])
@@ -122,14 +131,24 @@ def test_a_run_is_refused_at_the_door() -> None:
     check_attention_backend(recipe.load_recipe(RECIPES[1]), "cpu")
 
 
-def test_every_backend_has_its_checks() -> None:
-    assert BACKENDS.keys() == CHECKS.keys() == set(get_args(AttentionBackend)) - {"auto"}
+def test_every_setting_has_one_record() -> None:
+    assert BACKENDS.keys() == set(get_args(AttentionBackend)) - {"auto"}
+    assert all(backend.name == name for name, backend in BACKENDS.items())
+
+
+def test_the_records_say_which_backends_take_packed_documents(monkeypatch) -> None:
+    """A backend that is added stands in the sentence without a change of the sentence."""
+    monkeypatch.setitem(BACKENDS, "new", Backend("new", reference.attend_reference, (), "always"))
+    with pytest.raises(UserError) as refused:
+        choose("te+mod", "cuda", torch.bfloat16, 128, True, packed=True)
+    allowed = "reference, sdpa (CPU), flex, flex+fa4, new, and without context parallelism te, te+near_flex, te+flex"
+    assert allowed in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_backends_answer_the_same_call(case):
     c = case(RowLayout(7, 3, True), packed=True)
-    on_cpu = (BACKENDS[name] for name in ("reference", "sdpa", "flex"))
-    outputs = [attend(c.query, c.key, c.value, c.layout, c.scale, c.documents) for attend in on_cpu]
+    on_cpu = (BACKENDS[name].attend for name in ("reference", "sdpa", "flex"))
+    outputs = [attend(c.query, c.key, c.value, c.spec, c.scale) for attend in on_cpu]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0])

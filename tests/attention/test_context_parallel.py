@@ -1,5 +1,6 @@
 """Context parallelism of attention: every backend on every rank's part equals the uncut reference, both ways."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,24 +51,24 @@ def test_the_ranks_parts_make_the_whole(case, cpu_backward, backend, ranks, layo
     c = case(layout, heads, packed)
     expected = c.output_and_gradients(reference.attend_reference)
 
-    def cut_up(query, key, value, layout, scale, documents):
+    def by_rank(query, key, value, spec, scale):
         output = torch.empty_like(query)
         for rank in range(ranks):
-            cut = ContextShard(ranks, rank)
-            queries, keys = cut.queries(layout), cut.keys(layout, packed)
+            shard = ContextShard(ranks, rank)
+            queries, keys = shard.queries(layout), shard.keys(layout, packed)
             here = (query[:, :, queries], key[:, :, keys], value[:, :, keys])
-            output = output.index_copy(2, queries, BACKENDS[backend](*here, layout, scale, documents, cut))
+            output = output.index_copy(2, queries, BACKENDS[backend](*here, replace(spec, shard=shard), scale))
         return output
 
-    for one, other in zip(c.output_and_gradients(cut_up), expected, strict=True):
+    for one, other in zip(c.output_and_gradients(by_rank), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_flex_leaves_out_only_tiles_that_nobody_sees() -> None:
     """Over several of flex_attention's tiles of 128 x 128 pairs; the CPU never reads their lists."""
-    layout, cut = RowLayout(512, 32, True), ContextShard(2, 1)
-    mask = flex.flex_block_mask(MaskSpec(layout, cut), torch.device("cpu"))
-    seen = visible_between(layout, cut.queries(layout), cut.keys(layout, packed=False))
+    layout, shard = RowLayout(512, 32, True), ContextShard(2, 1)
+    mask = flex.flex_block_mask(MaskSpec(layout, shard), torch.device("cpu"))
+    seen = visible_between(layout, shard.queries(layout), shard.keys(layout, packed=False))
     tiles = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
     assert mask.shape[-2:] == seen.shape == (512, 768)
     assert torch.equal(mask.to_dense()[0, 0].bool(), tiles.any(3).any(1))
@@ -75,12 +76,12 @@ def test_flex_leaves_out_only_tiles_that_nobody_sees() -> None:
 
 
 def test_sdpa_computes_little_that_nobody_sees() -> None:
-    layout, cut = RowLayout(512, 16, True), ContextShard(2, 0)
-    parts = sdpa.query_chunks(layout, cut, False)
+    layout, shard = RowLayout(512, 16, True), ContextShard(2, 0)
+    parts = sdpa.query_chunks(MaskSpec(layout, shard))
     spans = [part.queries for part in parts]
     assert [place for span in spans for place in range(*span)] == list(range(512))
     computed = sum((part.queries[1] - part.queries[0]) * (part.noisy[1] - part.noisy[0] + part.clean) for part in parts)
-    seen = visible_between(layout, cut.queries(layout), cut.keys(layout, packed=False)).sum()
+    seen = visible_between(layout, shard.queries(layout), shard.keys(layout, packed=False)).sum()
     assert computed < 1.6 * seen < 0.9 * 512 * 768
 
 
@@ -91,16 +92,16 @@ def on_a_rank(rank: int, ranks: int, folder: str, cases: list[Case]) -> None:
     """One gloo rank: its own queries, keys and values only; saves its outputs and gradients."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    cut, group = ContextShard(ranks, rank), torch.distributed.group.WORLD
+    shard, group = ContextShard(ranks, rank), torch.distributed.group.WORLD
     found = []
     for c in cases:
-        held = cut.queries(c.layout)
+        held = shard.queries(c.layout)
         # As Megatron has them, [S/c, B, H, D].
         query, key, value = (part[:, :, held].permute(2, 0, 1, 3).contiguous().requires_grad_() for part in c.leaves())
-        packed = c.documents is not None
-        keys, values = gather_keys_and_values(key, value, c.layout, cut, packed, group)
+        spec = replace(c.spec, shard=shard)
+        keys, values = gather_keys_and_values(key, value, spec, group)
         batch_first = (part.permute(1, 2, 0, 3) for part in (query, keys, values))
-        output = sdpa.attend_sdpa(*batch_first, c.layout, c.scale, c.documents, cut)
+        output = sdpa.attend_sdpa(*batch_first, spec, c.scale)
         gradients = torch.autograd.grad(output, (query, key, value), c.cotangent()[:, :, held])
         found.append((output.detach(), *(part.permute(1, 2, 0, 3) for part in gradients)))
     torch.save(found, f"{folder}/{rank}")

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 from nld_train.attention import flex, reference
 from nld_train.attention.fused import lse_merge
 from nld_train.attention.fused.kernel import PlainKernel
-from nld_train.dual_stream.context_shard import WHOLE, ContextShard
+from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_table
@@ -30,11 +30,9 @@ def test_equals_the_reference_forward_and_backward(case, cpu_backward, layout, p
 
 
 PARTLY = {
-    "noisy": partial(lse_merge.attend_fused, engine=PlainKernel(), noisy_half=flex.attend_noisy_flex),
-    "near": partial(
-        lse_merge.attend_fused,
-        engine=PlainKernel(),
-        noisy_half=lse_merge.MergedNoisyAttention(PlainKernel(), flex.FlexLocalAttention()),
+    "noisy": lse_merge.FusedAttention(PlainKernel(), flex.attend_noisy_flex),
+    "local": lse_merge.FusedAttention(
+        PlainKernel(), lse_merge.MergedNoisyAttention(PlainKernel(), flex.FlexLocalAttention())
     ),
 }
 
@@ -45,7 +43,7 @@ PARTLY = {
 @pytest.mark.parametrize("part", PARTLY)
 @pytest.mark.parametrize("packed", [False, True])
 def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, cpu_backward, layout, part, packed):
-    """As "te+flex" and "te+near_flex" use it, with the plain engine for the rest."""
+    """As "te+flex" and "te+near_flex" use it, with the plain kernel for the rest."""
     c = case(layout, packed=packed)
     fast, slow = c.output_and_gradients(PARTLY[part]), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
@@ -55,25 +53,25 @@ def test_for_a_part_of_the_row_equals_the_reference_forward_and_backward(case, c
 @pytest.mark.parametrize("part", PARTLY)
 def test_for_a_part_of_the_row_on_two_ranks(case, cpu_backward, part):
     c = case(RowLayout(24, 3, True))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.layout, c.scale)
-    for cut in (ContextShard(2, 0), ContextShard(2, 1)):
-        queries, keys = cut.queries(c.layout), cut.keys(c.layout, packed=False)
+    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
+    for shard in (ContextShard(2, 0), ContextShard(2, 1)):
+        queries, keys = shard.queries(c.layout), shard.keys(c.layout, packed=False)
         here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
-        output = PARTLY[part](*here, c.layout, c.scale, cut=cut)
+        output = PARTLY[part](*here, replace(c.spec, shard=shard), c.scale)
         torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
 
 
-def test_the_near_part_is_a_band_of_few_tiles():
+def test_the_local_part_is_a_band_of_few_tiles():
     """At L 4096 a tile of queries meets its own noisy tile, and at most two of clean keys."""
-    mask = flex.flex_block_mask(MaskSpec(RowLayout(4096, 32, True)), torch.device("cpu"), "near")
+    mask = flex.flex_block_mask(MaskSpec(RowLayout(4096, 32, True)), torch.device("cpu"), "local")
     tiles = mask.to_dense()[0, 0].sum(1)
     assert mask.shape[-2:] == (4096, 8192) and len(tiles) == 32 and tiles.max() <= 3
 
 
 def test_equals_the_reference_with_a_key_head_per_query_head(case):
     c = case(RowLayout(7, 3, True), (2, 2))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.layout, c.scale)
-    torch.testing.assert_close(flex.attend_flex(c.query, c.key, c.value, c.layout, c.scale), expected)
+    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
+    torch.testing.assert_close(flex.attend_flex(c.query, c.key, c.value, c.spec, c.scale), expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -81,7 +79,7 @@ def test_tiles_are_skipped_exactly_where_nobody_sees_anybody(case, packed):
     """A tile left out hides its pairs; a tile wrongly called full shows them. The CPU never reads either list."""
     layout = RowLayout(320, 32, True)
     c = case(layout, packed=packed)
-    mask = flex.flex_block_mask(MaskSpec.of(layout, WHOLE, c.documents), torch.device("cpu"))
+    mask = flex.flex_block_mask(c.spec, torch.device("cpu"))
     table = visible_table(layout, c.documents).expand(2 if packed else 1, 640, 640)
     tiles = table.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))  # [B, tile row, TILE, tile column, TILE]
     full = listed(mask.full_kv_num_blocks, mask.full_kv_indices)
@@ -103,9 +101,9 @@ def test_the_layers_of_a_forward_share_one_mask(case):
         MaskSpec(RowLayout(7, 3, True), ContextShard(1, 0)), cpu
     )
     documents = case(layout, packed=True).documents
-    mask = flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents), cpu)
-    assert flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents.clone()), cpu) is mask
-    assert flex.flex_block_mask(MaskSpec.of(layout, WHOLE, documents.flip(0)), cpu) is not mask
+    mask = flex.flex_block_mask(MaskSpec.from_documents(layout, documents), cpu)
+    assert flex.flex_block_mask(MaskSpec.from_documents(layout, documents.clone()), cpu) is mask
+    assert flex.flex_block_mask(MaskSpec.from_documents(layout, documents.flip(0)), cpu) is not mask
 
 
 @pytest.mark.slow
@@ -116,12 +114,12 @@ def test_other_documents_are_no_reason_to_compile_again(case, monkeypatch) -> No
     def counted(function: Callable, _: str, **settings: bool) -> Callable:
         return compiled.setdefault(function, torch.compile(function, backend=counter, **settings))
 
-    monkeypatch.setattr(flex, "fused", counted)
-    monkeypatch.setattr(lse_merge, "fused", counted)
+    monkeypatch.setattr(flex, "compile_on_gpu", counted)
+    monkeypatch.setattr(lse_merge, "compile_on_gpu", counted)
     c, seen = case(SEVERAL_TILES, packed=True), []
     for documents in (c.documents, c.documents.flip(0), c.documents // 2, c.documents.clamp(1), c.documents.clamp(2)):
         for attend in (flex.attend_flex, *PARTLY.values()):
-            attend(c.query, c.key, c.value, c.layout, c.scale, documents)
+            attend(c.query, c.key, c.value, MaskSpec.from_documents(c.layout, documents), c.scale)
         seen.append(counter.frame_count)
     assert seen[0] > 3 and seen[-1] <= seen[0] + 1  # of the merge: once it is known that its sizes differ
 
@@ -129,7 +127,7 @@ def test_other_documents_are_no_reason_to_compile_again(case, monkeypatch) -> No
 def test_training_works_after_an_evaluation_in_inference_mode(case, cpu_backward):
     c = case(RowLayout(11, 4, True))
     with torch.inference_mode():
-        flex.attend_flex(c.query, c.key, c.value, c.layout, c.scale)
+        flex.attend_flex(c.query, c.key, c.value, c.spec, c.scale)
     assert c.output_and_gradients(flex.attend_flex)[1].abs().sum() > 0
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from nld_train.attention import reference, sdpa
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from tests.attention.conftest import IN_PIECES
 
@@ -30,7 +31,7 @@ class Net(nn.Module):
         for qkv, out in zip(self.qkv, self.out, strict=True):
             heads = qkv(x).unflatten(-1, (-1, DIM)).transpose(1, 2)
             query, key, value = heads.split([HEADS, GROUPS, GROUPS], 1)
-            seen = self.attend(query, key, value, LAYOUT, DIM**-0.5)
+            seen = self.attend(query, key, value, MaskSpec(LAYOUT), DIM**-0.5)
             x = x + torch.tanh(out(seen.transpose(1, 2).flatten(2)))
         return x
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nld_train.attention import flex, reference, sdpa
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from tests.attention.conftest import IN_PIECES
 
 # Two blocks of four tokens, drawn by hand: rows look, columns are seen; the noisy half comes first.
@@ -38,7 +39,7 @@ def test_the_noisy_half_as_drawn_by_hand_and_the_clean_half_as_ever() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_pairs_are_counted_without_the_table(layout: RowLayout) -> None:
-    assert count_visible_pairs(layout) == visible_table(layout).sum()
+    assert layout.visible_pairs == visible_table(layout).sum()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -50,7 +51,7 @@ def test_every_backend_equals_the_reference(case, layout: RowLayout, packed: boo
         for one, other in zip(given.output_and_gradients(attend), slow, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
-        blockwise = flex.attend_flex(given.query, given.key, given.value, layout, given.scale, given.documents)
+        blockwise = flex.attend_flex(given.query, given.key, given.value, given.spec, given.scale)
     torch.testing.assert_close(blockwise, slow[0], rtol=1e-10, atol=1e-12)
 
 
@@ -60,5 +61,5 @@ def test_a_drafted_token_is_read_as_if_it_stood_in_the_text() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 12, 8, generator=generator, dtype=torch.float64)
     twice = [torch.cat([part, part], 2) for part in (query, key, value)]
-    noisy, clean = sdpa.attend_sdpa(*twice, layout, 0.5).chunk(2, dim=2)
+    noisy, clean = sdpa.attend_sdpa(*twice, MaskSpec(layout), 0.5).chunk(2, dim=2)
     torch.testing.assert_close(noisy, clean, rtol=1e-12, atol=1e-12)

@@ -36,9 +36,9 @@ def test_a_table_per_row_gives_each_row_its_own(case):
 
 def test_half_precision_is_computed_in_float32_and_float64_stays(case):
     c = case(RowLayout(4, 2, True))
-    exact = attend_reference(c.query, c.key, c.value, c.layout, 0.5)
+    exact = attend_reference(c.query, c.key, c.value, c.spec, 0.5)
     assert exact.dtype == torch.float64
     half = [part.bfloat16() for part in (c.query, c.key, c.value)]
-    output = attend_reference(*half, c.layout, 0.5)
+    output = attend_reference(*half, c.spec, 0.5)
     assert output.dtype == torch.bfloat16
-    assert torch.equal(output, attend_reference(*(part.float() for part in half), c.layout, 0.5).bfloat16())
+    assert torch.equal(output, attend_reference(*(part.float() for part in half), c.spec, 0.5).bfloat16())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nld_train.attention import reference, sdpa
-from nld_train.dual_stream.context_shard import WHOLE
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_table
 
@@ -41,19 +41,19 @@ def test_most_of_what_nobody_sees_is_never_computed():
 
 
 def noisy_parts(layout: RowLayout) -> list[sdpa.QueryChunk]:
-    return [part for part in sdpa.query_chunks(layout, WHOLE, False) if part.noisy[1]]
+    return [part for part in sdpa.query_chunks(MaskSpec(layout)) if part.noisy[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_training_works_after_an_evaluation_in_inference_mode(case, dtype):
-    sdpa._part_mask.cache_clear()
+    sdpa._cached_mask.cache_clear()
     c = case(RowLayout(12, 5, True), dtype=dtype)
     with torch.inference_mode():
-        sdpa.attend_sdpa(c.query, c.key, c.value, c.layout, c.scale)
+        sdpa.attend_sdpa(c.query, c.key, c.value, c.spec, c.scale)
     assert c.output_and_gradients(sdpa.attend_sdpa)[1].abs().sum() > 0
 
 
 def test_a_layout_of_another_size_is_refused(case):
     c = case(RowLayout(8, 4, True))
     with pytest.raises(AssertionError, match="16 positions for a layout of 18"):
-        sdpa.attend_sdpa(c.query, c.key, c.value, RowLayout(9, 4, True), 1.0)
+        sdpa.attend_sdpa(c.query, c.key, c.value, MaskSpec(RowLayout(9, 4, True)), 1.0)

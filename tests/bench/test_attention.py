@@ -25,8 +25,9 @@ from nld_train.bench.attention import (
 from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attention_inputs
 from nld_train.bench.measure import Effort
 from nld_train.bench.outcome import outcome_markdown
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_table
+from nld_train.dual_stream.visibility import visible_table
 from nld_train.errors import UserError
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def inputs(positions: int | None = None) -> AttentionInputs:
 
 
 def reference_gradients(given: AttentionInputs, layout: RowLayout) -> tuple[Tensor, ...]:
-    return given.gradients(reference.attend_reference(*given.leaves, layout, given.scale))
+    return given.gradients(reference.attend_reference(*given.leaves, MaskSpec(layout), given.scale))
 
 
 def test_ours_and_dense_give_the_references_gradients() -> None:
@@ -53,7 +54,8 @@ def test_ours_and_dense_give_the_references_gradients() -> None:
 def test_packed_documents_are_kept_apart_and_counted() -> None:
     packed = replace(SHAPE, rows=2, documents=4)
     given = draw_attention_inputs(packed, torch.float64, CPU, torch.Generator().manual_seed(3))
-    wanted = given.gradients(reference.attend_reference(*given.leaves, packed.layout, given.scale, given.documents))
+    spec = MaskSpec.from_documents(packed.layout, given.documents)
+    wanted = given.gradients(reference.attend_reference(*given.leaves, spec, given.scale))
     sdpa = next(one for one in our_backends(packed, given) if one.name == f"{OURS}sdpa")
     for step in (sdpa.prepare(), dense_sdpa_step(packed, given)):
         for got, expected in zip(step(), wanted, strict=True):
@@ -98,7 +100,7 @@ def test_a_key_head_for_every_query_head_is_the_same_attention() -> None:
 
 def test_flops_count_the_pairs_that_see_each_other() -> None:
     assert attention_pair_flops(SHAPE, 10) == 3 * 2 * (2 * 16) * 10 * 4
-    dual, causal = count_visible_pairs(SHAPE.layout), 2 * count_visible_pairs(RowLayout(48, 16, dual=False))
+    dual, causal = SHAPE.layout.visible_pairs, 2 * RowLayout(48, 16, dual=False).visible_pairs
     assert dual == pytest.approx(causal, rel=0.2)
 
 

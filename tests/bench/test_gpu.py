@@ -83,7 +83,7 @@ def outcome(part: str, figures: dict, cuda: bool = True, wrong: bool = False) ->
 
 
 def timed(seconds: float, useful: float = 1e12, peak: int = 100) -> dict:
-    return {"seconds": [seconds], "useful": useful, "peak": peak, "cannot": None}
+    return {"seconds": [seconds], "useful": useful, "peak": peak, "refusal": None}
 
 
 def test_the_summary_judges_what_a_gpu_gave() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from nld_train import row_arithmetic
 from nld_train.bench.head_loss import HeadShape, bench_loss, chunked_head_nll, draw_head_inputs, plain_head_nll
 from nld_train.bench.measure import Effort
-from nld_train.loss import chunks as lm_head_chunks
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def test_both_give_the_same_loss_and_gradients() -> None:
 
 
 def test_the_memory_is_that_of_chunks_and_not_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head_chunks, "CHUNK_LOGITS", 128 * 256)
+    monkeypatch.setattr(row_arithmetic, "CHUNK_LOGITS", 128 * 256)
     shape = HeadShape(128, 8192, 16)
     found = bench_loss(shape, torch.float32, Effort(1, 1, budget=60), CPU)
     all_logits = shape.rows * shape.vocabulary * 4

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from nld_train import row_arithmetic
 from nld_train.attention import reference
-from nld_train.attention.backends import BACKENDS, choose_backend
+from nld_train.attention.backends import BACKENDS, BackendRequest, choose_backend
 from nld_train.bench.attention import ORACLE
 from nld_train.bench.head_loss import HeadShape
 from nld_train.bench.inputs import AttentionShape, draw_attention_inputs, draw_document_numbers
 from nld_train.bench.kernel_check import (
     BOUNDS,
+    DrawSettings,
     KernelCheckPlan,
     check_attention_kernel,
     check_head_loss,
@@ -22,22 +24,23 @@ from nld_train.bench.kernel_check import (
     relative_errors,
 )
 from nld_train.bench.measure import TimeBudget
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.visibility import visible_table
-from nld_train.loss import chunks, lm_head
+from nld_train.loss import lm_head
 
 CPU = torch.device("cpu")
 SHAPE = AttentionShape(96, 16, 1, 4, 2, 32)
 
 
 def checked(attend, shape: AttentionShape = SHAPE, dtype: torch.dtype = torch.bfloat16, draws: int = 10):
-    return check_attention_kernel("ours", attend, shape, draws, dtype, CPU, TimeBudget(60))
+    return check_attention_kernel("ours", attend, shape, DrawSettings(draws, dtype, CPU), TimeBudget(60))
 
 
 def attend_with(change):
     """The reference, with its table of visibility changed."""
 
-    def attend(query, key, value, layout, scale, documents=None):
-        table = visible_table(layout, documents).clone()
+    def attend(query, key, value, spec, scale):
+        table = visible_table(spec.layout, spec.documents_on(CPU)).clone()
         change(table)
         return reference.attend_dense(query, key, value, table, scale)
 
@@ -66,7 +69,9 @@ def test_the_expected_values_are_those_of_the_reference() -> None:
     generator = torch.Generator().manual_seed(1)
     packed = replace(SHAPE, documents=3)
     given = draw_attention_inputs(packed, torch.float64, CPU, generator, sharpness=4.0)
-    output = reference.attend_reference(*given.leaves, SHAPE.layout, given.scale, given.documents)
+    output = reference.attend_reference(
+        *given.leaves, MaskSpec.from_documents(SHAPE.layout, given.documents), given.scale
+    )
     for got, wanted in zip(expected_attention(given, packed), (output, *given.gradients(output)), strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -96,46 +101,48 @@ def test_a_wrong_gradient_is_found() -> None:
             gradient[:, :, -1] *= 0.5  # of the last position alone
             return gradient
 
-    def attend(query, key, value, layout, scale, documents=None):
-        return reference.attend_reference(query, Halved.apply(key), value, layout, scale, documents)
+    def attend(query, key, value, spec, scale):
+        return reference.attend_reference(query, Halved.apply(key), value, spec, scale)
 
     # The last clean token is seen by itself alone; its key's gradient is small, not nothing.
     assert checked(attend).verdict.startswith("WRONG")
 
 
 def test_nan_is_wrong() -> None:
-    def attend(query, key, value, layout, scale, documents=None):
-        return reference.attend_reference(query, key, value, layout, scale, documents) * torch.nan
+    def attend(query, key, value, spec, scale):
+        return reference.attend_reference(query, key, value, spec, scale) * torch.nan
 
     assert checked(attend).verdict.startswith("WRONG")
 
 
 def test_results_that_move_are_counted() -> None:
-    def attend(query, key, value, layout, scale, documents=None):
+    def attend(query, key, value, spec, scale):
         noise = 1 + torch.randint(2, ()) / 128  # one bit of bf16
-        return reference.attend_reference(query, key, value, layout, scale, documents) * noise.to(query)
+        return reference.attend_reference(query, key, value, spec, scale) * noise.to(query)
 
     found = checked(attend, draws=20)
     assert found.verdict == "ok"
-    assert found.moved > 0
+    assert found.nondeterministic > 0
 
 
 def test_a_kernel_that_fails_is_wrong_and_one_that_ran_out_of_time_is_not_right() -> None:
-    def attend(query, key, value, layout, scale, documents=None):
+    def attend(query, key, value, spec, scale):
         raise RuntimeError("no kernel image")
 
     assert checked(attend).verdict == "WRONG: RuntimeError: no kernel image"
-    late = check_attention_kernel("ours", reference.attend_reference, SHAPE, 9, torch.bfloat16, CPU, TimeBudget(0))
+    late = check_attention_kernel(
+        "ours", reference.attend_reference, SHAPE, DrawSettings(9, torch.bfloat16, CPU), TimeBudget(0)
+    )
     assert late.verdict == "cut at 0 of 9"
 
 
 def test_the_loss_is_checked_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_LOGITS", 37 * 128)
-    found = check_head_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, TimeBudget(60))
-    assert found.verdict == "ok"
+    monkeypatch.setattr(row_arithmetic, "CHUNK_LOGITS", 37 * 128)
+    shape, settings = HeadShape(37, 1001, 16), DrawSettings(3, torch.bfloat16, CPU)
+    assert check_head_loss(shape, settings, TimeBudget(60)).verdict == "ok"
     # A vocabulary whose last chunk is left out:
     monkeypatch.setattr(lm_head, "_chunks", lambda weight, width: iter([slice(0, width)]))
-    assert check_head_loss(HeadShape(37, 1001, 16), 3, torch.bfloat16, CPU, TimeBudget(60)).verdict.startswith("WRONG")
+    assert check_head_loss(shape, settings, TimeBudget(60)).verdict.startswith("WRONG")
 
 
 def test_errors_are_relative_to_the_whole_and_to_the_vector() -> None:
@@ -153,4 +160,4 @@ def test_a_gpu_is_asked_for_200_draws_of_three_shapes() -> None:
     assert (plan.draws, len(plan.shapes), len(plan.heads)) == (200, 3, 3)
     assert (plan.full.length, plan.full.heads, plan.full.kv_heads, plan.full.head_dim) == (4096, 32, 8, 128)
     assert any(shape.length % shape.block_size for shape in plan.shapes)
-    assert choose_backend("auto", "cpu", torch.float32, 64, training=True)
+    assert choose_backend(BackendRequest("auto", "cpu", torch.float32, 64, training=True))

@@ -66,15 +66,15 @@ def test_one_that_cannot_run_says_why_and_does_not_stop_the_others(after: int) -
     order: list[str] = []
     todo = [failing("broken", RuntimeError("no kernel\n  for this"), after), noted("whole", order)]
     broken, whole = measure_in_turns(todo, Effort(4, 1, budget=60), CPU)
-    assert broken.cannot == "RuntimeError: no kernel for this"
-    assert whole.cannot is None and len(whole.seconds) == 4
+    assert broken.refusal == "RuntimeError: no kernel for this"
+    assert whole.refusal is None and len(whole.seconds) == 4
 
 
 def test_what_does_not_fit_into_the_time_is_cut_and_said() -> None:
     slow = Alternative("slow", lambda: lambda: time.sleep(0.05), 1.0)
     first, second = measure_in_turns([slow, slow], Effort(100, 1, budget=0.1), CPU)
     assert 1 <= len(first.seconds) < 100
-    assert second.cannot is not None and second.cannot.startswith("cut: ")
+    assert second.refusal is not None and second.refusal.startswith("cut: ")
 
 
 def test_ctrl_c_keeps_what_was_measured() -> None:
@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     whole, stopped, later = measure_in_turns(todo, Effort(3, 1, budget=60), CPU)
     assert len(whole.seconds) == 1
     assert not stopped.seconds and not later.seconds
-    assert later.cannot is not None
+    assert later.refusal is not None
 
 
 def test_a_mistake_of_the_measurement_itself_is_not_hidden() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.dual_stream.visibility import count_visible_pairs, visible_between, visible_table
+from nld_train.dual_stream.visibility import visible_between, visible_table
 
 # Two blocks of four tokens, drawn by hand: rows look, columns are seen; the noisy half comes first.
 BY_HAND = """
@@ -116,4 +116,4 @@ def test_pairs_are_counted_without_the_table():
         for block_size in (1, 3, 4, 8, 64, 100):
             for dual in (True, False):
                 layout = RowLayout(length, block_size, dual)
-                assert count_visible_pairs(layout) == visible_table(layout).sum()
+                assert layout.visible_pairs == visible_table(layout).sum()

@@ -18,6 +18,7 @@ from torch.nn.functional import silu
 from nld_train import hf
 from nld_train.attention.reference import attend_reference
 from nld_train.config import ModelConfig
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_ministral import inverse_frequencies
@@ -57,7 +58,7 @@ def dual_stream_logits(model: NemotronLabsDiffusionModel, noisy: Tensor, clean: 
             for name in "qkv"
         )
         seen = attend_reference(
-            rotated(query, angles) * scale, rotated(key, angles), value, layout, config.head_dim**-0.5
+            rotated(query, angles) * scale, rotated(key, angles), value, MaskSpec(layout), config.head_dim**-0.5
         )
         x = x + seen.transpose(1, 2).flatten(2) @ layer["self_attn.o_proj.weight"].T
         h = normed(x, layer["post_attention_layernorm.weight"])

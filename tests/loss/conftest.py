@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from nld_train.attention import sdpa
 from nld_train.config import DiffusionConfig
 from nld_train.dual_stream.batch import collate_rows
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.loss.cross_entropy import cross_entropy
 from nld_train.loss.terms import loss_terms
@@ -28,7 +29,7 @@ class TinyNet(nn.Module):
         """[B, S, V]"""
         x = self.embedding(ids)
         query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        seen = sdpa.attend_sdpa(query, key, value, RowLayout(LENGTH, BLOCK, dual), 0.5)
+        seen = sdpa.attend_sdpa(query, key, value, MaskSpec(RowLayout(LENGTH, BLOCK, dual)), 0.5)
         return self.head(x + torch.tanh(seen.transpose(1, 2).flatten(2)))
 
     def terms(self, batch: Batch) -> LossTerms:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.loss import chunks
-from nld_train.loss.chunks import chunk_width
+from nld_train import row_arithmetic
 from nld_train.loss.cross_entropy import cross_entropy
 from nld_train.loss.lm_head import head_nll
 from nld_train.loss.vocabulary import VocabularyShard
+from nld_train.row_arithmetic import chunk_width
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 1000
 
@@ -18,7 +18,7 @@ ROWS, WIDTH, VOCABULARY = 37, 12, 1000
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks: 1,000 tokens in 8 of 128, the last one not full."""
-    monkeypatch.setattr(chunks, "CHUNK_LOGITS", ROWS * 128)
+    monkeypatch.setattr(row_arithmetic, "CHUNK_LOGITS", ROWS * 128)
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,7 +92,7 @@ def test_no_rows_give_no_loss_and_no_gradient() -> None:
 
 def one_rank(rank: int, ranks: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    chunks.CHUNK_LOGITS = ROWS * 128
+    row_arithmetic.CHUNK_LOGITS = ROWS * 128
     hidden, weight, targets, rows = inputs()
     own = slice(rank * VOCABULARY // ranks, (rank + 1) * VOCABULARY // ranks)
     leaves = (hidden.requires_grad_(), weight[own].clone().requires_grad_())

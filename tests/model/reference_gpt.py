@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from nld_train.attention.reference import attend_reference
 from nld_train.config import ModelConfig, RopeConfig
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 
 Weights = dict[str, Tensor]
@@ -49,7 +50,8 @@ def attention(
     angles = place[..., None] * yarn_frequencies(model.rope, model.head_dim)
     wraps = (place // model.rope.original_max_position).double()
     query = rotate(query, angles) * (1 + model.rope.query_scale_beta * torch.log1p(wraps))[..., None]
-    seen = attend_reference(query, rotate(key, angles), value, layout, model.head_dim**-0.5, documents)
+    spec = MaskSpec.from_documents(layout, documents)
+    seen = attend_reference(query, rotate(key, angles), value, spec, model.head_dim**-0.5)
     return seen.transpose(1, 2).flatten(2) @ weights[f"{prefix}.linear_proj.weight"].T
 
 

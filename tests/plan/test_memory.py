@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nld_train import row_arithmetic
 from nld_train.bench.measure import peak_bytes
 from nld_train.config import RunConfig
-from nld_train.loss import chunks, lm_head
+from nld_train.loss import lm_head
 from nld_train.plan import memory
 from nld_train.plan.parameters import model_parameters
 from nld_train.plan.row_counts import most_head_rows
@@ -37,7 +38,7 @@ def test_a_layer_keeps_what_autograd_keeps(small_run, layer) -> None:
 @pytest.mark.parametrize("chunk", [64 * 128, 64 * 512])
 def test_the_head_takes_what_the_loss_holds(small_run, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """The streams around it are in the layers' count too, and not in this one."""
-    monkeypatch.setattr(chunks, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(row_arithmetic, "CHUNK_LOGITS", chunk)
     run = small_run(precision="fp32", micro_batch=1)
     rows, hidden = rows_of(run), run.model.hidden
     x, head = torch.randn(rows, hidden, requires_grad=True), torch.randn(1024, hidden, requires_grad=True)

@@ -1,12 +1,8 @@
 import pytest
 import torch
 
-from nld_train.dual_stream import visibility
-from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.noise.law import LAWS, NoiseSample, draw_mask
 from nld_train.plan import row_counts
-
-SHAPES = [(1, 1), (8, 4), (32, 8), (30, 8), (7, 16), (256, 16)]
 
 
 def pairs_by_rule(length: int, size: int, dual: bool) -> int:
@@ -20,15 +16,6 @@ def pairs_by_rule(length: int, size: int, dual: bool) -> int:
         return j // size == i // size if other == "noisy" else j // size < i // size
 
     return sum(sees(query, key) for query in places for key in places)
-
-
-@pytest.mark.parametrize("dual", [False, True])
-@pytest.mark.parametrize(("length", "size"), SHAPES)
-def test_visible_pairs_are_those_of_the_rule_and_of_the_heart(length: int, size: int, dual: bool) -> None:
-    pairs = row_counts.document_pairs(length, size, dual)
-    assert pairs == visibility.count_visible_pairs(RowLayout(length, size, dual))
-    if length <= 32:
-        assert pairs == pairs_by_rule(length, size, dual)
 
 
 def test_mask_density_is_the_share_of_the_doubled_row(small_run) -> None:

@@ -1,27 +1,31 @@
 """The doubled row in pieces that fused kernels have a mask for: plain causal calls, and windows over neighbours.
 
-The noisy half sees, of the clean tokens, those of earlier blocks. Shifted by one block that is a plain causal triangle:
-noisy token i certainly sees the clean tokens 0..i-b (b = block_size), which is causal attention of the queries b..L-1
-over the keys 0..L-b-1, as square and as fast as any. What is missing is near: the rest of the block before (the clean
-tokens after i-b, at most b - 1 of them) and the own noisy block. Laid side by side, [clean block j-1 | noisy block j],
-that is a window: query o of the block sees the keys from o+1 to the end. The two are merged by log-sum-exp:
+With b = block_size, noisy token i of block m = i // b sees the clean tokens 0..m*b-1 and the noisy tokens of block m.
+
+1. The shifted triangle. Since m*b > i - b, noisy token i sees at least the clean tokens 0..i-b. That is causal
+   attention of the queries b..L-1 over the keys 0..L-b-1, square, and as fast as any.
+2. The local part is the rest: the clean tokens i-b+1..m*b-1, at most b - 1 of them and all in the block before, and the
+   token's own noisy block. For the block's query number o, keys laid side by side as [clean block m-1 | noisy block m]
+   make it the window "key j >= o + 1 of 2b keys".
+3. The two are merged by log-sum-exp:
 
     lse = ln(exp(lse_1) + exp(lse_2)),   output = exp(lse_1 - lse) * output_1 + exp(lse_2 - lse) * output_2
 
-and the backward of each piece is run with the merged lse and output, which makes the sum exact (engine.py).
+   The backward of each piece is run with the merged lse and output, which makes the sum exact (kernel.FusedKernel).
 
-Packed documents are the same, document by document: the triangles of all of them are the problems of one piece, and so
-are all the windows. Documents that are no longer than a block have no triangle.
+Packed documents are treated alike, document by document: the triangles of all of them are the segments of one piece,
+and so are all their windows. A document that is no longer than a block has no triangle.
 
-Arithmetic at L 4096, b 32, one head: 8,390,656 pairs causal on the clean half, 8,260,080 in the shifted triangle, both
-seen to the last one, 261,120 in the windows of which 194,064 are seen: 1.004 computed pairs a useful one. Kernels work
-in tiles; in tiles of 128 x 128 it is 528 + 528 + 128 against 1,056 for plain causal attention of as many pairs: 1.12.
-Calls: clean 1, shifted 1, windows 1, the first block 1, and 1 for a last block that is cut short; as many backward. Of
-packed rows 1, 1 and 1. Every query is merged at most once.
+What it costs at L 4096, b 32, one head. The clean half has 8,390,656 causal pairs and the shifted triangle 8,260,080,
+all of them visible. The windows compute 261,120 pairs, of which 194,064 are visible. In sum 1.004 pairs are computed
+for each visible one. Kernels work in tiles: tiles of 128 x 128 make it 528 + 528 + 128 tiles, against 1,056 for plain
+causal attention of as many pairs: 1.12. There is one call for the clean half, one for the triangle, one for the
+windows, one for the first block, and one more for a last block that is cut short; the backward has as many. Packed rows
+take one call each for the clean half, the triangles and the windows. Every query is merged at most once.
 
-Weighed and left out: halving the row (level by level, the odd half sees the even half before it whole) needs no mask,
-but 5 calls down to 128 tokens, merges half of the queries at each level, and still leaves a masked piece. Chunk c of
-size C against the keys 0..cC: one call a chunk, and masked L * 2C.
+Two ways were weighed and left out. Halving the row (level by level, the odd half sees the whole even half before it)
+needs no mask, but it takes 5 calls to get down to 128 tokens, merges half of the queries at each level, and still
+leaves a masked piece. Giving chunk c of size C the keys 0..cC takes one call a chunk, and masks L * 2C pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,70 +36,65 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from nld_train.attention.fused.kernel import CAUSAL, FusedKernel, Segments, Window
-from nld_train.config import require
+from nld_train.attention.fused.kernel import CAUSAL, QKV, FusedKernel, MergedResult, Segments, Window
 from nld_train.dual_stream.context_shard import TokenSpan
 from nld_train.dual_stream.mask_spec import MaskSpec, copy_to_device
 
-TokenIndex = slice | Tensor  # places along the tokens; int64 where they are no slice
+TokenIndex = slice | Tensor  # which tokens; a Tensor is [n] int64
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionPiece:
-    """Queries over keys, problem by problem. What it takes of tensors: query [T, N, D] of one half, key and value
-    [K, M, D], all of the rank's; see Engine for what comes back, of its own queries and keys."""
+    """Queries over keys, segment by segment.
+
+    Its methods take all of the rank's tensors, query [T, N, D] of one half and key, value [K, M, D], and pick the
+    piece's own T' queries and K' keys from them.
+    """
 
     queries: TokenIndex  # among the rank's tokens of one half
     keys: TokenIndex  # among the rank's keys
-    problems: Segments
-    band: Window
+    segments: Segments
+    window: Window
 
-    def inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return take_at(query, self.queries), take_at(key, self.keys), take_at(value, self.keys)
+    def select_inputs(self, qkv: QKV) -> QKV:
+        """The piece's own query [T', N, D]; key, value [K', M, D]."""
+        return QKV(take_at(qkv.query, self.queries), take_at(qkv.key, self.keys), take_at(qkv.value, self.keys))
 
-    def forward(
-        self, engine: FusedKernel, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        return engine.forward(*self.inputs(query, key, value), self.problems, self.band, scale)
+    def forward(self, kernel: FusedKernel, qkv: QKV, scale: float) -> tuple[Tensor, Tensor]:
+        """The output [T', N, D] of the piece's queries over its keys, and their lse [N, T']."""
+        return kernel.forward(self.select_inputs(qkv), self.segments, self.window, scale)
 
-    def backward(
-        self,
-        engine: FusedKernel,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        d_output, out, stats = (
-            take_at(gradient, self.queries),
-            take_at(output, self.queries),
-            take_at(lse, self.queries, 1),
+    def backward(self, kernel: FusedKernel, qkv: QKV, merged: MergedResult, scale: float) -> QKV:
+        """The piece's part of the gradients of its own query [T', N, D]; key, value [K', M, D]."""
+        own = MergedResult(
+            take_at(merged.output, self.queries),
+            take_at(merged.lse, self.queries, 1),
+            take_at(merged.gradient, self.queries),
         )
-        inputs = self.inputs(query, key, value)
-        return engine.backward(d_output, *inputs, out, stats, self.problems, self.band, scale)
+        return kernel.backward(self.select_inputs(qkv), own, self.segments, self.window, scale)
 
 
 @dataclass(frozen=True)
 class NoisyBlock:
     """A diffusion block of noisy queries."""
 
-    start: int  # place of its first query among the rank's noisy tokens
+    start: int  # index of its first query among the rank's noisy tokens
     length: int
-    before: int | None  # place of the clean block before it among the rank's keys; None: a document's first block
+    before: int | None  # index, among the rank's keys, of the clean block before it; None: a document's first block
 
 
 def take_at(x: Tensor, where: TokenIndex, dim: int = 0) -> Tensor:
-    """What of a tensor lies at `where`: a view of a slice, a copy of anything else."""
+    """The tokens `where` along a dimension of x [..., L, ...]: a view if `where` is a slice, else a copy."""
     if isinstance(where, Tensor):
         return x.index_select(dim, where)
     return x.narrow(dim, where.start, where.stop - where.start)
 
 
 def put_at(x: Tensor, where: TokenIndex, part: Tensor, dim: int = 0) -> None:
-    """The opposite of `taken`, in place. Places differ from each other, so that no order is left open."""
+    """Write `part` [..., n, ...] to the tokens `where` of x [..., L, ...], in place.
+
+    No token stands in `where` twice, so that the result does not depend on an order.
+    """
     if isinstance(where, Tensor):
         x.index_copy_(dim, where, part)
     else:
@@ -103,24 +102,22 @@ def put_at(x: Tensor, where: TokenIndex, part: Tensor, dim: int = 0) -> None:
 
 
 def add_at(x: Tensor, where: TokenIndex, part: Tensor) -> None:
-    """x[where] += part, in place."""
+    """Add `part` [n, ...] to the tokens `where` of x [L, ...], in place."""
     if isinstance(where, Tensor):
         put_at(x, where, take_at(x, where) + part)
     else:
         take_at(x, where).add_(part)
 
 
-def clean_pieces(sight: MaskSpec) -> tuple[AttentionPiece, ...]:
-    """The clean half: what is causal as it is."""
-    first = sight.own_noisy
-    if sight.documents is not None:
-        (lengths,) = sight.documents
-        everything = slice(0, sight.layout.length)
-        return (
-            AttentionPiece(everything, slice(first, first + sight.layout.length), Segments(lengths, lengths), CAUSAL),
-        )
+def clean_pieces(spec: MaskSpec) -> tuple[AttentionPiece, ...]:
+    """The clean half, which is causal as it is: a piece for each of the rank's segments, or one for all documents."""
+    first = spec.own_noisy_count
+    if spec.documents is not None:
+        (lengths,) = spec.documents
+        queries, keys = slice(0, spec.layout.length), slice(first, first + spec.layout.length)
+        return (AttentionPiece(queries, keys, Segments(lengths, lengths), CAUSAL),)
     found = []
-    for segment in sight.cut.segments(sight.layout):
+    for segment in spec.shard.segments(spec.layout):
         stop = segment.row_start + segment.length
         queries = slice(segment.start, segment.start + segment.length)
         found.append(AttentionPiece(queries, slice(first, first + stop), Segments((segment.length,), (stop,)), CAUSAL))
@@ -128,13 +125,13 @@ def clean_pieces(sight: MaskSpec) -> tuple[AttentionPiece, ...]:
 
 
 @lru_cache(maxsize=8)
-def shifted_pieces(sight: MaskSpec, device: torch.device) -> tuple[AttentionPiece, ...]:
-    """The triangles of the noisy half: of each of a rank's segments that has earlier blocks, or of all documents."""
-    size, first = sight.layout.block_size, sight.own_noisy
-    if sight.documents is None:
-        cut = [_triangle(segment, size, first) for segment in sight.cut.segments(sight.layout)]
-        return tuple(piece for piece in cut if piece is not None)
-    tall = [segment for segment in _document_spans(sight) if segment.length > size]
+def shifted_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece, ...]:
+    """The shifted triangles: of each of a rank's segments that has earlier blocks, or one piece for all documents."""
+    size, first = spec.layout.block_size, spec.own_noisy_count
+    if spec.documents is None:
+        triangles = [_triangle(segment, size, first) for segment in spec.shard.segments(spec.layout)]
+        return tuple(piece for piece in triangles if piece is not None)
+    tall = [segment for segment in _document_spans(spec) if segment.length > size]
     if not tall:
         return ()
     sides = tuple(segment.length - size for segment in tall)
@@ -144,6 +141,10 @@ def shifted_pieces(sight: MaskSpec, device: torch.device) -> tuple[AttentionPiec
 
 
 def _triangle(segment: TokenSpan, size: int, first: int) -> AttentionPiece | None:
+    """The segment's queries from the row's token `size` on, each over the clean tokens up to `size` before it.
+
+    `first` is the index of the first clean key. None where the segment lies in the row's first block.
+    """
     start, stop = max(segment.row_start, size), segment.row_start + segment.length
     if start >= stop:
         return None
@@ -153,64 +154,65 @@ def _triangle(segment: TokenSpan, size: int, first: int) -> AttentionPiece | Non
 
 
 @lru_cache(maxsize=8)
-def window_pieces(sight: MaskSpec, device: torch.device) -> tuple[AttentionPiece, ...]:
-    """What the triangles leave, in as few pieces of equal problems as there are; of packed rows in one."""
-    size, right = sight.layout.block_size, 0 if sight.layout.noisy_causal else None
-    if sight.documents is not None:
-        return (_window(list(_noisy_blocks(sight)), Window(size - 1, right), size, device),)
-    alike = groupby(_noisy_blocks(sight), lambda block: (block.length, block.before is None))
+def window_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece, ...]:
+    """The local part, which the triangles leave: windows over [the clean block before | the noisy block itself].
+
+    Packed rows make one piece. Otherwise neighbouring blocks of one shape share a piece, because kernels are faster
+    where all segments are alike: the first block, the blocks with one before them, and a last one that is cut short.
+    """
+    # 1. How far a query sees to the right: to the end of its block, or up to itself.
+    size, right = spec.layout.block_size, 0 if spec.layout.noisy_causal else None
+    # 2. How far to the left. Query o of a whole block is aligned with key size + o of 2 * size, and sees from key o + 1
+    #    on: left = size - 1. A block cut short to n queries is aligned with the last n of size + n keys: the same.
+    window = Window(size - 1, right)
+    if spec.documents is not None:
+        return (_window_piece(list(_noisy_blocks(spec)), window, size, device),)
+    # 3. A first block has its own keys alone, and sees to their start: no bound, which kernels have a faster mask for.
+    first_window = Window(None, right)
+    alike = groupby(_noisy_blocks(spec), lambda block: (block.length, block.before is None))
     return tuple(
-        _window(list(group), Window(None if at_start else size - 1, right), size, device)
-        for (_, at_start), group in alike
+        _window_piece(list(group), first_window if is_first else window, size, device) for (_, is_first), group in alike
     )
 
 
-def _window(found: Sequence[NoisyBlock], band: Window, size: int, device: torch.device) -> AttentionPiece:
+def _window_piece(blocks: Sequence[NoisyBlock], window: Window, size: int, device: torch.device) -> AttentionPiece:
     """Neighbouring blocks, each over [the clean block before it | itself]."""
-    own = tuple(block.length for block in found)
-    before = [0 if block.before is None else size for block in found]
-    # A part of the keys for each block before, and one for each block itself.
-    starts = [start for block in found for start in (block.before or 0, block.start)]
+    # 1. Each block is a segment: its queries, over `size` clean keys if a block is before it, and its own noisy ones.
+    own = tuple(block.length for block in blocks)
+    before = [0 if block.before is None else size for block in blocks]
+    segments = Segments(own, tuple(a + b for a, b in zip(before, own, strict=True)))
+    # 2. Its keys lie in two ranges, which alternate along the piece: the block before, then the block itself.
+    starts = [start for block in blocks for start in (block.before or 0, block.start)]
     counts = [count for pair in zip(before, own, strict=True) for count in pair]
-    queries = slice(found[0].start, found[-1].start + own[-1])
-    problems = Segments(own, tuple(a + b for a, b in zip(before, own, strict=True)))
-    return AttentionPiece(queries, concatenate_ranges(starts, counts, device), problems, band)
+    keys = concatenate_ranges(starts, counts, device)
+    # 3. The queries of neighbouring blocks are one range.
+    queries = slice(blocks[0].start, blocks[-1].start + own[-1])
+    return AttentionPiece(queries, keys, segments, window)
 
 
-def _noisy_blocks(sight: MaskSpec) -> Iterator[NoisyBlock]:
+def _noisy_blocks(spec: MaskSpec) -> Iterator[NoisyBlock]:
     """The blocks of the rank's noisy tokens, in order."""
-    size, first = sight.layout.block_size, sight.own_noisy
-    for segment in _document_spans(sight) if sight.documents is not None else sight.cut.segments(sight.layout):
-        begins = sight.documents is not None or segment.row_start == 0  # with a document
+    size, first = spec.layout.block_size, spec.own_noisy_count
+    for segment in _document_spans(spec) if spec.packed else spec.shard.segments(spec.layout):
+        starts_document = spec.packed or segment.row_start == 0
         for offset in range(0, segment.length, size):
-            before = None if begins and offset == 0 else first + segment.row_start + offset - size
+            before = None if starts_document and offset == 0 else first + segment.row_start + offset - size
             yield NoisyBlock(segment.start + offset, min(size, segment.length - offset), before)
 
 
-def _document_spans(sight: MaskSpec) -> list[TokenSpan]:
-    """The documents of one flat row of packed ones."""
-    assert sight.documents is not None and len(sight.documents) == 1, f"{sight}: not one flat row"
+def _document_spans(spec: MaskSpec) -> list[TokenSpan]:
+    """The documents of packed rows that are laid out as a single row."""
+    assert spec.documents is not None and len(spec.documents) == 1, f"{spec}: not a single packed row"
     found, start = [], 0
-    for length in sight.documents[0]:
+    for length in spec.documents[0]:
         found.append(TokenSpan(start, start, length))
         start += length
     return found
 
 
 def concatenate_ranges(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
-    """starts[0], starts[0] + 1, ... counts[0] of them, then those from starts[1], and so on: int64."""
-    with torch.inference_mode(False):  # pieces are kept, and training may come after an evaluation
+    """counts[0] numbers from starts[0] on, then counts[1] from starts[1] on, and so on: [sum of counts] int64."""
+    with torch.inference_mode(False):  # pieces are cached, and training may come after an evaluation
         repeats = torch.tensor(counts)
         shift = torch.tensor(starts) - repeats.cumsum(0) + repeats
         return copy_to_device(shift.repeat_interleave(repeats) + torch.arange(sum(counts)), device)
-
-
-def refuse_packed_documents(name: str, packed: bool, context_ranks: int) -> None:
-    """Raises: UserError for rows of several documents where the pieces of them are not made."""
-    require(
-        not packed or (context_ranks == 1 and name != "te+mod"),
-        f"train.attention={name} with packed documents (diffusion.document_mask=True)"
-        + (f" and parallel.context={context_ranks}" if context_ranks > 1 else ""),
-        "flex, flex+fa4, reference, and without context parallelism te, te+near_flex, te+flex; sdpa on a CPU",
-        "set train.attention=auto",
-    )

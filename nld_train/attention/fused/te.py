@@ -1,21 +1,21 @@
 """Attention on Transformer Engine: cuDNN's fused kernels, or FlashAttention's where it is installed. NVIDIA GPUs only.
 
-The clean half is a plain causal call of DotProductAttention. For the noisy half there are four ways, one a backend:
-    attend                  the pieces of pieces.py, the near ones by the kernel's own window mask
-    attend_near_by_flex     the pieces of pieces.py, the near ones by flex_attention
-    attend_noisy_by_flex    flex_attention for all of it
-    attend_by_score_mod     cuDNN with a mask written into its graph (score_mod.py)
+The clean half is a plain causal call of DotProductAttention. The noisy half has four ways, one a backend:
+    attend_te               the pieces of decomposition.py, the local ones by the kernel's own window mask
+    attend_te_local_flex    the pieces of decomposition.py, the local ones by flex_attention
+    attend_te_noisy_flex    flex_attention for all of it
+    attend_te_score_mod     cuDNN with a mask written into its graph (score_mod.py)
 None of them has run on a GPU yet. What is proved is the arithmetic of the pieces, in float64 on the CPU.
 
-Interfaces of Transformer Engine 2.20.2, read in its sources. fused_attn_fwd takes contiguous bshd tensors, or thd ones
-where problems differ in length (packed documents), bfloat16 or float16, and returns the output in their dtype and, as
-[b, h, s, 1] or [t, h, 1] float32, ln(sum(exp(scale * q k))), maximum included. fused_attn_bwd takes that and the output
-back. With the merged ones in their place it gives a piece's part of the gradients; Transformer Engine's own context
-parallelism does the same. Each piece's results are rounded once by the kernel, outputs are merged in float32 and
-rounded once more, gradients are added up in the tensors' dtype.
+The interfaces are those of Transformer Engine 2.20.2, read in its sources. fused_attn_fwd takes contiguous bshd
+tensors, or thd tensors where segments differ in length (packed documents), in bfloat16 or float16. It returns the
+output in their dtype and, as [b, h, s, 1] or [t, h, 1] float32, ln(sum(exp(scale * q k))), maximum included.
+fused_attn_bwd takes these statistics and the output back; given the merged ones in their place, it computes a piece's
+part of the gradients, as Transformer Engine's own context parallelism does. The kernel rounds each piece's results
+once, the outputs are merged in float32 and rounded once more, and gradients are added up in the tensors' dtype.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,108 +23,93 @@ from torch import Tensor
 
 from nld_train.attention import flex
 from nld_train.attention.fused import local, lse_merge, score_mod, te_call
-from nld_train.attention.fused.decomposition import refuse_packed_documents
-from nld_train.attention.fused.kernel import CAUSAL, Segments, Window
+from nld_train.attention.fused.kernel import CAUSAL, QKV, MergedResult, Segments, Window
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.errors import UserError
 
 
 class TransformerEngineKernel:
-    """engine.Engine on cuDNN by way of Transformer Engine."""
+    """`kernel.FusedKernel` on cuDNN by way of Transformer Engine."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, problems: Segments, band: Window, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        call = te_call.TransformerEngineCall.of(query, key, problems, band, scale)
+    def forward(self, qkv: QKV, segments: Segments, window: Window, scale: float) -> tuple[Tensor, Tensor]:
+        """query [T, N, D]; key, value [U, M, D]. Returns: output [T, N, D], lse [N, T]."""
+        call = te_call.TransformerEngineCall.of_piece(qkv, segments, window, scale)
         output, (stats, *_) = te_call.load_transformer_engine().fused.fused_attn_fwd(
             True,  # as in training, because without it there are no softmax statistics to merge by
             *call.lengths(),
-            *(call.shaped(x) for x in (query, key, value)),
-            query.dtype,
+            *(call.to_kernel_layout(x) for x in qkv),
+            qkv.query.dtype,
             call.sub_backend(),
             o_format=call.format,
-            **call.words(),
+            **call.kernel_settings(),
         )
-        return output.view(query.shape), call.statistics(stats)
+        return output.view(qkv.query.shape), call.from_statistics(stats)
 
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        problems: Segments,
-        band: Window,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        call = te_call.TransformerEngineCall.of(query, key, problems, band, scale)
-        no_dropout = torch.zeros(2, dtype=torch.int64, device=query.device)  # seed and offset, unused
+    def backward(self, qkv: QKV, merged: MergedResult, segments: Segments, window: Window, scale: float) -> QKV:
+        """The piece's part of the gradients: query [T, N, D]; key, value [U, M, D]."""
+        call = te_call.TransformerEngineCall.of_piece(qkv, segments, window, scale)
+        no_dropout = torch.zeros(2, dtype=torch.int64, device=qkv.query.device)  # seed and offset, unused
         parts = te_call.load_transformer_engine().fused.fused_attn_bwd(
             *call.lengths(),
-            *(call.shaped(x) for x in (query, key, value, output, gradient)),
-            query.dtype,
-            [call.as_statistics(lse), no_dropout],
+            *(call.to_kernel_layout(x) for x in (*qkv, merged.output, merged.gradient)),
+            qkv.query.dtype,
+            [call.to_statistics(merged.lse), no_dropout],
             call.sub_backend(),
             o_format=call.format,
             do_format=call.format,
             dqkv_layout=call.layout,
             deterministic=te_call.must_be_deterministic(),
-            **call.words(),
+            **call.kernel_settings(),
         )
-        d_query, d_key, d_value = (part.view(x.shape) for part, x in zip(parts, (query, key, value), strict=False))
-        return d_query, d_key, d_value
+        # Not strict: behind the three come the gradients of a bias and of softmax offsets, which there are none of.
+        return QKV(*(part.view(x.shape) for part, x in zip(parts, qkv, strict=False)))
 
-    def causal(self, query: Tensor, key: Tensor, value: Tensor, problems: Segments, scale: float) -> Tensor:
-        call = te_call.TransformerEngineCall.of(query, key, problems, CAUSAL, scale)
-        attention = _dot_product_attention(
-            query.shape[1], key.shape[1], query.shape[2], scale, call.mask()["attn_mask_type"], call.format
-        )
-        shaped = (call.shaped(x) for x in (query, key, value))
-        output: Tensor = attention(*shaped, **call.ragged_lengths())
+    def causal(self, qkv: QKV, segments: Segments, scale: float) -> Tensor:
+        """Causal attention with autograd: query [T, N, D]; key, value [U, M, D]. Returns: [T, N, D]."""
+        call = te_call.TransformerEngineCall.of_piece(qkv, segments, CAUSAL, scale)
+        attention = _dot_product_attention(call.heads, scale, call.mask()["attn_mask_type"], call.format)
+        output: Tensor = attention(*(call.to_kernel_layout(x) for x in qkv), **call.ragged_lengths())
         _refuse_unfused()
-        return output.view(query.shape)
+        return output.view(qkv.query.shape)
 
 
-def _score_mod_half(query: Tensor, key: Tensor, value: Tensor, sight: MaskSpec, scale: float) -> Tensor:
-    """merged.NoisyHalf: query [T, N, D] over key, value [K, M, D]."""
-    refuse_packed_documents("te+mod", sight.documents is not None, sight.cut.ranks)
-    layout, cut = sight.layout, sight.cut
-    attention = _dot_product_attention(query.shape[1], key.shape[1], query.shape[2], scale, "no_mask", te_call.EQUAL)
-    clean_start, outputs = len(key) - layout.length, []
-    for part in score_mod.noisy_chunks(layout, cut):
-        clean = slice(clean_start, clean_start + part.clean)
-        keys, values = (torch.cat([x[slice(*part.noisy)], x[clean]])[None] for x in (key, value))
-        here = query[slice(*part.queries)]
-        tensors = score_mod.interval_tensors(layout, cut, part, query.device)
+def _attend_noisy_score_mod(qkv: QKV, spec: MaskSpec, scale: float) -> Tensor:
+    """`lse_merge.NoisyAttention`: query [T, N, D] over key, value [K, M, D]. Returns: [T, N, D]."""
+    assert not spec.packed, f"{spec}: backends.refuse_packed_documents lets no packed rows come here"
+    query, key, value = qkv
+    heads = (query.shape[1], *key.shape[1:])
+    attention = _dot_product_attention(heads, scale, "no_mask", te_call.EQUAL)
+    clean_start, outputs = len(key) - spec.layout.length, []
+    for chunk in score_mod.noisy_chunks(spec):
+        clean = slice(clean_start, clean_start + chunk.clean)
+        keys, values = (torch.cat([x[slice(*chunk.noisy)], x[clean]])[None] for x in (key, value))
+        here = query[slice(*chunk.queries)]
+        tensors = score_mod.interval_tensors(spec, chunk, query.device)
         output = attention(here[None], keys, values, score_mod=score_mod.hide_unseen_scores, score_mod_tensors=tensors)
         outputs.append(output.view(here.shape))
     return torch.cat(outputs)
 
 
 KERNEL = TransformerEngineKernel()
-attend_te = partial(
-    lse_merge.attend_fused,
-    engine=KERNEL,
-    noisy_half=lse_merge.MergedNoisyAttention(KERNEL, local.WindowedLocalAttention(KERNEL)),
-)
-attend_te_local_flex = partial(
-    lse_merge.attend_fused, engine=KERNEL, noisy_half=lse_merge.MergedNoisyAttention(KERNEL, flex.FlexLocalAttention())
-)
-attend_te_noisy_flex = partial(lse_merge.attend_fused, engine=KERNEL, noisy_half=flex.attend_noisy_flex)
-attend_te_score_mod = partial(lse_merge.attend_fused, engine=KERNEL, noisy_half=_score_mod_half)
+_BY_WINDOW = lse_merge.MergedNoisyAttention(KERNEL, local.WindowedLocalAttention(KERNEL))
+_BY_FLEX = lse_merge.MergedNoisyAttention(KERNEL, flex.FlexLocalAttention())
+attend_te = lse_merge.FusedAttention(KERNEL, _BY_WINDOW)
+attend_te_local_flex = lse_merge.FusedAttention(KERNEL, _BY_FLEX)
+attend_te_noisy_flex = lse_merge.FusedAttention(KERNEL, flex.attend_noisy_flex)
+attend_te_score_mod = lse_merge.FusedAttention(KERNEL, _attend_noisy_score_mod)
 
 
 @lru_cache(maxsize=16)
-def _dot_product_attention(heads: int, key_heads: int, dim: int, scale: float, mask: str, layout: str) -> Any:
+def _dot_product_attention(heads: tuple[int, int, int], scale: float, mask: str, layout: str) -> Any:
+    """Transformer Engine's module for N query heads, M key heads of D = `heads`."""
+    query_heads, key_heads, dim = heads
     return te_call.load_transformer_engine().attention.DotProductAttention(
-        heads, dim, key_heads, attention_dropout=0.0, qkv_format=layout, attn_mask_type=mask, softmax_scale=scale
+        query_heads, dim, key_heads, attention_dropout=0.0, qkv_format=layout, attn_mask_type=mask, softmax_scale=scale
     )
 
 
 def _refuse_unfused() -> None:
-    """Transformer Engine falls back to plain torch in silence where no fused kernel fits: said here instead."""
+    """Transformer Engine falls back to plain torch in silence where no fused kernel fits; this says so instead."""
     chosen = te_call.load_transformer_engine().attention._attention_backends
     if chosen["use_unfused_attention"]:
         raise UserError(

@@ -67,9 +67,9 @@ def test_bf16_stays_within_two_roundings(case) -> None:
     """Of the piece and of the merged output: the error against float64 is that of dense bf16 attention, twice."""
     given = case(RowLayout(96, 8, True), dtype=torch.bfloat16)
     wide = replace(given, query=given.query.double(), key=given.key.double(), value=given.value.double())
-    exact = reference.attend_reference(wide.query, wide.key, wide.value, wide.layout, wide.scale)
+    exact = reference.attend_reference(wide.query, wide.key, wide.value, wide.spec, wide.scale)
     dense, merged = (
-        (attend(given.query, given.key, given.value, given.layout, given.scale).double() - exact).abs().max()
+        (attend(given.query, given.key, given.value, given.spec, given.scale).double() - exact).abs().max()
         for attend in (reference.attend_reference, IN_PIECES)
     )
     assert merged <= 2.5 * dense
@@ -100,5 +100,5 @@ def test_packed_documents_at_the_edges(case, layout: RowLayout) -> None:
 def test_training_works_after_an_evaluation_in_inference_mode(case) -> None:
     given = case(RowLayout(12, 5, True))
     with torch.inference_mode():
-        IN_PIECES(given.query, given.key, given.value, given.layout, given.scale)
+        IN_PIECES(given.query, given.key, given.value, given.spec, given.scale)
     assert worst(given) < 1e-13

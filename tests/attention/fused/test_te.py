@@ -1,4 +1,4 @@
-"""Backend "te". On the CPU: its arithmetic (test_merged.py), its calls on a stand-in, their signatures on the real
+"""Backend "te". On the CPU: its arithmetic (test_lse_merge.py), its calls on a stand-in, their signatures on the real
 library. On a GPU: outputs and gradients against float64.
 """
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nld_train.attention import reference
-from nld_train.attention.backends import choose_backend
+from nld_train.attention.backends import BackendRequest, choose_backend
 from nld_train.attention.fused import te, te_call
 from nld_train.attention.fused.kernel import CAUSAL, Segments, Window
 from nld_train.dual_stream.context_shard import ContextShard
@@ -67,10 +67,11 @@ def test_calls_the_library_so_that_it_equals_the_reference(
 @pytest.mark.parametrize("way", WAYS)
 def test_on_two_context_ranks(case, library, cpu_backward, way: str) -> None:
     c = case(RowLayout(24, 3, True))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.layout, c.scale)
-    for cut in (ContextShard(2, 0), ContextShard(2, 1)):
-        queries, keys = cut.queries(c.layout), cut.keys(c.layout, packed=False)
-        output = WAYS[way](c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys], c.layout, c.scale, cut=cut)
+    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
+    for shard in (ContextShard(2, 0), ContextShard(2, 1)):
+        queries, keys = shard.queries(c.layout), shard.keys(c.layout, packed=False)
+        here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
+        output = WAYS[way](*here, replace(c.spec, shard=shard), c.scale)
         torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
 
 
@@ -84,9 +85,11 @@ def test_packed_documents_are_problems_of_any_length(case, library, cpu_backward
 
 
 def test_packed_documents_are_refused_where_there_is_no_way(case, library) -> None:
-    c = case(RowLayout(12, 4, True), packed=True)
     with pytest.raises(UserError, match=r"te\+mod with packed documents"):
-        te.attend_te_score_mod(c.query, c.key, c.value, c.layout, c.scale, c.documents)
+        choose_backend(BackendRequest("te+mod", "cuda", torch.bfloat16, 128, training=True, packed=True))
+    c = case(RowLayout(12, 4, True), packed=True)
+    with pytest.raises(AssertionError, match="refuse_packed_documents"):
+        te.attend_te_score_mod(c.query, c.key, c.value, c.spec, c.scale)
 
 
 def test_statistics_of_an_old_cudnn_are_refused(case, library, monkeypatch) -> None:
@@ -94,7 +97,7 @@ def test_statistics_of_an_old_cudnn_are_refused(case, library, monkeypatch) -> N
     c = case(RowLayout(12, 4, True), packed=True)
     monkeypatch.setattr(stand_in.fused, "fused_attn_fwd", lambda *given, **_: (given[5], [torch.empty(3, 4, 12, 1)]))
     with pytest.raises(UserError, match=r"cuDNN is too old.*\[3, 4, 12, 1\].*9\.6"):
-        te.attend_te(c.query, c.key, c.value, c.layout, c.scale, c.documents)
+        te.attend_te(c.query, c.key, c.value, c.spec, c.scale)
 
 
 def test_what_the_library_cannot_do_is_refused_with_its_reason(case, library) -> None:
@@ -102,18 +105,18 @@ def test_what_the_library_cannot_do_is_refused_with_its_reason(case, library) ->
     with pytest.raises(
         UserError, match="no kernel for .* over 4 keys, 8 heads of 24.*: head_dim 24.*train.attention=flex"
     ):
-        te.attend_te(c.query, c.key, c.value, c.layout, c.scale)
+        te.attend_te(c.query, c.key, c.value, c.spec, c.scale)
 
 
 def test_plain_torch_inside_the_library_is_refused(case, library, monkeypatch) -> None:
     monkeypatch.setitem(stand_in.attention._attention_backends, "use_unfused_attention", True)
     c = case(RowLayout(12, 4, False))
     with pytest.raises(UserError, match="no fused kernel for the clean half: the parameters"):
-        te.attend_te(c.query, c.key, c.value, c.layout, c.scale)
+        te.attend_te(c.query, c.key, c.value, c.spec, c.scale)
 
 
 @pytest.mark.parametrize(
-    ("band", "queries", "keys", "words"),
+    ("window", "queries", "keys", "words"),
     [
         (CAUSAL, (8,), (8,), ("causal", (-1, 0))),
         (CAUSAL, (8,), (12,), ("causal_bottom_right", (-1, 0))),
@@ -126,14 +129,14 @@ def test_plain_torch_inside_the_library_is_refused(case, library, monkeypatch) -
     ],
     ids=str,
 )
-def test_bands_in_the_librarys_words(band: Window, queries: tuple, keys: tuple, words: tuple) -> None:
+def test_windows_in_the_librarys_words(window: Window, queries: tuple, keys: tuple, words: tuple) -> None:
     call = te_call.TransformerEngineCall(
-        Segments(queries, keys), band, 1.0, (1, 1, 1), torch.bfloat16, torch.device("cpu")
+        Segments(queries, keys), window, 1.0, (1, 1, 1), torch.bfloat16, torch.device("cpu")
     )
     mask = call.mask()
     assert (mask["attn_mask_type"], mask["window_size"]) == words
     for n, m in zip(queries, keys, strict=True):
-        assert torch.equal(stand_in.band(*words).table(n, m), band.table(n, m))
+        assert torch.equal(stand_in.window_of(*words).visible_table(n, m), window.visible_table(n, m))
 
 
 def test_sums_in_order_are_asked_for_as_the_library_asks(monkeypatch) -> None:
@@ -148,7 +151,7 @@ BOTTOM_RIGHT = cudnn.diagonal_alignment.BOTTOM_RIGHT
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(
-    ("problems", "queries", "keys", "band"),
+    ("segments", "queries", "keys", "window"),
     [
         (1, 4064, 4064, CAUSAL),
         (1, 1024, 3040, CAUSAL),
@@ -159,26 +162,26 @@ BOTTOM_RIGHT = cudnn.diagonal_alignment.BOTTOM_RIGHT
     ],
     ids=str,
 )
-def test_cudnn_takes_the_pieces(problems: int, queries: int, keys: int, band: Window, backward: bool) -> None:
+def test_cudnn_takes_the_pieces(segments: int, queries: int, keys: int, window: Window, backward: bool) -> None:
     """Such masks at such shapes, without a GPU; Transformer Engine makes graphs like this of its words."""
-    Graph(problems, queries, keys).build(backward, **diagonals(band, queries))
+    Graph(segments, queries, keys).build(backward, **diagonals(window, queries))
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(
-    ("queries", "keys", "band"), [(4096, 4096, CAUSAL), (32, 64, Window(31)), (32, 64, Window(31, 0))], ids=str
+    ("queries", "keys", "window"), [(4096, 4096, CAUSAL), (32, 64, Window(31)), (32, 64, Window(31, 0))], ids=str
 )
-def test_cudnn_takes_the_pieces_of_packed_documents(queries: int, keys: int, band: Window, backward: bool) -> None:
-    Graph(200, queries, keys, tokens=(16_384, 32_768)).build(backward, **diagonals(band, queries))
+def test_cudnn_takes_the_pieces_of_packed_documents(queries: int, keys: int, window: Window, backward: bool) -> None:
+    Graph(200, queries, keys, tokens=(16_384, 32_768)).build(backward, **diagonals(window, queries))
 
 
-def diagonals(band: Window, queries: int) -> dict:
-    """A band in cuDNN's words."""
-    if band == Window():
+def diagonals(window: Window, queries: int) -> dict:
+    """A window in cuDNN's words."""
+    if window == Window():
         return {}
-    words = {"diagonal_alignment": BOTTOM_RIGHT, "diagonal_band_right_bound": queries if band.right is None else 0}
-    if band.left is not None:
-        words["diagonal_band_left_bound"] = band.left + 1  # cuDNN counts the level key too
+    words = {"diagonal_alignment": BOTTOM_RIGHT, "diagonal_band_right_bound": queries if window.right is None else 0}
+    if window.left is not None:
+        words["diagonal_band_left_bound"] = window.left + 1  # cuDNN counts the level key too
     return words
 
 
@@ -190,8 +193,8 @@ def test_cudnn_refuses_a_window_it_cannot_do() -> None:
 ASK = """
 import inspect, json
 import torch
-from nld_train.attention import te_call
-real = te_call.library()
+from nld_train.attention.fused import te_call
+real = te_call.load_transformer_engine()
 print(json.dumps({
     "fused_attn_fwd": list(inspect.signature(real.fused.fused_attn_fwd).parameters),
     "fused_attn_bwd": list(inspect.signature(real.fused.fused_attn_bwd).parameters),
@@ -234,23 +237,22 @@ def test_the_pinned_library_has_what_is_called(library) -> None:
     ragged = te_call.TransformerEngineCall(
         Segments((8, 3), (8, 3)), CAUSAL, 0.1, (4, 2, 64), torch.bfloat16, torch.device("cpu")
     )
-    assert ragged.question(in_order=False).keys() <= {*real["asked"]}
+    assert ragged.backend_query(in_order=False).keys() <= {*real["asked"]}
     assert ragged.ragged_lengths().keys() <= {*real["called"]}
-    assert ragged.words().keys() <= {*real["fused_attn_fwd"]} & {*real["fused_attn_bwd"]}
+    assert ragged.kernel_settings().keys() <= {*real["fused_attn_fwd"]} & {*real["fused_attn_bwd"]}
 
 
 @needs_gpu
 @pytest.mark.parametrize("way", WAYS)
 def test_on_a_gpu_every_draw_is_within_the_bounds_of_bf16(way: str) -> None:
     """Outputs and gradients on fresh inputs, 3 shapes, as `nld bench` checks them (200 draws there)."""
-    from nld_train.bench.kernel_check import GPU_SHAPES, check_attention_kernel
+    from nld_train.bench.kernel_check import GPU_SHAPES, DrawSettings, check_attention_kernel
     from nld_train.bench.measure import TimeBudget
 
     for shape in GPU_SHAPES:
-        attend = choose_backend(way, "cuda", torch.bfloat16, shape.head_dim, training=True)
+        attend = choose_backend(BackendRequest(way, "cuda", torch.bfloat16, shape.head_dim, training=True))
         for documents in (1, 4) if way != "te+mod" else (1,):
             packed = replace(shape, documents=documents)
-            found = check_attention_kernel(
-                way, attend, packed, 20, torch.bfloat16, torch.device("cuda"), TimeBudget(60.0)
-            )
+            settings = DrawSettings(20, torch.bfloat16, torch.device("cuda"))
+            found = check_attention_kernel(way, attend, packed, settings, TimeBudget(60.0))
             assert found.verdict == "ok", found
