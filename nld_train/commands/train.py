@@ -71,7 +71,7 @@ def _start_here(args: argparse.Namespace, run: RunConfig) -> int:
     from nld_train.start.start_run import start_run
 
     nodes = parse_nodes(args.meet, args.nodes, args.node, os.environ)
-    if nodes.meet:
+    if nodes.rendezvous_address:
         status = check_nodes_before_start(run, nodes)
         if status is not None:
             return status
