@@ -111,7 +111,7 @@ def ring_pairs(count: int) -> list[Groups]:
 
 
 def unreachable_nodes(count: int, failed: Mapping[frozenset[int], str]) -> dict[int, str]:
-    """Node -> reason, for the nodes that reach neither neighbour. failed: the pairs whose all-reduce failed, and why."""
+    """Node -> reason, for nodes that reach neither neighbour. failed: the pairs whose all-reduce failed, and why."""
     blamed = {}
     for node in range(count):
         both = [frozenset({node, (node + 1) % count}), frozenset({node, (node - 1) % count})]

@@ -62,9 +62,7 @@ class Nodes:
 ALONE = Nodes()
 
 
-def parse_nodes(
-    address: str | None, count: int | None, node_rank: int | None, environment: Mapping[str, str]
-) -> Nodes:
+def parse_nodes(address: str | None, count: int | None, node_rank: int | None, environment: Mapping[str, str]) -> Nodes:
     """The nodes that `nld train --meet ADDRESS --nodes COUNT --node NODE_RANK` names.
 
     Under srun, Slurm's variables give the last two where they are None. Raises: UserError.
