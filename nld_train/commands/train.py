@@ -5,8 +5,9 @@ import os
 
 from nld_train import recipe
 from nld_train.config import RunConfig, require
+from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE, REFUSED, STOPPED, UNHEALTHY_NODE
 
-TRAIN_HELP = """\
+TRAIN_HELP = f"""\
 Train a recipe: the same command and the same code on one CPU and on many GPUs.
 
   nld train tiny_stage1_ar                        a name from recipes/, or the path of a recipe file
@@ -22,9 +23,12 @@ Train a recipe: the same command and the same code on one CPU and on many GPUs.
 A run resumes by itself where its output folder holds a checkpoint of the same run. SIGTERM, SIGUSR1, Ctrl-C or a file
 OUTPUT/stop let it finish its step, save and leave. Exit status:
 
-  0    finished        75   stopped as asked, saved: the same command goes on
-  1    failed          2    refused before it started        130   second Ctrl-C: left without saving
-  69   a node failed its check before the start, and is named (on several nodes)
+  {FINISHED:<5}finished
+  {STOPPED:<5}stopped as asked, saved: the same command goes on
+  {FAILED:<5}failed
+  {REFUSED:<5}refused by the start checks: nothing has started
+  {UNHEALTHY_NODE:<5}a node failed its check before the start, and is named (on several nodes)
+  {LEFT_AT_ONCE:<5}second Ctrl-C: left without saving
 """
 
 
@@ -54,7 +58,7 @@ def run_train(args: argparse.Namespace) -> int:
         from nld_train.plan.dry_run import dry_run_text
 
         print(f"\n{dry_run_text(run)}")
-        return 0
+        return FINISHED
     return _start_as_rank(args, run) if as_rank else _start_here(args, run)
 
 

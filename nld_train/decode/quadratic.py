@@ -1,7 +1,7 @@
 """Quadratic self-speculation: one forward verifies a draft and makes the next one, whatever part of it is accepted.
 
-The forward is given k tokens, the last accepted one and a draft of k - 1, and behind each of them a group of k masks that
-continues the text as if the tokens up to there were accepted: k * k masks. The group behind the last token that the
+The forward is given k tokens, the last accepted one and a draft of k - 1, and behind each of them a group of k masks
+that continues the text as if the tokens up to there were accepted: k * k masks. The group behind the last token that the
 verification accepts becomes the next draft.
 
 Letters: B rows, k tokens that a forward verifies, V vocabulary size, K keys.
@@ -40,12 +40,12 @@ def decode_quadratic(model: Any, rows: Generations, sampler: Sampler, length: in
     """Decode all rows to their ends; they are changed in place.
 
     The tokens follow the verifier's distribution exactly: AR decoding for weight 0, else
-    (1 - weight) * AR + weight * diffusion, where diffusion's logits of the next token are those of the first mask behind
-    the text so far. length: k.
+    (1 - weight) * AR + weight * diffusion, where diffusion's logits of the next token are those of the first mask
+    behind the text so far. length: k.
     """
     # 1. The prefill gives AR's logits of the first token.
     cache, ar = prefill_prompts(model, rows)
-    # 2. One forward over k masks behind the prompts gives the first token, with diffusion's part in it, and a first draft.
+    # 2. One forward over k masks behind the prompts gives diffusion's part in the first token, and a first draft.
     masks = torch.full((len(rows.rows), length), model.config.mask_token_id)
     rows.count("draft", rows.active)
     group = noisy_logits(model, masks, cache, model.config.mask_token_id)
@@ -57,12 +57,12 @@ def decode_quadratic(model: Any, rows: Generations, sampler: Sampler, length: in
         # 3. One forward: AR's logits behind each of the k tokens, and a group of masks behind each.
         given = torch.cat([rows.last_tokens(), proposal.tokens.cpu()], 1)
         ar, groups = forward_interleaved(model, given, cache)
-        # 4. The verifier accepts the beginning of the draft that its own distribution would have given, and adds a token.
+        # 4. The verifier accepts the beginning of the draft that its own distribution allows, and adds a token.
         target = sampler.distribution(mix_logits(ar, groups[:, :, 0], weight))
         accepted, behind = verify_proposal(sampler, target, proposal, active)
         accept_draft(rows, cache, proposal.tokens, accepted, behind)
-        # 5. The group behind the last accepted token was drafted for just this outcome: it is the next draft. Its first mask
-        #    has had its part in the added token.
+        # 5. The group behind the last accepted token was drafted for just this outcome: it is the next draft. Its first
+        #    mask has had its part in the added token.
         chosen = groups[torch.arange(len(groups), device=groups.device), accepted]
         proposal = propose_drafts(sampler, chosen[:, 1:], active, threshold=0.0)
 
@@ -100,7 +100,7 @@ class InterleavedLayout:
 
 
 def interleaved_layout(length: int) -> InterleavedLayout:
-    """The layout for k = `length`, fields [k + k * k]. The order of the text is in `offset`, not in the order of the input."""
+    """The layout for k = `length`, fields [k + k * k]. `offset` holds the order of the text; the input has another one."""
     number = torch.arange(length)
     after = torch.cat([number, number.repeat_interleave(length)])
     masked = torch.arange(length + length * length) >= length

@@ -123,7 +123,7 @@ def export_script(submission: Submission, site: Site) -> str:
 
 
 def compose_script(submission: Submission, site: Site, words: Sequence[str], body: str) -> str:
-    """A script of four parts: the header, the site's variables, `words`, which `body` reads as its arguments, and `body`."""
+    """A script of four parts: header, the site's variables, `words`, which `body` reads as arguments, and `body`."""
     parts = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in sbatch_options(submission, site)),
