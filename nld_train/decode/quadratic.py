@@ -1,8 +1,8 @@
 """Quadratic self-speculation: one forward verifies a draft and makes the next one, whatever part of it is accepted.
 
 The forward is given k tokens, the last accepted one and a draft of k - 1, and behind each of them a group of k masks
-that continues the text as if the tokens up to there were accepted: k * k masks. The group behind the last token that the
-verification accepts becomes the next draft.
+that continues the text as if the tokens up to there were accepted: k * k masks. The group behind the last token that
+the verification accepts becomes the next draft.
 
 Letters: B rows, k tokens that a forward verifies, V vocabulary size, K keys.
 """
@@ -100,7 +100,7 @@ class InterleavedLayout:
 
 
 def interleaved_layout(length: int) -> InterleavedLayout:
-    """The layout for k = `length`, fields [k + k * k]. `offset` holds the order of the text; the input has another one."""
+    """The layout for k = `length`, fields [k + k * k]. The text's order is in `offset`, not in the order of the input."""
     number = torch.arange(length)
     after = torch.cat([number, number.repeat_interleave(length)])
     masked = torch.arange(length + length * length) >= length

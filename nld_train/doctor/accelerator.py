@@ -116,7 +116,7 @@ def found_apex() -> ApexModules:
 
 
 def apex_finding(found: ApexModules, on_gpu: bool) -> DoctorFinding:
-    """Whether NVIDIA's Apex is installed. It is optional, and is not the package of that name in the Python registry."""
+    """Whether NVIDIA's Apex is installed. It is optional, and another package in the Python registry has its name."""
     if found.package and not found.kernels:
         what = "a package named apex that is not NVIDIA's (no amp_C)"
         return DoctorFinding("Apex", what, "note", "uninstall it: Megatron would take it for NVIDIA's")

@@ -15,8 +15,8 @@ GB = 1e9  # bytes
 class DoctorFinding:
     """One line of the doctor's table.
 
-    ok: it is as it should be; note: a run starts, but read this; FAIL: a run would stop there. `do` is the advice; it has
-    the name of its key in the JSON.
+    ok: it is as it should be; note: a run starts, but read this; FAIL: a run would stop there. `do` is the advice; its
+    name is its key in the JSON.
     """
 
     check: str

@@ -39,8 +39,10 @@ def python_finding(wanted: str, running: str) -> DoctorFinding:
 
 
 def package_findings(pins: Sequence[str]) -> list[DoctorFinding]:
-    """Compare the installed versions with requirements such as "torch==2.13.0". Returns: one finding where all agree, else
-    one for each that does not."""
+    """Compare the installed versions with requirements such as "torch==2.13.0".
+
+    Returns: one finding where all agree, else one for each that does not.
+    """
     wanted = [Requirement(pin) for pin in pins]
     wanted = [pin for pin in wanted if pin.marker is None or pin.marker.evaluate()]
     others = [finding for finding in map(package_problem, wanted) if finding is not None]
