@@ -125,6 +125,17 @@ def test_the_doctor_fails_where_a_run_would(nld: Callable[..., Done], prepared: 
     assert nld("doctor", "tiny_stage1").returncode == 2
 
 
+@pytest.mark.parametrize("command", [None, *(name for name in cli.COMMANDS if name != "data")])
+def test_help_waits_for_no_library(command: str | None) -> None:
+    """`nld data` is data_prep's: its options take their defaults from files that import numpy."""
+    code = (
+        "import sys; from nld_train import cli; cli.command_parser({!r}).format_help(); "
+        "print([name for name in ('numpy', 'rich', 'torch', 'tokenizers', 'megatron') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_help_teaches_by_example(nld: Callable[..., Done]) -> None:
     for words in (
         ("--help",),

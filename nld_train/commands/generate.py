@@ -1,4 +1,4 @@
-"""The `nld generate` command."""
+"""`nld generate`: text from a checkpoint folder, in any decoding mode."""
 
 import argparse
 import json
@@ -9,26 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nld_train.config import DecodeConfig, require
-from nld_train.data.tokenizer import UNFINISHED, TextTokenizer
+from nld_train.decode.modes import MODES
 from nld_train.errors import UserError
+from nld_train.exit_status import FINISHED
 from nld_train.fields import field_types, format_value, parse_value
 from nld_train.files import write_text
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import numpy and torch
     import numpy as np
     from numpy.typing import NDArray
 
+    from nld_train.data.tokenizer import TextTokenizer
     from nld_train.decode.result import Decoded
 
-MODES = ("ar", "diffusion", "self-spec", "quadratic")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
-FORWARDS = {  # what the three counts of NFE are called
-    "ar": ("prefill", None, "decode"),
-    "diffusion": ("prefill", "denoise", "refresh"),
-    "self-spec": ("prefill", "draft", "verify"),
-    "quadratic": ("prefill", "first draft", "verify and draft"),
-}
 HELP = {
     "max_new_tokens": "tokens to generate; whole blocks in diffusion mode",
     "block_length": "tokens denoised or drafted together",
@@ -54,10 +49,14 @@ Generate text from a checkpoint folder in any of its modes.
   echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
   nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
 """
+MODE_HELP = (
+    "what one forward does. "
+    + "; ".join(f"{name}: {mode.summary}" for name, mode in MODES.items())
+    + "; all: every mode, one after the other"
+)
 
 
 def add_generate_parser(commands: argparse._SubParsersAction) -> None:
-    """Add `generate` to the commands of `nld`."""
     generate = commands.add_parser(
         "generate", help="generate text", description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +64,7 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
     generate.add_argument(
         "--adapter", metavar="DIR", help="self-spec drafts with it: linear_spec_lora/, or the folder that holds it"
     )
-    generate.add_argument("--mode", required=True, choices=(*MODES, "all"), help="all: one after the other")
+    generate.add_argument("--mode", required=True, choices=(*MODES, "all"), help=MODE_HELP)
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     prompt.add_argument(
@@ -91,7 +90,7 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def decode_settings(args: argparse.Namespace) -> DecodeConfig:
-    """The settings of a command line. Raises: UserError."""
+    """The settings that a command line gives, and the defaults of all others. Raises: UserError."""
     given = {name: text for name, text in vars(args).items() if name in HELP and text is not None}
     values: dict[str, Any] = {
         name: parse_value(name, field_types(DecodeConfig)[name], text) for name, text in given.items()
@@ -120,31 +119,19 @@ def read_prompts(args: argparse.Namespace, stdin: TextIO) -> list[str]:
 
 def run_generate(args: argparse.Namespace) -> int:
     """Decode every prompt, one after the other, and print its text as it comes, then the figures."""
+    # 1. The command line is checked before anything is imported that takes seconds.
     settings, prompts = decode_settings(args), read_prompts(args, sys.stdin)
     require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    # Below the checks of the command line: importing torch and transformers takes seconds.
+    modes = tuple(MODES) if args.mode == "all" else (args.mode,)
+    # 2. The model and its tokenizer.
     import numpy as np
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from nld_train.decode import ar, diffusion, quadratic, self_speculation
     from nld_train.decode.load import load_drafter_adapter, load_model, load_text_tokenizer
 
     disable_progress_bar()
-    decoders = dict(
-        zip(
-            MODES,
-            (
-                ar.generate_ar,
-                diffusion.generate_diffusion,
-                self_speculation.generate_self_speculation,
-                quadratic.generate_quadratic,
-            ),
-            strict=True,
-        )
-    )
-    modes = MODES if args.mode == "all" else (args.mode,)
     dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     model = load_model(Path(args.model), dtype, torch.device(choose_device(args.device, torch.cuda.is_available())))
     if args.adapter is not None:
@@ -159,23 +146,27 @@ def run_generate(args: argparse.Namespace) -> int:
     def to_text(ids: list[int]) -> str:
         return tokenizer.decode(np.array(ids, dtype=np.int64))
 
+    # 3. Every prompt in every mode asked for.
     requests = [(prompt, mode) for prompt in prompts for mode in modes]
     answers = []
     for number, (prompt, mode) in enumerate(requests):
         if len(requests) > 1:
             print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
         stream = TextStream(to_text, eos, sys.stdout)
-        result = decoders[mode](model, [encode(prompt).tolist()], settings, stream)[0]
+        result = MODES[mode].load_function()(model, [encode(prompt).tolist()], settings, stream)[0]
         stream.close()
         print(answer_summary(mode, result), flush=True)
         answers.append(answer_record(mode, result, to_text))
     if args.json is not None:
         write_text(args.json, json.dumps({"prompt": prompts[0], "answers": answers}, indent=1) + "\n")
-    return 0
+    return FINISHED
 
 
-def chat_prompts(tokenizer: TextTokenizer, thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":
-    """What makes a prompt of a user's turn, and the token that ends the answer. Raises: UserError."""
+def chat_prompts(tokenizer: "TextTokenizer", thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":
+    """The function that makes the prompt of a user's turn, [n] token ids, and the id of the token that ends the answer.
+
+    thinking: whether the answer starts with thinking. Raises: UserError.
+    """
     from nld_train.data.chat_encoder import load_chat_encoder
     from nld_train.data.chat_template import Message
 
@@ -199,13 +190,16 @@ class TextStream:
     """Prints the text of a row's tokens as they come; the bytes of a character wait until it is complete."""
 
     def __init__(self, to_text: Callable[[list[int]], str], eos_token_id: int | None, out: TextIO) -> None:
+        from nld_train.data.tokenizer import UNFINISHED
+
+        self.unfinished = UNFINISHED
         self.to_text, self.eos_token_id, self.out = to_text, eos_token_id, out
         self.ids: list[int] = []
         self.shown = 0
 
     def __call__(self, row: int, tokens: list[int]) -> None:
         self.ids += [token for token in tokens if token != self.eos_token_id]
-        self._show(self.to_text(self.ids).rstrip(UNFINISHED))
+        self._show(self.to_text(self.ids).rstrip(self.unfinished))
 
     def close(self) -> None:
         """Print what waits, and end the line."""
@@ -218,21 +212,14 @@ class TextStream:
         self.shown = max(self.shown, len(text))
 
 
-def forwards_text(mode: str, result: "Decoded") -> str:
-    """ "prefill 1, draft 9, verify 9"."""
-    nfe = result.nfe
-    counts = (nfe.prefill, nfe.draft_or_denoise, nfe.verify_or_refresh)
-    return ", ".join(f"{word} {count}" for word, count in zip(FORWARDS[mode], counts, strict=True) if word)
-
-
 def answer_record(mode: str, result: "Decoded", to_text: Callable[[list[int]], str]) -> dict[str, object]:
-    """One prompt's answer for the report: text, order of commitment and figures."""
+    """One answer as `nld report --answers` reads it: the text of every token, its order of commitment, and figures."""
     return {
         "mode": mode,
         "pieces": [to_text([token]) for token in result.ids],
         "order": result.order,
         "forwards": result.nfe.total,
-        "detail": forwards_text(mode, result),
+        "detail": MODES[mode].forwards_text(result.nfe),
         "tokens_per_forward": result.tokens_per_forward,
         "tokens_per_second": result.tokens_per_second,
         "accepted_lengths": result.accepted_lengths,
@@ -240,8 +227,8 @@ def answer_record(mode: str, result: "Decoded", to_text: Callable[[list[int]], s
 
 
 def answer_summary(mode: str, result: "Decoded") -> str:
-    """The figures of one prompt, in one line."""
+    """The figures of one answer, in one line."""
     return (
-        f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({forwards_text(mode, result)}), "
+        f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({MODES[mode].forwards_text(result.nfe)}), "
         f"{result.tokens_per_forward:.2f} tokens per forward, {result.tokens_per_second:.1f} tokens/s"
     )

@@ -2,13 +2,20 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nld_train import recipe
 from nld_train.config import RunConfig, require
+from nld_train.exit_status import FINISHED
+
+if TYPE_CHECKING:  # they take seconds to import
+    from nld_train.launch.nemo_experiment import SlurmSubmission
+    from nld_train.launch.sbatch_script import Submission
+    from nld_train.launch.site import Site
 
 LAUNCH_HELP = """\
-Place a recipe's run: on this machine, or on the nodes of a Slurm cluster. The recipe says what is trained, the site
-file where; slurm/site.env.example explains its lines.
+Place a recipe's run on this machine, or on the nodes of a Slurm cluster. The recipe says what is trained, the site file
+says where; slurm/site.env.example explains its lines.
 
   nld launch nld_8b_stage2_joint --executor slurm --dry-run        prints the script that would be submitted
   nld launch nld_8b_stage2_joint --executor slurm                  checks the site and the run, then submits
@@ -47,20 +54,22 @@ def add_launch_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_launch(args: argparse.Namespace) -> int:
-    from nld_train.launch.sbatch_script import train_command
-
     by_nemo = args.executor == "nemo-run"
     require(by_nemo or not args.nemo, f"--nemo, --executor {args.executor}", "--executor nemo-run", "leave one away")
     if args.executor == "slurm" or (by_nemo and args.nemo != "local"):
-        return _launch_on_slurm(args)
-    run = recipe.load_recipe(args.recipe, args.override)
+        return _launch_on_slurm(args, by_nemo)
     chained = args.after or args.then_export
     require(chained is None, "--after or --then-export here", "--executor slurm or nemo-run", "do one after the other")
-    if by_nemo:
-        return _launch_here_by_nemo(args, run)
+    run = recipe.load_recipe(args.recipe, args.override)
+    return _launch_here_by_nemo(args, run) if by_nemo else _launch_here(args, run)
+
+
+def _launch_here(args: argparse.Namespace, run: RunConfig) -> int:
     if args.dry_run:
+        from nld_train.launch.sbatch_script import train_command
+
         print(train_command(args.recipe, args.override), end="")
-        return 0
+        return FINISHED
     from nld_train.start.start_run import start_run
 
     return start_run(run)
@@ -68,55 +77,60 @@ def run_launch(args: argparse.Namespace) -> int:
 
 def _launch_here_by_nemo(args: argparse.Namespace, run: RunConfig) -> int:
     from nld_train.doctor.start_checks import check_ranks, check_run_data, check_start
-    from nld_train.launch.nemo_home import import_nemo_experiment
+    from nld_train.launch.nemo_home import prepare_nemo_run
 
-    nemo = import_nemo_experiment(Path(run.output))
+    prepare_nemo_run(Path(run.output))
+    from nld_train.launch.nemo_experiment import local_command, run_locally
+
     if args.dry_run:
-        print(nemo.command_here(run, args.recipe, args.override), end="")
-        return 0
-    for check in (check_ranks, check_start, check_run_data):
-        check(run)
-    return nemo.run_here(run, args.recipe, args.override)
+        print(local_command(run, args.recipe, args.override), end="")
+        return FINISHED
+    check_ranks(run)
+    check_start(run)
+    check_run_data(run)
+    return run_locally(run, args.recipe, args.override)
 
 
-def _launch_on_slurm(args: argparse.Namespace) -> int:
-    from nld_train.doctor.start_checks import check_run_data, check_start
-    from nld_train.launch.nemo_home import import_nemo_experiment
+def _launch_on_slurm(args: argparse.Namespace, by_nemo: bool) -> int:
+    from nld_train.launch import submit
     from nld_train.launch.sbatch_script import export_script, training_script
     from nld_train.launch.site import read_site
-    from nld_train.launch.submit import (
-        check_export,
-        newest_training_job,
-        plan_export,
-        plan_submission,
-        run_checks_in,
-        submit_export,
-        submit_script,
-    )
 
+    # 1. Where the run is placed, and which run it starts from.
     site = read_site(Path(args.site))
     overrides, after = list(args.override), None
     if args.after is not None:
-        after = newest_training_job(site.folder / args.after)
+        after = submit.newest_training_job(site.job_folder / args.after)
         overrides.append(f"init={args.after}")
+    # 2. The jobs: the run, and its export behind it.
     run = recipe.load_recipe(args.recipe, overrides)
-    job = plan_submission(run, args.recipe, overrides, args.nodes, after, site)
-    by_nemo = (
-        import_nemo_experiment(site.folder / run.output).OnSlurm(run, job, site)
-        if args.executor == "nemo-run"
-        else None
-    )
-    script = by_nemo.script() if by_nemo else training_script(job, site)
-    export = plan_export(job, args.then_export, site) if args.then_export else None
+    submission = submit.plan_submission(run, args.recipe, overrides, args.nodes, after, site)
+    nemo = _nemo_submission(run, submission, site) if by_nemo else None
+    script = nemo.script() if nemo else training_script(submission, site)
+    export = submit.plan_export(submission, args.then_export, site) if args.then_export else None
     if args.dry_run:
         print(script, end="")
         print(export_script(export, site) if export else "", end="")
-        return 0
-    # The weights to start from are not there before that job has ended.
-    checks = [check_run_data] if after else [check_start, check_run_data]
-    run_checks_in(run, site, [*checks, check_export] if export else checks)
-    number = submit_script(script, job, site, by_nemo.submit if by_nemo else None)
+        return FINISHED
+    # 3. Everything that would be refused on the nodes is refused here, before Slurm is asked.
+    submit.check_before_submission(run, submission, export, site)
+    # 4. Into the queue.
+    if nemo:
+        submit.check_slurm_accepts(script, submission, site)
+        number = nemo.submit()
+        submit.record_submitted_script(script, submission, number)
+    else:
+        number = submit.submit_script(script, submission, site)
     print(number)
     if export:
-        print(submit_export(export, number, site))
-    return 0
+        print(submit.submit_export(export, number, site))
+    return FINISHED
+
+
+def _nemo_submission(run: RunConfig, submission: "Submission", site: "Site") -> "SlurmSubmission":
+    from nld_train.launch.nemo_home import prepare_nemo_run
+
+    prepare_nemo_run(site.job_folder / run.output)
+    from nld_train.launch.nemo_experiment import SlurmSubmission
+
+    return SlurmSubmission(run, submission, site)

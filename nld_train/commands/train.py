@@ -5,8 +5,9 @@ import os
 
 from nld_train import recipe
 from nld_train.config import RunConfig, require
+from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE, REFUSED, STOPPED, UNHEALTHY_NODE
 
-TRAIN_HELP = """\
+TRAIN_HELP = f"""\
 Train a recipe: the same command and the same code on one CPU and on many GPUs.
 
   nld train tiny_stage1_ar                        a name, or a recipe file (FILE.py:NAME if it has several)
@@ -24,9 +25,12 @@ Train a recipe: the same command and the same code on one CPU and on many GPUs.
 A run resumes by itself where its output folder holds a checkpoint of the same run. SIGTERM, SIGUSR1, Ctrl-C or a file
 OUTPUT/stop let it finish its step, save and leave. Exit status:
 
-  0    finished        75   stopped as asked, saved: the same command goes on
-  1    failed          2    refused before it started        130   second Ctrl-C: left without saving
-  69   a node failed its check before the start, and is named (on several nodes)
+  {FINISHED:<5}finished
+  {STOPPED:<5}stopped as asked, saved: the same command goes on
+  {FAILED:<5}failed
+  {REFUSED:<5}refused by the start checks: nothing has started
+  {UNHEALTHY_NODE:<5}a node failed its check before the start, and is named (on several nodes)
+  {LEFT_AT_ONCE:<5}second Ctrl-C: left without saving
 """
 
 
@@ -56,7 +60,7 @@ def run_train(args: argparse.Namespace) -> int:
         from nld_train.plan.dry_run import dry_run_text
 
         print(f"\n{dry_run_text(run)}")
-        return 0
+        return FINISHED
     return _start_as_rank(args, run) if as_rank else _start_here(args, run)
 
 
@@ -73,7 +77,7 @@ def _start_here(args: argparse.Namespace, run: RunConfig) -> int:
     from nld_train.start.start_run import start_run
 
     nodes = parse_nodes(args.meet, args.nodes, args.node, os.environ)
-    if nodes.meet:
+    if nodes.rendezvous_address:
         status = check_nodes_before_start(run, nodes)
         if status is not None:
             return status

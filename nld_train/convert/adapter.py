@@ -18,7 +18,7 @@ from nld_train.json_file import read_json_object, write_json_object
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
 from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
-from nld_train.run_folder.paths import checkpoints_folder, step_folder
+from nld_train.run_folder.paths import RUN, checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.
@@ -49,7 +49,7 @@ class AdapterSource:
 
 def is_drafter_output(output: Path) -> bool:
     """Whether an output folder is that of a drafter's run."""
-    return (output / "run.json").is_file() and read_frozen_run(output).drafter is not None
+    return (output / RUN).is_file() and read_frozen_run(output).drafter is not None
 
 
 def open_adapter(output: Path, step: int | None = None) -> AdapterSource:

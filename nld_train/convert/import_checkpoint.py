@@ -32,7 +32,16 @@ from nld_train.errors import UserError
 from nld_train.json_file import write_json_object
 from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.frozen import model_record
-from nld_train.run_folder.paths import IMPORT, MODEL, TOKENIZER, TRACKER, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import (
+    IMPORT,
+    MODEL,
+    NEWEST_TRAIN_STATE,
+    TOKENIZER,
+    TRACKER,
+    TRAIN_STATE,
+    checkpoints_folder,
+    step_folder,
+)
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 28  # of a vocabulary tensor, per stored piece
@@ -124,8 +133,8 @@ def write_initial_checkpoint(target: Path, pieces: Sequence[TensorRange]) -> Non
             "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": True},
         },
     )
-    torch.save(initial_train_state(), folder / "train_state.pt")
-    torch.save(initial_train_state(), checkpoints_folder(target) / "latest_train_state.pt")
+    torch.save(initial_train_state(), folder / TRAIN_STATE)
+    torch.save(initial_train_state(), checkpoints_folder(target) / NEWEST_TRAIN_STATE)
     (checkpoints_folder(target) / TRACKER).write_text(str(STEP))
     write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
 

@@ -1,4 +1,4 @@
-"""Left to right, one token per forward."""
+"""AR decoding: left to right, one token per forward."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,5 +13,8 @@ from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
 def generate_ar(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
-    """Decode token lists as one batch. Raises: UserError."""
+    """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
+
+    Raises: UserError for a request that the model cannot serve.
+    """
     return generate_batch(model, prompts, settings, streamer, lambda rows, sampler: decode_ar(model, rows, sampler))

@@ -1,4 +1,4 @@
-"""Block diffusion: whole blocks of masks, filled in over a few forwards."""
+"""Block diffusion: a block of masks is filled in over a few forwards, then the next block begins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,10 @@ from nld_train.hf.rows_nemotron_labs_diffusion import Streamer, check_whole_bloc
 def generate_diffusion(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
-    """Decode token lists as one batch. Raises: UserError."""
+    """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
+
+    Raises: UserError for a request that the model cannot serve.
+    """
     with user_errors():
         check_whole_blocks(settings.max_new_tokens, settings.block_length)
     plan = DenoisingPlan(

@@ -1,4 +1,4 @@
-"""Opens a checkpoint folder for decoding, and says in one line what is wrong with it where it cannot be opened."""
+"""Open a checkpoint folder for decoding, or say in one line why it cannot be opened."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ ARCHITECTURE = NemotronLabsDiffusionModel.__name__
 
 
 def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) -> NemotronLabsDiffusionModel:
-    """The model of a folder, in the dtype of its configuration unless another is given.
+    """Load the model of a folder. dtype: of its weights; None: the dtype in its configuration.
 
-    The code is ours, not that in the folder: nothing that lies there is run.
-    Raises: UserError where a file is missing, truncated or of another model.
+    The project's own code is run, never the code in the folder.
+    Raises: UserError where a file is missing, is truncated or belongs to another model.
     """
     config = load_model_config(folder)
     check_stored_tensors(str(folder), HFWeights(folder).shapes, expected_shapes(config), "its config.json")
@@ -32,10 +32,10 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
 
 
 def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) -> None:
-    """Put a drafter's adapter on the model of the folder `base`, switched off: linear self-speculation turns it on
-    while drafting, and no other mode knows it.
+    """Put a drafter's adapter on the model of the folder `base`, in place and switched off.
 
-    folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where it is of another model.
+    Linear self-speculation turns the adapter on while it drafts; no other mode uses it.
+    folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where the adapter belongs to another model.
     """
     StoredAdapter(folder, read_folder_config(base).model)
     attach_adapter(model, folder)
@@ -45,7 +45,7 @@ def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: 
 
 
 def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
-    """The configuration of a folder. Raises: UserError."""
+    """Read the configuration of a folder. Raises: UserError where it is missing or describes another architecture."""
     content = read_json_object(folder / "config.json", "a checkpoint folder of `nld convert export`")
     found = content.get("architectures")
     if found != [ARCHITECTURE]:
@@ -55,13 +55,13 @@ def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
 
 
 def expected_shapes(config: NemotronLabsDiffusionConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor of the model that a configuration describes."""
+    """Name -> shape, for every tensor of the model that a configuration describes."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in NemotronLabsDiffusionModel(config).state_dict().items()}
 
 
 def load_text_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
-    """The tokenizer of a folder. Raises: UserError where its vocabulary is not the model's."""
+    """Load the tokenizer of a folder. Raises: UserError where its vocabulary has not the model's `vocab_size` ids."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != vocab_size:
         raise UserError(

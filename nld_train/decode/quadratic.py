@@ -1,9 +1,10 @@
-"""Quadratic self-speculation: one forward verifies a draft and drafts the next, whatever part of it is accepted.
+"""Quadratic self-speculation: one forward verifies a draft and makes the next one, whatever part of it is accepted.
 
-Given are k speculative tokens and, after each, a group of k masks that continues the text as if the tokens up to there
-were accepted: k * k masks. The group behind the last accepted token becomes the next draft.
+The forward is given k tokens, the last accepted one and a draft of k - 1, and behind each of them a group of k masks
+that continues the text as if the tokens up to there were accepted: k * k masks. The group behind the last token that
+the verification accepts becomes the next draft.
 
-Letters: B rows, k tokens of a draft, V vocabulary size.
+Letters: B rows, k tokens that a forward verifies, V vocabulary size, K keys.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,10 @@ from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler, mix_logits, p
 def generate_quadratic(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
-    """Decode token lists as one batch. Raises: UserError."""
+    """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
+
+    Raises: UserError for a request that the model cannot serve.
+    """
     length, weight = settings.block_length, settings.ensemble_weight
     return generate_batch(
         model, prompts, settings, streamer, lambda rows, draws: decode_quadratic(model, rows, draws, length, weight)
@@ -33,10 +37,15 @@ def generate_quadratic(
 
 
 def decode_quadratic(model: Any, rows: Generations, sampler: Sampler, length: int, weight: float) -> None:
-    """Follows exactly what verifies: AR decoding for weight 0, else (1 - weight) * AR + weight * diffusion, where the
-    diffusion's view of the next token is the first mask behind the text so far.
+    """Decode all rows to their ends; they are changed in place.
+
+    The tokens follow the verifier's distribution exactly: AR decoding for weight 0, else
+    (1 - weight) * AR + weight * diffusion, where diffusion's logits of the next token are those of the first mask
+    behind the text so far. length: k.
     """
+    # 1. The prefill gives AR's logits of the first token.
     cache, ar = prefill_prompts(model, rows)
+    # 2. One forward over k masks behind the prompts gives diffusion's part in the first token, and a first draft.
     masks = torch.full((len(rows.rows), length), model.config.mask_token_id)
     rows.count("draft", rows.active)
     group = noisy_logits(model, masks, cache, model.config.mask_token_id)
@@ -45,20 +54,25 @@ def decode_quadratic(model: Any, rows: Generations, sampler: Sampler, length: in
     while rows.active:
         active = rows.active
         rows.count("verify", active)
+        # 3. One forward: AR's logits behind each of the k tokens, and a group of masks behind each.
         given = torch.cat([rows.last_tokens(), proposal.tokens.cpu()], 1)
         ar, groups = forward_interleaved(model, given, cache)
+        # 4. The verifier accepts the beginning of the draft that its own distribution allows, and adds a token.
         target = sampler.distribution(mix_logits(ar, groups[:, :, 0], weight))
         accepted, behind = verify_proposal(sampler, target, proposal, active)
         accept_draft(rows, cache, proposal.tokens, accepted, behind)
+        # 5. The group behind the last accepted token was drafted for just this outcome: it is the next draft. Its first
+        #    mask has had its part in the added token.
         chosen = groups[torch.arange(len(groups), device=groups.device), accepted]
         proposal = propose_drafts(sampler, chosen[:, 1:], active, threshold=0.0)
 
 
 def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """One forward of tokens [B, k] with a group of k masks after each.
+    """One forward of tokens [B, k] int64 with a group of k masks after each.
 
-    Returns: causal logits [B, k, V] of the tokens, and noisy logits [B, k, k, V] of the group after each of them. The
-    cache takes all of it; the tokens come first, so that it can be cropped to the accepted ones.
+    Returns: causal logits [B, k, V] of the tokens, and noisy logits [B, k, k, V] of the group after each token, with
+    -inf for the mask token. The cache takes all k + k * k keys; the tokens come first, so that it can be cropped to the
+    accepted ones.
     """
     rows, length = tokens.shape
     layout = interleaved_layout(length)
@@ -66,7 +80,7 @@ def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Ten
     past = torch.tensor(cache.lengths)[:, None]
     logits = model(
         torch.cat([tokens, masks], 1).to(model.device),
-        attention_mask=visible_places(layout, past[:, :, None], max(cache.lengths))[:, None].to(model.device),
+        attention_mask=visible_keys(layout, past[:, :, None], max(cache.lengths))[:, None].to(model.device),
         position_ids=(past + layout.offset).to(model.device),
         past_key_values=cache,
         use_cache=True,
@@ -78,15 +92,15 @@ def forward_interleaved(model: Any, tokens: Tensor, cache: KVCache) -> tuple[Ten
 
 @dataclass(frozen=True)
 class InterleavedLayout:
-    """k tokens, then k groups of k masks, each field [k + k * k]."""
+    """The input of one forward: k tokens, then k groups of k masks. Each field is [k + k * k]."""
 
-    after: Tensor  # int64: the token that a mask's group follows; a token's own number
-    masked: Tensor  # bool
-    offset: Tensor  # int64: position behind the past
+    after: Tensor  # int64: of a mask, the number of the token that its group follows; of a token, its own number
+    masked: Tensor  # bool: whether it is a mask
+    offset: Tensor  # int64: its position in the text, counted from the end of the past
 
 
 def interleaved_layout(length: int) -> InterleavedLayout:
-    """The places of one forward; the text's order is in the positions, not in the order of the places."""
+    """The layout for k = `length`, fields [k + k * k]. The text's order is in `offset`, not in the order of the input."""
     number = torch.arange(length)
     after = torch.cat([number, number.repeat_interleave(length)])
     masked = torch.arange(length + length * length) >= length
@@ -94,17 +108,18 @@ def interleaved_layout(length: int) -> InterleavedLayout:
     return InterleavedLayout(after, masked, after + behind)
 
 
-def visible_places(layout: InterleavedLayout, past: Tensor, longest: int) -> Tensor:
-    """Who sees whom: everybody the past and the tokens up to his own, masks also the masks of their group.
+def visible_keys(layout: InterleavedLayout, past: Tensor, longest: int) -> Tensor:
+    """Which keys every query sees: the past and the tokens up to its own; a mask also sees the masks of its group.
 
-    past: [B, 1, 1], cached places of each row. Returns: [B, given, longest + given] bool, over all places of the cache.
+    past: [B, 1, 1] int64, how many keys of each row are cached; longest: the largest of them.
+    Returns: [B, Q, K] bool with Q = k + k * k queries and K = longest + Q keys.
     """
     given = len(layout.after)
-    place = torch.arange(longest + given) - past  # [B, 1, K], 0 for the first given one
-    among = (place >= 0) & (place < given)
-    key = place.clamp(0, given - 1)
+    index = torch.arange(longest + given) - past  # [B, 1, K]: 0 for the first key of this forward, negative in the past
+    among = (index >= 0) & (index < given)
+    key = index.clamp(0, given - 1)
     after, masked = layout.after[key], layout.masked[key]
     own_after, own_masked = layout.after[:, None], layout.masked[:, None]
     token = ~masked & (after <= own_after)
     group = masked & own_masked & (after == own_after)
-    return (place < 0) | (among & (token | group))
+    return (index < 0) | (among & (token | group))

@@ -1,4 +1,4 @@
-"""What the modes share: checking a request, its rows and its random numbers, and timing it."""
+"""What all decoding modes share: the check of a request, its rows and random numbers, and the time it takes."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,15 @@ from nld_train.hf.rows_nemotron_labs_diffusion import (
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
 from nld_train.noise.seeding import keyed_uniforms
 
-Loop = Callable[[Generations, Sampler], None]
+DecodeLoop = Callable[[Generations, Sampler], None]  # decodes all rows to their ends, in place
 
 
 def generate_batch(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None, loop: Loop
+    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None, loop: DecodeLoop
 ) -> list[Decoded]:
-    """Decode all prompts as one batch with `loop`; each comes out as if it were alone with its place in the list.
+    """Decode prompts, lists of token ids, as one batch with `loop`. Returns: an answer to each prompt, in their order.
 
+    An answer does not depend on the other prompts, but at a temperature on its own number in the list.
     Raises: UserError for a request that the model cannot serve.
     """
     rows = open_generations(model, prompts, settings, streamer)
@@ -46,7 +47,7 @@ def generate_batch(
 def open_generations(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None
 ) -> Generations:
-    """The rows of a request. Raises: UserError."""
+    """The rows of a request, checked. Raises: UserError for a request that the model cannot serve."""
     eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
     with user_errors():
         thinking = thinking_budget(settings.max_thinking_tokens, settings.end_think_token_id)
@@ -57,7 +58,7 @@ def open_generations(
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns the travelling files' error into the project's own."""
+    """Inside this context, the error of the exported code becomes the project's own. Raises: UserError."""
     try:
         yield
     except InputError as error:
@@ -65,5 +66,5 @@ def user_errors() -> Iterator[None]:
 
 
 def prompt_generators(seed: int, rows: int) -> list[torch.Generator]:
-    """The generator of every prompt, by its place in the list: the same in a batch of any size."""
+    """A generator for each row, seeded by the row's number: the same one in a batch of any size."""
     return [torch.Generator().manual_seed(int(keyed_uniforms(seed, row, "decode", 1) * 2**53)) for row in range(rows)]

@@ -1,4 +1,4 @@
-"""Linear self-speculation: one forward drafts a block by denoising, one verifies it left to right."""
+"""Linear self-speculation: one forward drafts a block by denoising, the next one verifies it left to right."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,10 @@ from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
 def generate_self_speculation(
     model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
 ) -> list[Decoded]:
-    """Decode token lists as one batch. Raises: UserError."""
+    """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
+
+    Raises: UserError for a request that the model cannot serve.
+    """
     mask, length = model.config.mask_token_id, settings.block_length
 
     def loop(rows: Generations, sampler: Sampler) -> None:

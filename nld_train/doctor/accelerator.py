@@ -1,4 +1,4 @@
-"""The GPU and what stands on it: driver, CUDA, NCCL, Transformer Engine, Apex; and what each changes in a run."""
+"""The GPU and the software above it: driver, CUDA, NCCL, Transformer Engine, Apex; and what each changes in a run."""
 
 import logging
 import os
@@ -23,11 +23,11 @@ COMPILERS = ("gcc", "clang")  # what Triton looks for
 class Gpus:
     """What torch can use, and what the driver reports."""
 
-    names: tuple[str, ...]  # of the devices torch can use
-    memory: tuple[int, ...]  # bytes, of the same
+    names: tuple[str, ...]  # names of the devices that torch can use
+    memory: tuple[int, ...]  # their memory in bytes
     reported: tuple[str, ...]  # names of the devices that the driver reports
     driver: str  # its version; "" without one
-    cuda: str  # that torch is built for; "" for a CPU build
+    cuda: str  # version that torch is built for; "" for a CPU build
     nccl: str  # its version; "" where torch has none
     hidden: bool  # CUDA_VISIBLE_DEVICES chooses among the devices
 
@@ -49,7 +49,7 @@ def found_gpus() -> Gpus:
 
 
 def _ask_driver() -> list[str]:
-    """Lines of nvidia-smi, none where it is missing or reaches no driver."""
+    """The lines that nvidia-smi prints; none where it is missing or reaches no driver."""
     if shutil.which(ASK[0]) is None:
         return []
     try:
@@ -83,7 +83,7 @@ def gpu_kinds_text(names: tuple[str, ...]) -> str:
 
 
 def transformer_engine_finding(on_gpu: bool) -> DoctorFinding:
-    """Whether it loads. Needed on CPUs too, where Megatron binds its optimizers by name."""
+    """Whether Transformer Engine loads. CPUs need it too, because Megatron imports its optimizers by name."""
     check = "Transformer Engine"
     # `import torch`, above, must come first: it loads NCCL for the extension.
     logging.getLogger("TransformerEngine").setLevel(logging.WARNING)
@@ -103,7 +103,7 @@ def transformer_engine_finding(on_gpu: bool) -> DoctorFinding:
 
 @dataclass(frozen=True)
 class ApexModules:
-    """Which modules of NVIDIA's Apex there are."""
+    """Which modules of NVIDIA's Apex are installed."""
 
     package: bool  # a package named apex, whoever wrote it
     kernels: bool  # amp_C, which only NVIDIA's brings
@@ -116,7 +116,7 @@ def found_apex() -> ApexModules:
 
 
 def apex_finding(found: ApexModules, on_gpu: bool) -> DoctorFinding:
-    """NVIDIA's Apex is optional, and is not the package of that name in the Python registry."""
+    """Whether NVIDIA's Apex is installed. It is optional, and another package in the Python registry has its name."""
     if found.package and not found.kernels:
         what = "a package named apex that is not NVIDIA's (no amp_C)"
         return DoctorFinding("Apex", what, "note", "uninstall it: Megatron would take it for NVIDIA's")
@@ -134,7 +134,7 @@ def apex_finding(found: ApexModules, on_gpu: bool) -> DoctorFinding:
 
 
 def compiler_finding(on_gpu: bool) -> DoctorFinding:
-    """flex_attention is compiled on its first step, by Triton."""
+    """Whether there is a C compiler: Triton needs it to compile flex_attention at the first step."""
     found = os.environ.get("CC") or next((name for name in COMPILERS if shutil.which(name)), None)
     if found is not None:
         return DoctorFinding("C compiler", found)

@@ -1,4 +1,4 @@
-"""All checks, in the order they are printed."""
+"""All checks of the doctor, in the order in which they are printed."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from nld_train.doctor.start_checks import check_ranks, check_run_data, check_sta
 
 
 def machine_findings(run: RunConfig | None = None) -> list[DoctorFinding]:
-    """What holds for every run here."""
+    """The findings that concern every run on this machine. run: whose setting of W&B is looked at."""
     return [
         *software_findings(),
         *accelerator_findings(found_gpus()),
@@ -31,7 +31,7 @@ def machine_findings(run: RunConfig | None = None) -> list[DoctorFinding]:
 
 
 def run_findings(run: RunConfig, verify: bool) -> list[DoctorFinding]:
-    """What this run needs of this machine; `verify` reads data and checkpoints whole."""
+    """The findings that concern one run. verify: whether to read data and checkpoints to their last byte."""
     files = recipe_checks.check_data_files(run, verify)
     ranks = recipe_checks.run_start_check("ranks", check_ranks, run)
     gpus = found_gpus()
@@ -39,7 +39,7 @@ def run_findings(run: RunConfig, verify: bool) -> list[DoctorFinding]:
     if can_submit() and any_fails([ranks]):
         # Too many ranks for this machine are no failure where Slurm has others.
         ranks = replace(ranks, verdict="note", do="start it with `nld launch --executor slurm`")
-        memory = memory if gpus.names else []  # the nodes' memory is not to be seen from here
+        memory = memory if gpus.names else []  # the memory of the nodes cannot be seen from here
     return [
         ranks,
         recipe_checks.run_start_check("start", check_start, run),

@@ -1,4 +1,4 @@
-"""What a check found, and findings as a table, as JSON and as one sentence."""
+"""What a check of the doctor found, and how findings are shown: as a table, as JSON and as one sentence."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ GB = 1e9  # bytes
 class DoctorFinding:
     """One line of the doctor's table.
 
-    ok: as it should be; note: a run starts, but read this; FAIL: a run would stop there.
+    ok: it is as it should be; note: a run starts, but read this; FAIL: a run would stop there. `do` is the advice; its
+    name is its key in the JSON.
     """
 
     check: str
@@ -28,7 +29,7 @@ class DoctorFinding:
 
 
 def refusal_finding(check: str, error: UserError) -> DoctorFinding:
-    """The FAIL that a check at the door of a run amounts to."""
+    """The FAIL that stands for the refusal of a start check."""
     return DoctorFinding(check, f"{error.got} (allowed: {error.allowed})", "FAIL", error.do)
 
 
@@ -37,7 +38,7 @@ def any_fails(findings: Sequence[DoctorFinding]) -> bool:
 
 
 def findings_table(findings: Sequence[DoctorFinding]) -> str:
-    """Aligned lines: check, verdict, found; below each that is not ok, what to do."""
+    """One aligned line for each finding: check, verdict, found; below a finding that is not ok, what to do."""
     width = max(len(finding.check) for finding in findings) + 2
     lines = []
     for finding in findings:
@@ -62,7 +63,7 @@ def findings_json(findings: Sequence[DoctorFinding]) -> str:
 
 
 def gb_text(size: float) -> str:
-    """Bytes in GB of 1e9, three digits."""
+    """A size in bytes as text, in GB of 1e9 bytes, with three digits."""
     return f"{size / GB:.3g} GB" if size < 1000 * GB else f"{size / GB:,.0f} GB"
 
 

@@ -9,11 +9,11 @@ from nld_train.doctor.finding import DoctorFinding, counted_noun, gb_text
 
 SLURM = ("sbatch", "srun", "squeue", "scancel", "sinfo")
 SHARED = Path("/dev/shm")
-ENOUGH_SHARED = 1e9  # bytes; containers often have 64 MB, and loader workers hand their batches over through it
+ENOUGH_SHARED = 1e9  # bytes: loader workers hand their batches over through it, and containers often have 64 MB
 
 
 def total_memory() -> int:
-    """Bytes of main memory of this machine, or of this process's control group where that is less."""
+    """The main memory of this machine in bytes, or the limit of this process's control group where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -27,7 +27,7 @@ def cores_finding() -> DoctorFinding:
 
 
 def shared_memory_finding(folder: Path = SHARED) -> DoctorFinding:
-    """Room for the batches that loader workers hand over."""
+    """Whether the batches that loader workers hand over fit into shared memory."""
     if not folder.is_dir():
         return DoctorFinding("shared memory", f"no {folder}", "FAIL", f"mount {folder}, or set data.workers=0")
     free = shutil.disk_usage(folder).free
@@ -52,7 +52,7 @@ def slurm_finding() -> DoctorFinding:
 
 
 def wandb_finding(logged_in: bool, run: RunConfig | None) -> DoctorFinding:
-    """Where curves go. A run that asks for `online` waits for a login that nobody gives."""
+    """Where the curves go. A run that asks for `online` without a login would wait for one that nobody gives."""
     mode = "auto" if run is None else run.log.wandb
     login = "a login is there" if logged_in else "no login"
     if mode == "disabled":
@@ -74,5 +74,5 @@ def has_wandb_login() -> bool:
 
 
 def nearest_existing_folder(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
+    """`path` where it exists, else the nearest folder above it that does."""
     return next(above for above in (path, *path.absolute().parents) if above.exists())

@@ -19,7 +19,7 @@ PARTS_OF_TRANSFORMER_ENGINE = {"transformer-engine-cu13", "transformer-engine-to
 
 
 def software_findings() -> list[DoctorFinding]:
-    """Python and packages."""
+    """The findings on Python and on every package."""
     try:
         wanted, pins = metadata(PROJECT)["Requires-Python"], requires(PROJECT)
     except PackageNotFoundError:
@@ -30,7 +30,7 @@ def software_findings() -> list[DoctorFinding]:
 
 
 def python_finding(wanted: str, running: str) -> DoctorFinding:
-    """The running Python against a specifier such as ">=3.12,<3.13"."""
+    """Compare the running Python with a specifier such as ">=3.12,<3.13"."""
     if running in SpecifierSet(wanted):
         return DoctorFinding("Python", running)
     return DoctorFinding(
@@ -39,8 +39,10 @@ def python_finding(wanted: str, running: str) -> DoctorFinding:
 
 
 def package_findings(pins: Sequence[str]) -> list[DoctorFinding]:
-    """Installed versions against requirements such as "torch==2.13.0": one line if all agree, else one for each that
-    does not."""
+    """Compare the installed versions with requirements such as "torch==2.13.0".
+
+    Returns: one finding where all agree, else one for each that does not.
+    """
     wanted = [Requirement(pin) for pin in pins]
     wanted = [pin for pin in wanted if pin.marker is None or pin.marker.evaluate()]
     others = [finding for finding in map(package_problem, wanted) if finding is not None]

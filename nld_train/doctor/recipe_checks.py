@@ -1,4 +1,4 @@
-"""What one run needs of this machine: its doors, data, tokenizer, memory, disk and checkpoints."""
+"""What one run needs of this machine: that its start checks pass, its data, tokenizer, memory, disk and checkpoints."""
 
 import math
 import os
@@ -18,11 +18,11 @@ from nld_train.plan.row_counts import run_tokens
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps
 from nld_train.run_folder.paths import checkpoints_folder, step_folder
 
-MANY_TIMES = 4  # a run that reads its tokens oftener learns them by heart
+MANY_TIMES = 4  # a run that reads its tokens more often learns them by heart
 
 
 def run_start_check(name: str, check: Callable[[RunConfig], None], run: RunConfig) -> DoctorFinding:
-    """What a check at the start of `nld train` says."""
+    """Make one start check, and give its refusal as a finding."""
     try:
         check(run)
     except UserError as error:
@@ -31,7 +31,7 @@ def run_start_check(name: str, check: Callable[[RunConfig], None], run: RunConfi
 
 
 def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
-    """Each token file against its manifest, in size or, with `verify`, in SHA-256; and how often the run reads it."""
+    """Compare each token file with its manifest by size or, with `verify`, by SHA-256, and say how often it is read."""
     try:
         blend = parse_blend(run.data.blend)
     except UserError as error:
@@ -52,7 +52,7 @@ def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
 
 
 def check_data_passes(run: RunConfig, counts: Sequence[tuple[float | None, str, int]]) -> DoctorFinding:
-    """How often the run reads the file it reads most, by tokens: (weight, prefix, tokens) of each."""
+    """How often the run reads the file that it reads most. counts: (weight, prefix, tokens) of each file."""
     share = sum(weight if weight is not None else size for weight, _, size in counts)
     often = {
         prefix: run_tokens(run) * (weight if weight is not None else size) / share / max(size, 1)
@@ -66,7 +66,7 @@ def check_data_passes(run: RunConfig, counts: Sequence[tuple[float | None, str, 
 
 
 def check_tokenizer(run: RunConfig) -> DoctorFinding:
-    """The tokenizer, and what it calls the mask."""
+    """Read the tokenizer, and see what it calls the mask token."""
     try:
         found = load_tokenizer(run.data.tokenizer)
     except UserError as error:
@@ -82,7 +82,7 @@ def check_tokenizer(run: RunConfig) -> DoctorFinding:
 
 
 def check_memory(run: RunConfig, gpus: Gpus) -> DoctorFinding:
-    """The plan's memory of the fullest rank against a GPU; without one, the states of all ranks against main memory."""
+    """Compare the planned memory of the fullest rank with a GPU; without GPUs, all ranks' states with main memory."""
     need = memory.worst_stage(run)
     if gpus.memory:
         said = f"{gb_text(need.total)} planned per GPU, {gb_text(min(gpus.memory))} there"
@@ -98,7 +98,8 @@ def check_memory(run: RunConfig, gpus: Gpus) -> DoctorFinding:
 
 
 def check_disk(run: RunConfig) -> DoctorFinding:
-    """Free space against the checkpoints still to come: the K kept and the one being written, less what is there."""
+    """Compare the free space with the checkpoints to come: those that are kept and the one being written, less those
+    that are there."""
     output = Path(run.output)
     folder = nearest_existing_folder(output)
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -119,7 +120,7 @@ def check_disk(run: RunConfig) -> DoctorFinding:
 
 
 def check_checkpoints(run: RunConfig, verify: bool) -> list[DoctorFinding]:
-    """The checkpoints in the output folder: which are complete, what is wrong with the others."""
+    """Say which checkpoints in the output folder are complete, and what is wrong with the others."""
     output = Path(run.output)
     problems = {
         step: checkpoint_problem(step_folder(output, step), contents=verify) for step in checkpoint_steps(output)

@@ -1,6 +1,7 @@
-"""Would this run start here? What `nld train` asks before it starts; `nld doctor` and `nld launch` ask the same.
+"""The start checks: would this run start here? `nld train` makes them before it starts, and `nld doctor` and
+`nld launch` make the same ones.
 
-Each check reads and writes nothing, and refuses with a UserError.
+A check only reads. It refuses a run with a UserError, so every function here raises UserError.
 """
 
 import json
@@ -28,7 +29,7 @@ from nld_train.run_folder.frozen import (
 )
 from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
-# What a resumed run may not change: its weights, its rows and its objective would no longer be the same run's.
+# What a resumed run may not change: with other weights, rows or objective it would be another run.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "drafter")
 
 
@@ -46,7 +47,7 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
 
 
 def check_run_data(run: RunConfig) -> None:
-    """Refuse missing or damaged token files, of another kind, tokenizer or vocabulary."""
+    """Refuse token files that are missing or damaged, or that are of another kind, tokenizer or vocabulary."""
     for _, prefix in parse_blend(run.data.blend):
         manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
         _check_data_kind(prefix, manifest, run)

@@ -1,4 +1,4 @@
-"""What `nld jobs` shows of runs: every start, how far each came and why it ended; and how to cancel what is queued."""
+"""What `nld jobs` shows: every start of a run, how far it came and why it ended. It cancels queued jobs as well."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from nld_train.run_folder.metrics import Entry, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS, RUN
 
 KILLED = "ended without a word: killed, or its node lost"
-# What the job's script adds.
-HOW = {
+# What the job's script knows of an end, in words.
+ENDED_BY = {
     "preempted": "preempted",
     "timeout": "over its time limit",
     "cancelled": "cancelled",
@@ -25,9 +25,9 @@ HEAD = ("job", "nodes", "began", "ended", "steps", "tokens", "AR loss", "how it 
 
 
 def chain_report(outputs: Sequence[Path]) -> str:
-    """The runs of these folders, in the order they were first launched; other folders among them are passed over.
+    """The reports of the runs in these folders, in the order they were first launched; other folders are passed over.
 
-    Raises: UserError where there is no run.
+    Raises: UserError where no folder holds a run.
     """
     runs = [output for output in outputs if (output / RUN).is_file() or first_recorded_time(output) is not None]
     require(bool(runs), f"no file {outputs[0] / RUN}", "the output folder of a run", "name the folder of a run")
@@ -37,7 +37,10 @@ def chain_report(outputs: Sequence[Path]) -> str:
 
 
 def run_attempts_report(output: Path, states: Mapping[str, str]) -> str:
-    """The starts of a run as aligned lines, its export, and below them what Slurm says of its jobs (`in_queue`)."""
+    """The starts of a run as aligned lines, and below them its exports and its jobs in Slurm's queue.
+
+    states: job number -> Slurm's state, as `queued_jobs` gives it.
+    """
     found, of_this_run = read_attempts(output), run_job_numbers(output)
     queue = {number: state for number, state in states.items() if number in of_this_run}
     run = read_frozen_run(output) if (output / RUN).is_file() else None
@@ -54,7 +57,7 @@ def run_attempts_report(output: Path, states: Mapping[str, str]) -> str:
 
 
 def attempt_lines(output: Path, run: RunConfig | None, found: Sequence[Attempt]) -> list[str]:
-    """One line for each start, and below it what became of its nodes."""
+    """The lines of a run's starts; below each line, what became of its nodes. run: None before any rank started."""
     entries = entries_of_kind(read_metrics(output / METRICS), "train") if (output / METRICS).is_file() else []
     rows = [HEAD, *(attempt_row(run, entries, found, index) for index in range(len(found)))]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(HEAD))]
@@ -64,7 +67,7 @@ def attempt_lines(output: Path, run: RunConfig | None, found: Sequence[Attempt])
 
 
 def node_lines(attempt: Attempt) -> list[str]:
-    """Nodes that failed or were left out, and what stopped the chain."""
+    """Lines on the nodes that failed or were left out, and on what stopped the chain."""
     lines = [f"node {name}: {why}" for name, why in attempt.unhealthy.items()]
     if attempt.excluded:
         lines.append(f"left out from then on: {', '.join(attempt.excluded)}")
@@ -76,14 +79,17 @@ def node_lines(attempt: Attempt) -> list[str]:
 
 
 def newest_known_step(found: Sequence[Attempt]) -> int:
-    """The newest step known to be saved."""
+    """The newest step that the records know to be saved."""
     return max((attempt.last_step or attempt.first_step for attempt in found), default=0)
 
 
 def attempt_row(
     run: RunConfig | None, entries: Sequence[Entry], found: Sequence[Attempt], index: int
 ) -> tuple[str, ...]:
-    """One start. One that was killed reached what the next one resumed at. run: None before any rank started."""
+    """The cells of one start, in the order of HEAD. A killed start came as far as the next one resumed.
+
+    run: None before any rank started.
+    """
     attempt, is_last = found[index], index + 1 == len(found)
     last = attempt.last_step
     if last is None and not is_last:
@@ -108,33 +114,36 @@ def time_text(time: datetime | None) -> str:
 
 
 def ar_loss_at(entries: Sequence[Entry], step: int) -> str:
-    """AR loss of the last logged step up to `step`."""
+    """The AR loss of the last logged step up to `step`, in nats per token; "" where none was logged."""
     losses = [entry["AR loss"] for entry in entries if entry["step"] <= step and "AR loss" in entry]
     return f"{losses[-1]:.4f}" if losses else ""
 
 
 def attempt_ending_text(attempt: Attempt, is_last: bool) -> str:
-    """How a start ended."""
+    """How a start ended, in words."""
     if attempt.status is None:
         return f"running, or {KILLED}" if is_last else KILLED
     text = MEANING.get(attempt.status, f"failed with status {attempt.status}")
-    return f"{text} ({HOW[attempt.how]})" if attempt.how in HOW else text
+    return f"{text} ({ENDED_BY[attempt.how]})" if attempt.how in ENDED_BY else text
 
 
 def export_state(folder: str, queued: str) -> str:
-    """queued: what Slurm says of its job; "" once that has ended."""
+    """The state of an export, in words. queued: Slurm's state of its job, "" once that has ended."""
     return queued or ("done" if Path(folder).is_dir() else "not there, see its log")
 
 
 def run_job_numbers(output: Path) -> set[str]:
-    """Numbers of the jobs that a run was submitted as, or started in."""
+    """The numbers of the jobs that a run was submitted as, or was started in."""
     return {job.job for job in read_submissions(output)} | {
         attempt.job for attempt in read_attempts(output) if attempt.job
     }
 
 
 def queued_jobs(outputs: Sequence[Path]) -> dict[str, str]:
-    """Number -> state of the runs' jobs that Slurm still knows as waiting or running; empty without Slurm."""
+    """Job number -> state, for the runs' jobs that wait or run; empty without Slurm.
+
+    Raises: UserError where squeue fails.
+    """
     numbers = sorted(set().union(*map(run_job_numbers, outputs)), key=int)
     if not numbers or shutil.which("squeue") is None:
         return {}
@@ -145,7 +154,7 @@ def queued_jobs(outputs: Sequence[Path]) -> dict[str, str]:
 
 
 def cancel_jobs(outputs: Sequence[Path]) -> list[str]:
-    """Cancel the runs' jobs that wait or run; returns their numbers. Raises: UserError where there is none."""
+    """Cancel the runs' jobs that wait or run, and return their numbers. Raises: UserError where there is none."""
     numbers, named = list(queued_jobs(outputs)), ", ".join(map(str, outputs))
     require(bool(numbers), f"no job of {named} waits or runs", "a run in Slurm's queue", "see `squeue --me`")
     done = slurm_command("scancel", *numbers)

@@ -1,6 +1,6 @@
-"""What `nld launch --executor nemo-run` does: an experiment of nemo-run with one task.
+"""What `nld launch --executor nemo-run` does: it makes an experiment of nemo-run with one task.
 
-Its folder, with scripts and logs, is NEMORUN_HOME, which nemo-run reads when it is imported.
+The experiment's scripts and logs lie in NEMORUN_HOME: see nemo_home.py.
 """
 
 import logging
@@ -34,18 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 class SlurmSubmission:
-    """A run on its way to Slurm through nemo-run. Raises: UserError where nemo-run cannot take it."""
+    """A run that is to be handed to Slurm by nemo-run. Raises: UserError where nemo-run cannot take it."""
 
-    def __init__(self, run: RunConfig, job: Submission, site: Site, number: str | None = None) -> None:
+    def __init__(self, run: RunConfig, submission: Submission, site: Site, number: str | None = None) -> None:
+        """number: the name of nemo-run's experiment; None: a new one."""
         self.name, self.number = run.name, number or new_experiment_number(run)
-        self.task = recipe_task(job.recipe, job.overrides)
-        self.executor = slurm_executor(run, site, job.placement.nodes)
-        if job.after is not None:
-            more = {"dependency": f"afterok:{job.after}", "kill_on_invalid_dep": "yes"}
+        self.task = recipe_task(submission.recipe, submission.overrides)
+        self.executor = slurm_executor(run, site, submission.placement.nodes)
+        if submission.after is not None:
+            more = {"dependency": f"afterok:{submission.after}", "kill_on_invalid_dep": "yes"}
             self.executor.additional_parameters = {**(self.executor.additional_parameters or {}), **more}
 
     def script(self) -> str:
-        """The whole script, as it will be submitted; nothing is left on disk."""
+        """The whole script, as nemo-run will submit it; nothing is left on disk."""
         home = get_nemorun_home()
         with TemporaryDirectory() as scratch:
             set_nemorun_home(scratch)
@@ -58,7 +59,7 @@ class SlurmSubmission:
                 set_nemorun_home(home)
 
     def submit(self) -> str:
-        """The job's number. Raises: UserError with Slurm's own reason."""
+        """Submit the run; returns the job's number. Raises: UserError with Slurm's own reason."""
         try:
             with self._experiment() as experiment:
                 experiment.run(detach=True)
@@ -75,19 +76,19 @@ class SlurmSubmission:
 
 
 def new_experiment_number(run: RunConfig) -> str:
-    """nemo-run's own kind of name for an experiment: the title, and the time in ns."""
+    """A name of an experiment as nemo-run makes them: the title, and the time in ns."""
     return f"{run.name}_{time.time_ns()}"
 
 
 def quiet_experiment(name: str, number: str) -> nemo_run.Experiment:
-    """A quiet one: the terminal is the run's."""
+    """An experiment that prints nothing itself, so that the terminal shows the run alone."""
     return nemo_run.Experiment(
         name, id=number, log_level="WARNING", clean_mode=True, skip_status_at_exit=True, enable_goodbye_message=False
     )
 
 
 def local_command(run: RunConfig, recipe: str, overrides: list[str]) -> str:
-    """What nemo-run's local executor starts."""
+    """The command that nemo-run's local executor starts, as a line."""
     application = package(
         run.name, recipe_task(recipe, overrides), local_executor(run), serialize_metadata_for_scripts=False
     )
@@ -97,10 +98,10 @@ def local_command(run: RunConfig, recipe: str, overrides: list[str]) -> str:
 
 
 def run_locally(run: RunConfig, recipe: str, overrides: list[str]) -> int:
-    """Train with nemo-run's local executor; the exit status that `nld train` would have."""
+    """Train with nemo-run's local executor; returns the exit status that `nld train` would have."""
     opened = quiet_experiment(run.name, new_experiment_number(run))
     requests = StopFileSignals(Path(run.output), stop_file(run.output), leave=lambda: opened.cancel(run.name))
-    with requests.heard(), opened:
+    with requests.listening(), opened:
         opened.add(recipe_task(recipe, overrides), local_executor(run), name=run.name)
         opened.run(tail_logs=True)
     if requests.left:
@@ -112,8 +113,10 @@ def run_locally(run: RunConfig, recipe: str, overrides: list[str]) -> int:
 
 
 class StopFileSignals:
-    """Signals that ask a run to stop: the first becomes its stop file, which it obeys after its step. A second Ctrl-C,
-    or one before there is anything to save, leaves at once."""
+    """Turns the signals that ask a run to stop into its stop file, which the run obeys after its step.
+
+    A second Ctrl-C, or a signal before there is anything to save, calls `leave` at once.
+    """
 
     def __init__(self, output: Path, stop: Path, leave: Callable[[], None]) -> None:
         self.output, self.stop, self.leave = output, stop, leave
@@ -121,19 +124,20 @@ class StopFileSignals:
         self.asked = self.left = False
 
     def starts(self) -> list[Attempt]:
-        """Of the run, since then."""
+        """The starts of the run since this object was made."""
         return read_attempts(self.output)[self.before :]
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
+    def listening(self) -> Iterator[None]:
+        """Inside this context, the signals come here."""
+        handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
         if (again and number == signal.SIGINT) or not self.starts():
             self.left = True

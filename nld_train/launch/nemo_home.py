@@ -1,8 +1,8 @@
-"""Importing nemo-run, which reads then where its files go."""
+"""Where nemo-run keeps its files: it reads that from a variable when it is imported."""
 
 import os
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from nld_train.errors import UserError
 from nld_train.run_folder.paths import NEMO
@@ -10,14 +10,14 @@ from nld_train.run_folder.paths import NEMO
 HOME = "NEMORUN_HOME"  # nemo-run's variable
 
 
-def import_nemo_experiment(output: Path) -> ModuleType:
-    """nld_train.launch.nemo_experiment, with its files in a run's output folder unless the variable says where.
+def prepare_nemo_run(output: Path) -> None:
+    """Have nemo-run keep its files in a run's output folder unless the variable says where, and import nemo-run.
 
+    It reads the variable when it is first imported, so this comes before nld_train.launch.nemo_experiment is.
     Raises: UserError where nemo-run cannot be imported.
     """
     os.environ.setdefault(HOME, str((output / NEMO).absolute()))
     try:
-        from nld_train.launch import nemo_experiment
+        import_module("nemo_run")
     except ImportError as error:
         raise UserError(f"nemo-run cannot be imported: {error}", "nemo-run 0.11", "make setup") from None
-    return nemo_experiment

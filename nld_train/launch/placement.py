@@ -1,20 +1,22 @@
-"""How the ranks of a run are laid on nodes: as many on each, and those of a tensor-parallel group on one."""
+"""How the ranks of a run are placed on nodes: the same number on each, and a tensor-parallel group never on two."""
 
 from dataclasses import dataclass
 
 from nld_train.config import RunConfig, require
 
+RULE = "the same number of ranks on every node, at most one for each GPU, and no tensor-parallel group on two nodes"
+
 
 @dataclass(frozen=True)
 class Placement:
-    nodes: int
+    nodes: int  # how many
     ranks: int  # on each node
 
 
 def place_on_nodes(run: RunConfig, nodes: int | None, gpus_per_node: int) -> Placement:
-    """The run on `nodes` nodes; None: as few as hold it. gpus_per_node: 0 for CPU nodes.
+    """Place a run on `nodes` nodes; None: on as few as hold it. gpus_per_node: 0 for CPU nodes.
 
-    Raises: UserError for ranks that do not fit.
+    Raises: UserError where the ranks do not fit the nodes; it names the nearest number that would do.
     """
     size, tensor = run.parallel.world_size, run.parallel.tensor
     if nodes is None:
@@ -33,15 +35,12 @@ def place_on_nodes(run: RunConfig, nodes: int | None, gpus_per_node: int) -> Pla
     return Placement(nodes, size // nodes)
 
 
-RULE = "the same number of ranks on every node, at most one for each GPU, and no tensor-parallel group on two nodes"
-
-
 def fits_nodes(size: int, nodes: int, tensor: int, gpus_per_node: int) -> bool:
     return not placement_problem(size, nodes, tensor, gpus_per_node)
 
 
 def placement_problem(size: int, nodes: int, tensor: int, gpus_per_node: int) -> str:
-    """Why `size` ranks cannot be laid so, or ""."""
+    """Why `size` ranks cannot be placed on `nodes` nodes, or "". tensor: ranks of a tensor-parallel group."""
     if nodes < 1 or size % nodes:
         return f"{size} ranks cannot be shared out evenly"
     here = size // nodes

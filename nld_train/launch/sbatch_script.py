@@ -1,4 +1,5 @@
-"""The script a scheduler is given: its header from the site and the layout, its body the same for every run."""
+"""The script that a scheduler is given: its header comes from the site and the layout, its body is the same for every
+run."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from nld_train.exit_status import FINISHED, REFUSED, STOPPED
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import NONE, Site
 from nld_train.run_folder.attempts import STARTS
+from nld_train.signals import TIME_IS_UP
 
-# In the site's folder: how things are started on nodes, and on this one, the job's first.
+# How a program is started on the nodes of a job (on_node), inside a container (in_container), and on the first node,
+# which runs this script (here).
 IN_PLACE = """\
 set -euo pipefail
 cd "$NLD_FOLDER"
@@ -38,21 +41,21 @@ job() { scontrol --oneliner show job "$SLURM_JOB_ID" | tr ' ' '\\n' | sed -n "s/
 NLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ' ')
 export NLD_NODES
 
-# Slurm wants the job to end: it is cancelled, its time is over, or a node is lost. What srun leaves with comes first.
+# Slurm wants the job to end: it is cancelled, its time is over, or a node is lost. srun's own status is waited for.
 asked=0
 trap 'asked=1' TERM
 
-# This script runs on the first node, and there the nodes meet. One task a node: it checks the node, starts its ranks
-# and needs all of its cores. A node that ends takes the others with it after a minute.
+# This script runs on the first node, and there the nodes rendezvous. Each node runs one task, which checks the node,
+# starts its ranks and needs all of its cores. Where a node ends, the others are ended a minute later.
 status=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
   --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0 --wait=60 "${on_node[@]}" \\
   "${in_container[@]}" "$NLD_COMMAND" train "$@" --meet "$(hostname):$((20000 + SLURM_JOB_ID % 10000 * 2))" || status=$?
-# Finished, or refused at the door: nothing to go on with.
+# Finished, or refused by the start checks: nothing to go on with.
 case "$status" in @FINISHED@ | @REFUSED@) exit "$status" ;; esac
 trap '' TERM
 
-# Nodes on which nothing starts any more
+# The nodes on which nothing starts any more
 unanswered() {
   for node in $NLD_NODES; do
     { timeout 60 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "${on_node[@]}" "${in_container[@]}" \\
@@ -71,7 +74,7 @@ fi
 left_out=$(job ExcNodeList)
 case "$left_out" in "(null)") left_out="" ;; esac
 
-# The same job goes on, unless its last starts saved nothing new: without the nodes that failed, if it can do without.
+# The same job goes on, unless it is at its restart limit; without the nodes that failed, where it can do without them.
 more=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %T' \\
   | "${here[@]}" "${in_container[@]}" "$NLD_COMMAND" requeue "$@" --status "$status" --how "$how" \\
     --silent "$silent" --left-out "${left_out:+$(scontrol show hostnames "$left_out")}") || exit "$status"
@@ -82,7 +85,7 @@ exit "$status"
 )
 for word, status in {"@FINISHED@": FINISHED, "@REFUSED@": REFUSED, "@STOPPED@": STOPPED}.items():
     BODY = BODY.replace(word, str(status))
-# What an export job ends with, on one node.
+# The body of an export job, which runs on one node.
 EXPORT_BODY = (
     IN_PLACE
     + """\
@@ -96,34 +99,34 @@ READ_BY_RUN = ("NLD_GPUS_PER_NODE", STARTS)
 
 @dataclass(frozen=True)
 class Submission:
-    """A run on its way to a scheduler."""
+    """A job that is to be handed to a scheduler."""
 
     name: str
     recipe: str
     overrides: tuple[str, ...]
-    log: Path  # where the job writes; %j is its number
+    log: Path  # the file that the job writes into; Slurm puts the job's number in the place of %j
     placement: Placement
-    after: str | None = None  # number of the job that must have ended well before this one starts
-    export: str | None = None  # folder that the run is exported into; None: the run itself
+    after: str | None = None  # number of the job that must have ended well before this one starts; None: no such job
+    export: str | None = None  # folder that an export job writes; None: the job trains the run
 
 
-def training_script(job: Submission, site: Site) -> str:
-    """The whole script of a run, as it is submitted."""
-    return compose_script(job, site, [job.recipe, *job.overrides], BODY)
+def training_script(submission: Submission, site: Site) -> str:
+    """The whole script that trains a run, as it is submitted."""
+    return compose_script(submission, site, [submission.recipe, *submission.overrides], BODY)
 
 
-def export_script(job: Submission, site: Site) -> str:
+def export_script(submission: Submission, site: Site) -> str:
     """The whole script that exports a run once it is finished."""
-    assert job.export is not None, "an export has a folder to go to"
-    output = str(job.log.parent.parent)
-    return compose_script(job, site, [output, "--to", job.export], EXPORT_BODY)
+    assert submission.export is not None, "an export has a folder to go to"
+    output = str(submission.log.parent.parent)
+    return compose_script(submission, site, [output, "--to", submission.export], EXPORT_BODY)
 
 
-def compose_script(job: Submission, site: Site, words: Sequence[str], body: str) -> str:
-    """Header, the site's variables, the words that `body` reads as its arguments, body."""
+def compose_script(submission: Submission, site: Site, words: Sequence[str], body: str) -> str:
+    """A script of four parts: header, the site's variables, `words`, which `body` reads as arguments, and `body`."""
     parts = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in sbatch_options(job, site)),
+        *(f"#SBATCH {option}" for option in sbatch_options(submission, site)),
         "",
         f"# {site.path.name}",
         *exported_variables(site),
@@ -135,37 +138,46 @@ def compose_script(job: Submission, site: Site, words: Sequence[str], body: str)
     return "\n".join(parts)
 
 
-def sbatch_options(job: Submission, site: Site) -> list[str]:
-    """What sbatch is asked for."""
+def sbatch_options(submission: Submission, site: Site) -> list[str]:
+    """The options of sbatch, in the order of the header."""
     values = site.values
     account = [] if values["NLD_ACCOUNT"] == NONE else [f"--account={values['NLD_ACCOUNT']}"]
     gpus = [f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []
     return [
-        f"--job-name={job.name}",
+        f"--job-name={submission.name}",
         *account,
         f"--partition={values['NLD_PARTITION']}",
         f"--time={values['NLD_TIME']}",
-        f"--nodes={job.placement.nodes}",
+        f"--nodes={submission.placement.nodes}",
         "--ntasks-per-node=1",
         *gpus,
         "--exclusive",
         "--mem=0",
-        # So long before the time limit every process of the run is asked to save and leave.
-        f"--signal=USR1@{values['NLD_SAVE_SECONDS']}",
+        # So many seconds before the time limit, every process of the run is asked to save and leave.
+        f"--signal={slurm_signal(values['NLD_SAVE_SECONDS'])}",
         "--requeue",
-        *([] if job.after is None else [f"--dependency=afterok:{job.after}", "--kill-on-invalid-dep=yes"]),
+        *(
+            []
+            if submission.after is None
+            else [f"--dependency=afterok:{submission.after}", "--kill-on-invalid-dep=yes"]
+        ),
         "--open-mode=append",
-        f"--output={job.log}",
+        f"--output={submission.log}",
         *shlex.split(values["NLD_SBATCH"]),
     ]
 
 
+def slurm_signal(seconds: str) -> str:
+    """Slurm's words for the signal that a job gets `seconds` before its time limit, e.g. "USR1@300"."""
+    return f"{TIME_IS_UP.name.removeprefix('SIG')}@{seconds}"
+
+
 def exported_variables(site: Site) -> list[str]:
-    """What the body and the ranks read from the environment."""
+    """The lines that export what the body and the ranks read from the environment."""
     everything = {name: site.values[name] for name in (*READ_BY_BODY, *READ_BY_RUN)} | site.environment
     return [f"export {name}={shlex.quote(value)}" for name, value in everything.items()]
 
 
 def train_command(recipe: str, overrides: Sequence[str]) -> str:
-    """What `--executor local` does."""
+    """The command that `--executor local` stands for, as a line."""
     return shlex.join(["nld", "train", recipe, *overrides]) + "\n"

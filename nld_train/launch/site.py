@@ -23,7 +23,7 @@ DEFAULTS = {
     "NLD_MOUNTS": "",
 }
 KNOWN = (*REQUIRED, *DEFAULTS)
-# Everything with one of these beginnings goes to the ranks as it stands.
+# A name that begins with one of these is passed on to the ranks unchanged.
 PASSED_ON = ("NCCL_", "UCX_", "GLOO_", "TORCH_", "CUDA_", "NVTE_", "OMP_", "WANDB_", "HF_", "PYTHON")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
@@ -35,20 +35,21 @@ class Site:
     """A site file, read and checked."""
 
     path: Path
-    values: dict[str, str]  # of every NLD_ name
-    environment: dict[str, str]  # what is passed on to the ranks
+    values: dict[str, str]  # every NLD_ name -> its value, the defaults included
+    environment: dict[str, str]  # variables that are passed on to the ranks
 
     @property
     def gpus_per_node(self) -> int:
         return int(self.values["NLD_GPUS_PER_NODE"])
 
     @property
-    def folder(self) -> Path:
+    def job_folder(self) -> Path:
+        """The folder in which the jobs run: relative paths of a run start here."""
         return Path(self.values["NLD_FOLDER"])
 
 
 def read_site(path: Path) -> Site:
-    """Raises: UserError for a file that is missing or says what it must not."""
+    """Read and check a site file. Raises: UserError where it is missing, incomplete, or holds a bad name or value."""
     require(
         path.is_file(), f"no site file {path}", "a file of NAME=value lines", f"copy {EXAMPLE} there and fill it in"
     )
@@ -66,13 +67,13 @@ def read_site(path: Path) -> Site:
 
 
 def site_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines that are neither empty nor a comment, with their numbers."""
+    """The number and the text of every line that is neither empty nor a comment."""
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     return [(number, line.strip()) for number, line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 def parse_site_line(path: Path, number: int, line: str) -> tuple[str, str]:
-    """NAME=value, quoted as in a shell, with an optional comment behind it."""
+    """The name and the value of a line NAME=value, quoted as in a shell; a comment may follow. Raises: UserError."""
     do = "quote values with spaces"
     try:
         words = shlex.split(line, comments=True)
@@ -85,7 +86,7 @@ def parse_site_line(path: Path, number: int, line: str) -> tuple[str, str]:
 
 
 def check_site_values(path: Path, values: dict[str, str]) -> None:
-    """Refuse values that no job could start with."""
+    """Refuse values that no job could start with. Raises: UserError."""
 
     def demand(ok: bool, name: str, allowed: str, do: str = f"see {EXAMPLE}") -> None:
         require(ok, f"{path}: {name}={values[name]!r}", allowed, do)

@@ -1,4 +1,7 @@
-"""One rank of the all-reduce of the node check."""
+"""One rank of an all-reduce of the node check: every rank gives its number, and the sum is known beforehand.
+
+Run as a module, this file is the process of one rank on a GPU; its argument is an AllReduceRank as JSON.
+"""
 
 import json
 import sys
@@ -8,20 +11,20 @@ from datetime import timedelta
 import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
-ON_GPU, ON_CPU = 1 << 24, 1 << 16  # numbers that each rank adds
+ON_GPU, ON_CPU = 1 << 24, 1 << 16  # how many numbers are added up
 
 
 @dataclass(frozen=True)
 class AllReduceRank:
-    """What a rank is to do."""
+    """One rank's part in an all-reduce."""
 
     host: str  # where the store is
     port: int
-    group: str  # name of those who add up together
-    rank: int
-    size: int
-    gpu: int | None  # None: gloo on the CPU
-    seconds: float  # that it waits for the others
+    group: str  # name of the all-reduce in the store
+    rank: int  # among the ranks of this all-reduce
+    size: int  # how many ranks it has
+    gpu: int | None  # number of its GPU; None: gloo on the CPU
+    seconds: float  # how long it waits for the others
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -35,7 +38,7 @@ class AllReduceRank:
 
 
 def reduce_on_cpu(task: AllReduceRank) -> None:
-    """Add up by gloo, which gives up in time by itself. Raises: RuntimeError."""
+    """Make the all-reduce by gloo, which gives up in time by itself. Raises: RuntimeError where it fails."""
     group = ProcessGroupGloo(task.store(), task.rank, task.size, task.timeout)
     numbers = rank_numbers(task, ON_CPU, "cpu")
     group.allreduce([numbers]).wait()  # type: ignore[attr-defined]  # torch's stubs leave it out
@@ -43,7 +46,10 @@ def reduce_on_cpu(task: AllReduceRank) -> None:
 
 
 def reduce_on_gpu(task: AllReduceRank) -> None:
-    """Add up by NCCL, in a process of its own: a broken link may leave it hanging. Raises: RuntimeError."""
+    """Make the all-reduce by NCCL. It needs a process of its own, because a broken link may leave it hanging.
+
+    Raises: RuntimeError where it fails.
+    """
     torch.cuda.set_device(task.gpu)
     torch.distributed.init_process_group(
         "nccl", store=task.store(), rank=task.rank, world_size=task.size, timeout=task.timeout
@@ -55,12 +61,12 @@ def reduce_on_gpu(task: AllReduceRank) -> None:
 
 
 def rank_numbers(task: AllReduceRank, count: int, device: str) -> torch.Tensor:
-    """[count] This rank's number, from 1."""
+    """[count] float32: this rank's number, from 1, `count` times."""
     return torch.full((count,), float(task.rank + 1), device=device)
 
 
 def check_sum(task: AllReduceRank, numbers: torch.Tensor) -> None:
-    """Compare with the sum that must come out. Raises: RuntimeError."""
+    """Compare the sums, [count], with the one that must come out. Raises: RuntimeError where one differs."""
     expected = task.size * (task.size + 1) / 2
     wrong = int((numbers != expected).sum().item())
     if wrong:

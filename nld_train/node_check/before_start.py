@@ -1,8 +1,8 @@
-"""Before a run starts on its nodes: would each of them refuse it, and is each of them healthy?"""
+"""Before a run starts on its nodes: would each node refuse it, and is each node healthy?"""
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from nld_train.config import RunConfig
@@ -22,13 +22,12 @@ GPUS = "NLD_GPUS_PER_NODE"  # variable that the site file sets
 
 
 def check_nodes_before_start(run: RunConfig, nodes: Nodes) -> int | None:
-    """The exit status of a run that does not start, or None. Every node calls this.
+    """Check the nodes together; every node calls this.
 
-    The first node says what is wrong, and puts it into the run's record.
+    Returns: the exit status of a run that must not start, or None where it may. The first node says what is wrong, and
+    adds an unhealthy node to the run's record, so that the job can be queued again without it.
     """
-    verdict = nodes_verdict(
-        run, nodes, [check_run_data, check_start, check_restart_limit] if nodes.first else [check_run_data]
-    )
+    verdict = nodes_verdict(run, nodes, start_refusal(run, nodes))
     if verdict.healthy:
         if nodes.first:
             logger.info(_healthy_text(run, nodes, verdict))
@@ -49,8 +48,11 @@ def check_nodes_before_start(run: RunConfig, nodes: Nodes) -> int | None:
 
 
 def check_nodes_only(run: RunConfig, nodes: Nodes) -> tuple[str, int]:
-    """The check by itself: what the first node says, "" on the others, and the exit status. Nothing is recorded."""
-    verdict = nodes_verdict(run, nodes, [check_run_data])
+    """Check the nodes together without a start; every node calls this, and nothing is recorded.
+
+    Returns: what the first node prints, "" on the others, and the exit status.
+    """
+    verdict = nodes_verdict(run, nodes, data_refusal(run))
     status = FINISHED if verdict.healthy else REFUSED if verdict.refused else UNHEALTHY_NODE
     if not nodes.first:
         return "", status
@@ -58,43 +60,52 @@ def check_nodes_only(run: RunConfig, nodes: Nodes) -> tuple[str, int]:
         return f"{verdict.refused}\n", status
     found = {name: f"FAIL  {why}" for name, why in verdict.unhealthy.items()}
     lines = [f"{name}  {found.get(name, 'ok')}" for name in nodes.labels]
-    return "\n".join(
-        [*lines, _healthy_text(run, nodes, verdict) if verdict.healthy else "a run would fail", ""]
-    ), status
+    summary = _healthy_text(run, nodes, verdict) if verdict.healthy else "a run would fail"
+    return "\n".join([*lines, summary, ""]), status
 
 
-def nodes_verdict(
-    run: RunConfig,
-    nodes: Nodes,
-    checks: Sequence[Callable[[RunConfig], None]],
-    limits: RendezvousLimits | None = None,
-) -> RendezvousVerdict:
-    """What all nodes agree on; every one of them calls this. checks: what this node asks of the run first."""
-    wanted = node_requirements(run, nodes, os.environ)
-    facts = read_node_facts(wanted, _first_refusal(run, checks))
-    return hold_rendezvous(nodes, facts, wanted, limits or RendezvousLimits())
+def start_refusal(run: RunConfig, nodes: Nodes) -> str:
+    """Why the start checks of this node refuse the run, or "".
 
-
-def node_requirements(run: RunConfig, nodes: Nodes, environment: Mapping[str, str]) -> NodeRequirements:
-    """Of every node: the GPUs that the site file promises, and room for one checkpoint."""
-    gpus = environment.get(GPUS, "")
-    size = checkpoint_size(run).total
-    return NodeRequirements(run.output, nodes.ranks(run), size, int(gpus) if gpus else None)
-
-
-def _first_refusal(run: RunConfig, checks: Sequence[Callable[[RunConfig], None]]) -> str:
-    """The first check's refusal, or ""."""
+    Every node must be able to read the data. The output folder and the record are one for all, so the first node alone
+    looks at them.
+    """
+    refusal = data_refusal(run)
+    if refusal or not nodes.first:
+        return refusal
     try:
-        for check in checks:
-            check(run)
+        check_start(run)
+        check_restart_limit(run)
     except UserError as error:
         return str(error)
     return ""
 
 
+def data_refusal(run: RunConfig) -> str:
+    """Why the run's data would be refused on this node, or ""."""
+    try:
+        check_run_data(run)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def nodes_verdict(run: RunConfig, nodes: Nodes, refusal: str) -> RendezvousVerdict:
+    """What all nodes agree on; every node calls this. refusal: why this node refuses the run, or ""."""
+    wanted = node_requirements(run, nodes, os.environ)
+    return hold_rendezvous(nodes, read_node_facts(wanted, refusal), wanted, RendezvousLimits())
+
+
+def node_requirements(run: RunConfig, nodes: Nodes, environment: Mapping[str, str]) -> NodeRequirements:
+    """What the run needs of every node: the GPUs that the site file promises, and disk space for one checkpoint."""
+    gpus = environment.get(GPUS, "")
+    size = checkpoint_size(run).total
+    return NodeRequirements(run.output, nodes.ranks(run), size, int(gpus) if gpus else None)
+
+
 def _healthy_text(run: RunConfig, nodes: Nodes, verdict: RendezvousVerdict) -> str:
     gpus = f"{verdict.gpus} GPUs each" if verdict.gpus else "no GPUs"
     return (
-        f"{nodes.count} node(s) well: {gpus}, all-reduce of {run.parallel.world_size} ranks right, clocks within "
+        f"{nodes.count} healthy node(s): {gpus}, all-reduce of {run.parallel.world_size} ranks is right, clocks within "
         f"{verdict.skew:.1f} s ({verdict.seconds:.1f} s)"
     )

@@ -1,4 +1,5 @@
-"""Do the ranks of all nodes reach each other? One all-reduce among all; if it fails, smaller ones say whose fault."""
+"""Do the ranks of all nodes reach each other? One all-reduce among all of them tells; where it fails, all-reduces of
+smaller groups tell which node is at fault."""
 
 import subprocess
 import sys
@@ -9,29 +10,30 @@ from dataclasses import dataclass
 
 from nld_train.node_check.all_reduce import AllReduceRank, reduce_on_cpu
 
-Groups = Sequence[Sequence[int]]  # nodes, by number, that add up together
+Groups = Sequence[Sequence[int]]  # the nodes, by number, of each all-reduce
 
 START_SECONDS = 60  # that a process may take to import torch
-MOST_CHARACTERS = 200  # of a reason that is told
+MOST_CHARACTERS = 200  # longer reasons are cut
 
 
 @dataclass(frozen=True)
 class NodeLinks:
     """The ranks of one node."""
 
-    host: str  # of the store that all of them meet at
+    host: str  # where the store of the rendezvous is
     port: int
-    here: int  # number of this node
+    node_rank: int  # number of this node
     ranks: int  # on every node
     gpus: bool
-    seconds: float  # that a rank waits for the others
+    seconds: float  # how long a rank waits for the others
 
     def try_group(self, name: str, groups: Groups) -> str:
-        """This node's part of the all-reduces of `groups`: "" where it went well, or it has none; else why not."""
-        mine = next((group for group in groups if self.here in group), None)
+        """Take part in the all-reduce of this node's group. Returns: "" where it succeeded or no group has this node,
+        else the reason of the first rank that failed."""
+        mine = next((group for group in groups if self.node_rank in group), None)
         if mine is None:
             return ""
-        first, size = mine.index(self.here) * self.ranks, len(mine) * self.ranks
+        first, size = mine.index(self.node_rank) * self.ranks, len(mine) * self.ranks
         group = f"{name}/{mine[0]}"
         tasks = [
             AllReduceRank(self.host, self.port, group, first + rank, size, rank if self.gpus else None, self.seconds)
@@ -43,7 +45,7 @@ class NodeLinks:
 
 
 def reduce_by_threads(tasks: Sequence[AllReduceRank]) -> list[str]:
-    """ "" or why it failed, for each rank."""
+    """One all-reduce by gloo, a thread for each rank. Returns for each rank "", or why it failed."""
     with ThreadPoolExecutor(len(tasks)) as pool:
         return list(pool.map(_attempt, tasks))
 
@@ -57,7 +59,10 @@ def _attempt(task: AllReduceRank) -> str:
 
 
 def reduce_by_processes(tasks: Sequence[AllReduceRank], seconds: float) -> list[str]:
-    """ "" or why it failed, for each rank, a process each. None outlives this."""
+    """One all-reduce by NCCL, a process for each rank; none of them outlives this call.
+
+    seconds: how long they may take, the import of torch included. Returns for each rank "", or why it failed.
+    """
     command = [sys.executable, "-m", "nld_train.node_check.all_reduce"]
     started = [
         subprocess.Popen([*command, task.to_json()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -77,7 +82,7 @@ def _first_line(text: str) -> str:
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> str:
-    """ "" or why a process failed."""
+    """Wait for a process. Returns "", or why it failed."""
     try:
         _, errors = process.communicate(timeout=max(seconds, 0))
     except subprocess.TimeoutExpired:
@@ -98,14 +103,15 @@ def each_node_alone(count: int) -> Groups:
 
 
 def ring_pairs(count: int) -> list[Groups]:
-    """Neighbours in a ring of three nodes or more, in rounds that have no node twice; every node is in two of them."""
+    """The pairs of neighbours in a ring of three nodes or more, in rounds: no node is twice in a round, and every node
+    is in two pairs."""
     ring = [[node, (node + 1) % count] for node in range(count)]
     rounds: list[Groups] = [ring[0 : count - count % 2 : 2], ring[1 : count - count % 2 : 2]]
     return [*rounds, ring[-1:]] if count % 2 else rounds
 
 
 def unreachable_nodes(count: int, failed: Mapping[frozenset[int], str]) -> dict[int, str]:
-    """Node -> reason, for nodes that reach neither neighbour. failed: the pairs that do not add up."""
+    """Node -> reason, for nodes that reach neither neighbour. failed: the pairs whose all-reduce failed, and why."""
     blamed = {}
     for node in range(count):
         both = [frozenset({node, (node + 1) % count}), frozenset({node, (node - 1) % count})]

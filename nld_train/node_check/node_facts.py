@@ -1,4 +1,4 @@
-"""What a node must have before its ranks start, and what it lacks."""
+"""What a node must have before its ranks start, and what it lacks of that."""
 
 import os
 import shutil
@@ -13,40 +13,40 @@ from nld_train.doctor.finding import counted_noun, gb_text
 from nld_train.doctor.machine import SHARED, nearest_existing_folder
 
 TEMPORARY_BYTES = 5e8  # for compiled kernels and the like
-SHARED_BYTES = 3e7  # less is left where ended jobs forgot their segments
-CLOCK_SECONDS = 5.0  # further apart, the times of files and of logs cannot be compared
+SHARED_BYTES = 3e7  # less is free where ended jobs left their segments behind
+CLOCK_SECONDS = 5.0  # where clocks are further apart, the times of files and logs cannot be compared
 
 
 @dataclass(frozen=True)
 class NodeRequirements:
-    """Of every node of a run."""
+    """What every node of a run must have."""
 
-    output: str  # folder of the run
+    output: str  # output folder of the run
     ranks: int  # on every node
-    output_bytes: float  # free there
-    gpus: int | None = None  # None: one for each rank if the first node has any
-    temporary_bytes: float = TEMPORARY_BYTES
-    shared_bytes: float = SHARED_BYTES
-    clock_seconds: float = CLOCK_SECONDS  # from the first node's clock
+    output_bytes: float  # free in the output folder
+    gpus: int | None = None  # None: one for each rank where the first node has any GPU
+    temporary_bytes: float = TEMPORARY_BYTES  # free in the folder of temporary files
+    shared_bytes: float = SHARED_BYTES  # free in /dev/shm
+    clock_seconds: float = CLOCK_SECONDS  # largest distance from the first node's clock
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """Of one node, as it tells them itself."""
+    """What one node publishes about itself."""
 
     gpus: int
-    refused: str  # why the run is refused at the door here; "" where it is not
-    lacks: Sequence[str]  # what was found, and what is expected
+    refused: str  # why this node's start checks refuse the run; "" where they accept it
+    lacks: Sequence[str]  # one text for each thing it lacks: what was found, and what is expected
 
 
 def read_node_facts(wanted: NodeRequirements, refused: str = "") -> NodeFacts:
-    """Of this node."""
+    """Read the facts of this node. refused: why its start checks refuse the run, or ""."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return NodeFacts(gpus, refused, missing_room(wanted))
+    return NodeFacts(gpus, refused, disk_problems(wanted))
 
 
-def missing_room(wanted: NodeRequirements) -> list[str]:
-    """Folders that are full, or not to be written in."""
+def disk_problems(wanted: NodeRequirements) -> list[str]:
+    """Folders that have too little free space, or that cannot be written."""
     output = nearest_existing_folder(Path(wanted.output).absolute())
     needs = [(output, wanted.output_bytes), (Path(tempfile.gettempdir()), wanted.temporary_bytes)]
     needs += [(SHARED, wanted.shared_bytes)] if SHARED.is_dir() else []
@@ -58,7 +58,10 @@ def missing_room(wanted: NodeRequirements) -> list[str]:
 
 
 def node_problems(facts: NodeFacts, wanted: NodeRequirements, gpus: int, skew: float) -> list[str]:
-    """What keeps a node out of the run. gpus: that every node must have; skew: seconds its clock is ahead."""
+    """What keeps a node out of the run.
+
+    gpus: how many GPUs every node must have; skew: seconds that this node's clock is ahead of the first node's.
+    """
     found = [f"refused there: {facts.refused}"] if facts.refused else []
     if facts.gpus < gpus:
         found.append(f"{counted_noun(facts.gpus, 'GPU')}, expected {gpus}")

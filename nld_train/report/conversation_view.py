@@ -60,7 +60,7 @@ class ShownToken:
 class ConversationView:
     """A conversation and what is said above it."""
 
-    places: list[ShownToken]
+    shown_tokens: list[ShownToken]
     title: str
     facts: str
     noise: str
@@ -77,17 +77,17 @@ def view_conversation(
     require(manifest.chat is not None, f"{prefix} is plain text", "a file of `nld data prepare-chat`", "name one")
     total = manifest.documents
     require(0 <= number < total, f"--conversation {number}", f"0 to {total - 1}", "choose one of them")
-    places = view_tokens(
+    shown = view_tokens(
         TokenFile(prefix)[number], Supervision(prefix).of(number), number, load_tokenizer(tokenizer_folder), config
     )
-    counting, masked = sum(place.supervised for place in places), sum(place.masked for place in places)
-    levels = sorted({place.p for place in places})
+    counting, masked = sum(token.supervised for token in shown), sum(token.masked for token in shown)
+    levels = sorted({token.p for token in shown})
     spread = f"{levels[0]:.2f}" if len(levels) == 1 else f"{levels[0]:.2f} to {levels[-1]:.2f}"
     return ConversationView(
-        places,
+        shown,
         f"Conversation {number} of {prefix} (0 to {total - 1:,})",
-        f"{len(places):,} tokens, {counting:,} supervised ({counting / len(places):.0%}), "
-        f"{places[-1].block + 1:,} blocks of {config.block_size}",
+        f"{len(shown):,} tokens, {counting:,} supervised ({counting / len(shown):.0%}), "
+        f"{shown[-1].block + 1:,} blocks of {config.block_size}",
         f"One draw of the noise ({config.noise_law}, seed {config.noise_seed}): p = {spread}, "
         f"{masked:,} of {counting:,} supervised tokens masked",
     )
@@ -150,7 +150,7 @@ def conversation_text(view: ConversationView, coloured: bool) -> Text:
 def text_parts(view: ConversationView, noisy: bool, brackets: bool) -> Iterator[tuple[str, str]]:
     """(text, style) of the clean or the noisy conversation."""
     before = None
-    for place in view.places:
+    for place in view.shown_tokens:
         if brackets and before is not None and before.supervised and not place.supervised:
             yield "⟧", ""
         if before is not None and place.block != before.block:
@@ -194,11 +194,11 @@ def conversation_html(view: ConversationView) -> str:
 
 def html_parts(view: ConversationView, noisy: bool) -> str:
     found = []
-    for number, place in enumerate(view.places):
+    for number, place in enumerate(view.shown_tokens):
         names = ["supervised" if place.supervised else "context"]
         names += ["control"] if place.control else []
         names += ["masked"] if noisy and place.masked else []
-        names += ["first"] if number and place.block != view.places[number - 1].block else []
+        names += ["first"] if number and place.block != view.shown_tokens[number - 1].block else []
         title = f"token {number}, block {place.block}" + (
             f", masked with p = {place.p:.2f}" if place.supervised else ""
         )

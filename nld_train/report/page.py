@@ -115,7 +115,7 @@ def loss_sentences(stages: Sequence[Stage], unigram_entropy: float | None) -> st
                 f"Diffusion loss at the end of {escape(stage.run.name)}: <b>{found.diffusion_end:.3f}</b> {NATS}, "
                 f"{difference_text(found.diffusion_drop, 'where the stage started')} ({found.diffusion_start:.3f})."
             )
-    said += [sentence for pair in zip(stages, stages[1:], strict=False) if (sentence := handover_sentence(*pair))]
+    said += [sentence for pair in zip(stages, stages[1:], strict=False) if (sentence := stage_change_sentence(*pair))]
     return "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in said) + "</ul>"
 
 
@@ -138,7 +138,7 @@ def difference_text(difference: float, other: str) -> str:
     return f"{abs(difference):.3f} {'below' if difference >= 0 else 'above'} {other}"
 
 
-def handover_sentence(before: Stage, after: Stage) -> str | None:
+def stage_change_sentence(before: Stage, after: Stage) -> str | None:
     """The AR loss before the first step of a stage beside the last one of the stage it starts from."""
     end, start = stage_losses(before).ar_end, stage_losses(after).ar_start
     if before.on_answers != after.on_answers:

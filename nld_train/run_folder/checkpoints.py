@@ -1,7 +1,7 @@
-"""When a checkpoint counts: the last act of a save puts a manifest of its files into it, by rename.
+"""Which checkpoints are complete: the last act of a save puts a manifest of its files into it, by rename.
 
-A folder without a manifest is a save that was cut off. Sizes show a truncated or missing file in a moment; checksums
-show a changed bit and cost one reading of the files, several at a time.
+A folder without a manifest is a save that was cut off. Sizes show a truncated or missing file at once. Checksums show a
+changed bit as well, and cost one reading of the files, several at a time.
 """
 
 import json
@@ -13,25 +13,24 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.errors import UserError
-from nld_train.run_folder.paths import checkpoints_folder, step_folder
+from nld_train.run_folder.paths import STEP_PREFIX, checkpoints_folder, step_folder
 
 MANIFEST = "manifest.json"
-STEP_PREFIX = "iter_"
-READ_BYTES = 1 << 24  # read and summed at a time, per thread
-# zlib's CRC-32: every change of up to 32 neighbouring bits shows, and one core sums more than most disks read.
+READ_BYTES = 1 << 24  # how much a thread reads at a time
+# zlib's CRC-32 shows every change of up to 32 neighbouring bits, and one core computes it faster than most disks read.
 CHECKSUM = "crc32"
 
 Files = Mapping[str, Mapping[str, int | str]]  # path inside the folder -> {"bytes": ..., "crc32": ...}
 
 
 def checkpoint_steps(output: Path) -> list[int]:
-    """Steps that have a checkpoint folder, complete or not, ascending."""
+    """The steps that have a checkpoint folder, complete or not, in ascending order."""
     names = [path.name.removeprefix(STEP_PREFIX) for path in checkpoints_folder(output).glob(f"{STEP_PREFIX}*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def complete_steps(output: Path) -> list[int]:
-    """Steps whose checkpoint is complete by its manifest and the sizes of its files, ascending."""
+    """The steps whose checkpoint is complete by its manifest and the sizes of its files, in ascending order."""
     return [
         step
         for step in checkpoint_steps(output)
@@ -40,12 +39,12 @@ def complete_steps(output: Path) -> list[int]:
 
 
 def step_reached(output: Path) -> int:
-    """How far a run has come: the newest complete step, 0 where there is none."""
+    """How far a run has come: the step of its newest complete checkpoint, 0 where there is none."""
     return max(complete_steps(output), default=0)
 
 
 def newest_complete_step(output: Path) -> int | None:
-    """Step of the newest complete checkpoint in an output folder; None where there is no checkpoint at all.
+    """The step of the newest complete checkpoint in an output folder; None where there is no checkpoint at all.
 
     Raises: UserError where there are checkpoints and none is complete.
     """
@@ -61,7 +60,7 @@ def newest_complete_step(output: Path) -> int | None:
 
 
 def init_checkpoint(init: str) -> Path:
-    """Newest complete checkpoint of `init`: a run's output folder, or one that an import wrote. Raises: UserError."""
+    """The newest complete checkpoint in the folder `init`, which a run or an import wrote. Raises: UserError."""
     folder = Path(init)
     step = newest_complete_step(folder)
     if step is None:
@@ -74,7 +73,7 @@ def init_checkpoint(init: str) -> Path:
 
 
 def check_checkpoint_contents(folder: Path) -> None:
-    """Read a checkpoint whole and refuse it where it is not what was saved. Raises: UserError."""
+    """Read a checkpoint to its last byte, and refuse it where it is not what was saved. Raises: UserError."""
     wrong = checkpoint_problem(folder, contents=True)
     require(
         wrong is None,
@@ -87,7 +86,7 @@ def check_checkpoint_contents(folder: Path) -> None:
 def checkpoint_problem(folder: Path, contents: bool) -> str | None:
     """What is wrong with a checkpoint: one line that names the file, or None for a complete one.
 
-    contents: read the files and compare checksums too, not sizes alone.
+    contents: whether to read the files and compare their checksums too, not their sizes alone.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -110,7 +109,7 @@ def checkpoint_problem(folder: Path, contents: bool) -> str | None:
 
 
 def read_checkpoint_manifest(manifest: Path) -> Files | None:
-    """The files that a finished save has listed; None where the list is not what a save writes."""
+    """The files that a finished save has listed; None where the manifest is not what a save writes."""
     try:
         files = json.loads(manifest.read_bytes())["files"]
         kinds = {(type(entry["bytes"]), type(entry[CHECKSUM])) for entry in files.values()}
@@ -120,7 +119,7 @@ def read_checkpoint_manifest(manifest: Path) -> Files | None:
 
 
 def checksum_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
-    """Size and checksum of files of a folder, several read at a time."""
+    """File name -> its size in bytes and its checksum; several files are read at a time."""
     listed = list(names)
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         return dict(zip(listed, pool.map(lambda name: _measured(folder / name), listed), strict=True))
@@ -141,7 +140,7 @@ def checkpoint_file_names(folder: Path) -> list[str]:
 
 
 def write_checkpoint_manifest(folder: Path, files: Files) -> None:
-    """Declare a checkpoint complete: `files` is all of it. On disk, and then renamed."""
+    """Declare a checkpoint complete: `files` are all of its files. The manifest is on disk before it takes its name."""
     partial = folder / f".{MANIFEST}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump({"files": dict(sorted(files.items()))}, file, indent=1)

@@ -1,4 +1,4 @@
-"""A run's frozen configuration and its model's shape, read back and compared."""
+"""The frozen configuration of a run and the shape of its model: written at a start, read back and compared."""
 
 import json
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED
 
 
 def read_frozen_run(output: Path) -> RunConfig:
-    """The frozen configuration of a run. Raises: UserError."""
+    """The configuration that a run was started with. Raises: UserError where its folder holds none."""
     path = output / RUN
     require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
     return run_from_json(path.read_text(encoding="utf-8"))
 
 
 def is_drafter_run(output: Path) -> bool:
-    """Whether a folder is that of a drafter's run, whatever version of the product froze its settings."""
+    """Whether a drafter's run wrote this folder. Other settings are not read: an older version may have frozen them."""
     path = output / RUN
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("drafter") is not None
 
 
 def read_frozen_model(output: Path) -> ModelConfig:
-    """The network's shape, of a run's folder or of an import's. Raises: UserError."""
+    """The shape of the network whose checkpoints a run or an import wrote. Raises: UserError."""
     return from_tree(ModelConfig, read_json_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
 
 
@@ -45,7 +45,7 @@ def model_record(model: ModelConfig) -> dict[str, object]:
 
 
 def check_same_model(init: str, recorded: Mapping[str, object], model: ModelConfig) -> None:
-    """Refuse weights to start from that are of another shape. recorded: their `model_record`. Raises: UserError."""
+    """Refuse to start from weights of another shape. recorded: the `model_record` of the weights. Raises: UserError."""
     changed = [
         f"{name}={recorded.get(name)!r} there, {value!r} here"
         for name, value in model_record(model).items()
@@ -60,7 +60,7 @@ def check_same_model(init: str, recorded: Mapping[str, object], model: ModelConf
 
 
 def setting_differences(before: object, now: object, name: str) -> list[str]:
-    """What differs between two settings of one section, as text."""
+    """One text for each setting of a section that differs. name: dotted key of the section."""
     if before == now:
         return []
     if not hasattr(before, "__dataclass_fields__"):

@@ -1,4 +1,4 @@
-"""OUTPUT/metrics.jsonl: one line a logged step, evaluation or spike; written by the last rank, read by everybody."""
+"""OUTPUT/metrics.jsonl: one line for each logged step, evaluation and spike. The last rank alone writes it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ from nld_train.files import write_text
 KINDS = ("train", "validation")
 SPIKE = "spike"  # a step whose gradient norm stood out
 
-Entry = Mapping[str, float]  # "step", and the values by their names in metrics.jsonl
+Entry = Mapping[str, float]  # "step" and the logged values, by their names in metrics.jsonl
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl as written. Raises UserError where it is missing, empty or broken, naming the line."""
+    """The lines of metrics.jsonl in their order. Raises: UserError where the file is missing, empty or broken; it names
+    the line."""
     require(path.is_file(), f"no file {path}", "a run that has trained", "train it with `nld train` first")
     entries = [
         parse_metrics_line(line, f"{path} line {number}")
@@ -27,7 +28,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def parse_metrics_line(line: str, where: str) -> dict:
-    """One line as a dict with "kind", "step" and numbers. Raises UserError."""
+    """A line as a dict with "kind", "step" and numbers. where: the line's file and number. Raises: UserError."""
     allowed, do = '{"step": ..., "kind": "train" or "validation", name: number}', "take the line away"
     try:
         entry = json.loads(line)
@@ -41,14 +42,14 @@ def parse_metrics_line(line: str, where: str) -> dict:
 
 
 def entries_of_kind(entries: Sequence[dict], kind: str) -> list[Entry]:
-    """The entries of a kind, ascending in step; a step that was written twice counts as it was written last."""
+    """The entries of one kind, in ascending order of steps; of a step that was written twice, the last entry counts."""
     last = {entry["step"]: entry for entry in entries if entry["kind"] == kind}
     return [{name: value for name, value in last[step].items() if name != "kind"} for step in sorted(last)]
 
 
 def truncate_metrics(path: Path, step: int | None) -> None:
-    """Drop the entries of metrics.jsonl after `step` (None: all): those steps are taken again, and a curve has each
-    step once. A last line that was cut off goes too. Raises: UserError for a line that no run writes."""
+    """Drop the entries of metrics.jsonl after `step` (None: all of them): the run takes those steps again, and a curve
+    has each step once. A last line that was cut off is dropped too. Raises: UserError for a line that no run writes."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

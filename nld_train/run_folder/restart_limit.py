@@ -1,4 +1,4 @@
-"""When a chain of starts stops: it goes on as long as new steps are saved."""
+"""The restart limit: a job is started again as long as its starts save new steps."""
 
 import os
 from collections.abc import Mapping
@@ -7,17 +7,21 @@ from pathlib import Path
 from nld_train.config import RunConfig, require
 from nld_train.run_folder.attempts import STARTS, STARTS_DEFAULT, current_job, read_attempts, starts_without_progress
 from nld_train.run_folder.checkpoints import step_reached
+from nld_train.run_folder.paths import LOGS
 
 
 def read_restart_limit(environment: Mapping[str, str]) -> int:
-    """Starts in a row without a new saved step after which a chain stops."""
+    """How many starts in a row may save no new step. Raises: UserError for a variable that is no such number."""
     text = environment.get(STARTS, "") or str(STARTS_DEFAULT)
     require(text.isdigit() and int(text) > 0, f"{STARTS}={text!r}", "a whole number above 0", "correct the site file")
     return int(text)
 
 
 def check_restart_limit(run: RunConfig) -> None:
-    """Refuse a start of a job whose last starts saved nothing new, also where Slurm itself queued it again."""
+    """Refuse a start of a job that has reached the restart limit, also where Slurm itself queued it again.
+
+    Raises: UserError.
+    """
     output, (job, _) = Path(run.output), current_job(os.environ)
     if job:
         step = step_reached(output)
@@ -26,9 +30,9 @@ def check_restart_limit(run: RunConfig) -> None:
 
 
 def restart_limit_refusal(output: Path, job: str, count: int, step: int) -> tuple[str, str, str]:
-    """(got, allowed, do) of a chain that stops."""
+    """The error (got, allowed, do) of a job at its restart limit. count: starts that saved no new step."""
     return (
         f"{count} starts of job {job} in a row saved no new step: {output} is still at step {step:,}",
         f"fewer than {count} ({STARTS} in the site file)",
-        f"read {output / 'logs'} and the job's log, mend what ended them, and launch it again",
+        f"read {output / LOGS} and the job's log, correct what ended them, and launch it again",
     )

@@ -1,4 +1,4 @@
-"""A run that starts from a Hugging Face folder: imported into its own output folder first."""
+"""A run that starts from a Hugging Face folder imports it into its own output folder first."""
 
 import logging
 from dataclasses import replace
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def with_imported_init(run: RunConfig) -> RunConfig:
-    """The run with OUTPUT/init for an init that is a Hugging Face folder; any other run as it is.
+    """The run with OUTPUT/init in the place of an `init` that is a Hugging Face folder; any other run unchanged.
 
-    A fresh run imports the folder, whatever an earlier try left there; a resumed one has its weights already.
-    Raises: UserError.
+    A fresh run imports the folder and replaces what an earlier try left there; a resumed run has its weights already.
+    Raises: UserError where the folder holds another model, or cannot be read.
     """
     if run.init is None or not is_hf_folder(Path(run.init)):
         return run

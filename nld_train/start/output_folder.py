@@ -1,4 +1,4 @@
-"""What a start makes of the output folder: the step to go on from, and a folder ready for the ranks."""
+"""What a start does with the output folder: it finds the step to go on from, and readies the folder for the ranks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where a run goes on after it stopped, however it stopped: the newest whole checkpoint, and the curve up to it."""
+"""Where a run goes on, however it stopped: at its newest whole checkpoint."""
 
 import logging
 import os
@@ -8,21 +8,21 @@ from pathlib import Path
 from nld_train.config import require
 from nld_train.files import write_text
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps
-from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import NEWEST_TRAIN_STATE, TRACKER, TRAIN_STATE, checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
-# Megatron-Bridge reads the step from this copy of the newest checkpoint's own file.
-TRAIN_STATE, NEWEST_TRAIN_STATE = "train_state.pt", "latest_train_state.pt"
+DAMAGED_PREFIX = "damaged_"  # of checkpoints that are set aside
 
 
 def resume_step(output: Path) -> int | None:
-    """Step of the newest whole checkpoint, read to its last byte; None for a fresh start.
+    """The step of the newest whole checkpoint, which is read to its last byte; None for a fresh start.
 
-    Newer ones are named and set aside, and what Megatron reads first then points at the one that is used. A save that
-    was cut off is no loss: where none was ever finished, the run starts afresh.
+    Newer checkpoints are named and set aside, and the files that Megatron reads first then point at the one that is
+    used. A save that was cut off is no loss: where no save was ever finished, the run starts afresh.
 
-    Raises: UserError where a finished checkpoint is damaged and no other is left; nothing is renamed then.
+    Raises: UserError where a finished checkpoint is damaged and no whole one is left; nothing is renamed then.
     """
+    # 1. From the newest to the oldest: the first whole checkpoint is used.
     wrong: dict[int, str] = {}
     whole = None
     for step in reversed(checkpoint_steps(output)):
@@ -31,6 +31,7 @@ def resume_step(output: Path) -> int | None:
             whole = step
             break
         wrong[step] = found
+    # 2. Without a whole one, a finished save that is damaged now would be lost by a fresh start.
     lost = [found for step, found in wrong.items() if (step_folder(output, step) / MANIFEST).exists()]
     require(
         whole is not None or not lost,
@@ -38,6 +39,7 @@ def resume_step(output: Path) -> int | None:
         "one checkpoint as it was saved",
         "copy one back, or start again with another output=",
     )
+    # 3. Only now is anything renamed.
     for step, found in wrong.items():
         logger.warning("%s; set aside as %s", found, _set_checkpoint_aside(step_folder(output, step)).name)
     _point_tracker_at(output, whole)
@@ -45,17 +47,19 @@ def resume_step(output: Path) -> int | None:
 
 
 def _set_checkpoint_aside(folder: Path) -> Path:
-    """Rename a checkpoint out of the way; returns its new path. The name must not begin as a checkpoint's does:
-    Megatron reads a number from every name that does."""
-    name, count = folder.with_name(f"damaged_{folder.name}"), 1
+    """Rename a checkpoint out of the way; returns its new path.
+
+    The new name must not begin as the names of checkpoints do: Megatron reads a number from every such name.
+    """
+    name, count = folder.with_name(f"{DAMAGED_PREFIX}{folder.name}"), 1
     while name.exists():
         count += 1
-        name = folder.with_name(f"damaged_{folder.name}.{count}")
+        name = folder.with_name(f"{DAMAGED_PREFIX}{folder.name}.{count}")
     return folder.rename(name)
 
 
 def _point_tracker_at(output: Path, step: int | None) -> None:
-    """Point the files that Megatron reads first at the checkpoint of `step`; None: take them away."""
+    """Point the files that Megatron reads first at the checkpoint of `step`; None: remove these files."""
     tracker, newest = checkpoints_folder(output) / TRACKER, checkpoints_folder(output) / NEWEST_TRAIN_STATE
     if step is None:
         tracker.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Waiting for a started run: requests to stop are passed on, and how it ended is told in one line."""
+"""The supervisor of torchrun: it passes requests to stop on to the run, and says in one line how the run failed."""
 
 import logging
 import os
@@ -13,21 +13,22 @@ from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE
 from nld_train.signals import PARENT, SIGNALS
 
 logger = logging.getLogger(__name__)
-# What torchrun writes of the first process that failed.
+# How torchrun's log names the first process that failed.
 FIRST_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 
 
 class TorchrunSupervisor:
-    """torchrun with its ranks, as one child process."""
+    """Runs torchrun, and with it the ranks, as one child process."""
 
     def __init__(self, name: str, stop: Path) -> None:
+        """name: what messages call the run; stop: the file that asks the run to stop."""
         self.name, self.stop = name, stop
         self.process: subprocess.Popen[bytes] | None = None
         self.interrupted = self.left = False
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run the command to its end; returns 0, FAILED or LEFT_AT_ONCE. Its stderr goes to `log`."""
-        # The child is born with the signals blocked: one that comes before it listens waits for it.
+        """Run the command to its end, with its stderr appended to `log`; returns FINISHED, FAILED or LEFT_AT_ONCE."""
+        # The child starts with the signals blocked, so that one that comes before it listens waits for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         start = log.stat().st_size if log.exists() else 0
         with log.open("a") as errors:
@@ -46,14 +47,14 @@ class TorchrunSupervisor:
             with log.open("rb") as errors:
                 errors.seek(start)
                 written = errors.read().decode(errors="replace")
-            logger.error("%s failed%s; see %s", self.name, first_death(written), log)
+            logger.error("%s failed%s; see %s", self.name, first_killed_rank(written), log)
         return FAILED if status else FINISHED
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         assert self.process is not None, "handlers are set after the start"
         if number == signal.SIGINT and self.interrupted:
             self.left = True
-            self.process.kill()  # its ranks die with it
+            self.process.kill()  # its ranks die with it: signals.die_with_parent
             return
         self.interrupted |= number == signal.SIGINT
         try:
@@ -67,8 +68,8 @@ class TorchrunSupervisor:
         )
 
 
-def first_death(log: str) -> str:
-    """ ": rank 1 was killed by SIGKILL", or "" where torchrun's log names no signal."""
+def first_killed_rank(log: str) -> str:
+    """What a message adds, e.g. ": rank 1 was killed by SIGKILL"; "" where torchrun's log names no signal."""
     found = FIRST_FAILURE.search(log)
     if found is None or int(found[1]) >= 0:
         return ""

@@ -1,4 +1,4 @@
-"""What starts the ranks of a run on a node: torchrun's command line, and the variables that the ranks inherit."""
+"""How the ranks of a run are started on a node: torchrun's command line, and the variables that the ranks inherit."""
 
 import os
 import sys
@@ -15,22 +15,23 @@ TORCHRUN_MODULE = "nld_train.start.torchrun_main"
 
 
 def torchrun_command(run: RunConfig, nodes: Nodes) -> list[str]:
-    """torchrun of this node's ranks, on the frozen configuration."""
+    """The torchrun that starts this node's ranks; each rank reads the frozen configuration."""
     elastic = [*nodes.torchrun_options, f"--nproc-per-node={nodes.ranks(run)}"]
     return [sys.executable, "-m", TORCHRUN_MODULE, *elastic, "-m", RANK_MODULE, frozen_path(run)]
 
 
 def rank_command(run: RunConfig) -> list[str]:
-    """One rank by itself, as torchrun starts it."""
+    """The command of one rank, as torchrun starts it."""
     return [sys.executable, "-m", RANK_MODULE, frozen_path(run)]
 
 
 def frozen_path(run: RunConfig) -> str:
+    """The file of the frozen configuration: the only argument of a rank."""
     return str(Path(run.output) / RUN)
 
 
 def rank_environment(run: RunConfig) -> dict[str, str]:
-    """Variables of the ranks: W&B's mode, quiet libraries, and GPUs that start work in the order it is given."""
+    """The variables that the ranks get: W&B's mode, quiet libraries, GPUs that start work in the order it is given."""
     variables = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if run.parallel.tensor > 1:
         # Megatron and Transformer Engine start a transfer before the product that hides it; with more queues than one
@@ -42,7 +43,7 @@ def rank_environment(run: RunConfig) -> dict[str, str]:
 
 
 def _wandb_mode(run: RunConfig) -> str:
-    """ "auto" is online where wandb would find a login, offline elsewhere (`wandb sync` uploads later)."""
+    """The mode that `log.wandb` means: "auto" is online where wandb would find a login, offline elsewhere."""
     if run.log.wandb != "auto":
         return run.log.wandb
     return "online" if has_wandb_login() else "offline"

@@ -1,4 +1,4 @@
-"""torchrun, made to outlive the signals that ask a run to stop: by default it would kill its ranks on them."""
+"""torchrun that outlives the signals that ask a run to stop; by default it would kill its ranks on them."""
 
 import os
 import signal
@@ -6,15 +6,15 @@ import sys
 
 from torch.distributed.run import main as torchrun
 
-from nld_train.signals import SIGNALS, die_with_parent
+from nld_train.signals import SIGNALS, TORCHRUN_SIGNALS, die_with_parent
 
 
 def torchrun_main() -> None:
-    """torchrun's own command line."""
+    """Run torchrun on this process's own arguments."""
     die_with_parent()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the default of torchrun's --signals-to-handle
+    os.environ.update(TORCHRUN_SIGNALS)
     torchrun(sys.argv[1:])
 
 

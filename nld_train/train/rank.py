@@ -9,6 +9,7 @@ from typing import TextIO
 import torch
 
 from nld_train.config import RunConfig
+from nld_train.exit_status import FAILED, FINISHED
 from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
@@ -28,10 +29,10 @@ def rank_main() -> int:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         terminal.tell_failure(screen, run.output, rank, error)
-        return 1
+        return FAILED
     finally:
         end_children()
-    return 0
+    return FINISHED
 
 
 def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:

@@ -9,15 +9,11 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from nld_train.run_folder.checkpoints import complete_steps
-from nld_train.run_folder.paths import checkpoints_folder, logs_folder
+from nld_train.run_folder.checkpoints import checkpoint_steps, complete_steps
+from nld_train.run_folder.paths import rank_log, step_folder
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves
-
-
-def rank_log(output: str, rank: int) -> Path:
-    return logs_folder(output) / f"rank_{rank}.log"
 
 
 def redirect_to_log(output: str, rank: int) -> TextIO:
@@ -70,7 +66,8 @@ def _disk_full_reason(output: Path, error: BaseException) -> str | None:
         if os.strerror(number) in text:
             return f"{os.strerror(number)}: {output}"
     free = shutil.disk_usage(output).free
-    sizes = [sum(file.stat().st_size for file in step.rglob("*")) for step in checkpoints_folder(output).glob("iter_*")]
+    folders = [step_folder(output, step) for step in checkpoint_steps(output)]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*")) for folder in folders]
     if not any(f"in {function}" in text for function in SAVING) or free >= max(sizes, default=0):
         return None
     return (

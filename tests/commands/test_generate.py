@@ -9,7 +9,6 @@ import pytest
 from nld_train import cli
 from nld_train.commands.generate import (
     HELP,
-    MODES,
     TextStream,
     chat_prompts,
     choose_device,
@@ -18,6 +17,7 @@ from nld_train.commands.generate import (
 )
 from nld_train.config import DecodeConfig
 from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
+from nld_train.decode.modes import MODES
 from nld_train.errors import UserError
 from nld_train.report.decoded_answers import read_answers
 

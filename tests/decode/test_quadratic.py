@@ -9,14 +9,14 @@ from torch import Tensor
 
 from nld_train.config import DecodeConfig
 from nld_train.decode import ar, quadratic
-from nld_train.decode.quadratic import forward_interleaved, interleaved_layout, visible_places
+from nld_train.decode.quadratic import forward_interleaved, interleaved_layout, visible_keys
 
 MASK, LENGTH, NEW = 3, 3, 12
 
 
 def test_the_visibility_of_two_tokens_and_their_groups_is_written_out():
     """Two cached places, then tokens s t, then the masks a b behind s and c d behind t."""
-    table = visible_places(interleaved_layout(2), torch.tensor([[[2]]]), 2)[0].int().tolist()
+    table = visible_keys(interleaved_layout(2), torch.tensor([[[2]]]), 2)[0].int().tolist()
     assert table == [
         # past  s  t  a  b  c  d
         [1, 1, 1, 0, 0, 0, 0, 0],  # s
@@ -30,7 +30,7 @@ def test_the_visibility_of_two_tokens_and_their_groups_is_written_out():
 
 
 def test_a_shorter_row_sees_its_own_places_and_not_the_scratch_behind_them():
-    table = visible_places(interleaved_layout(1), torch.tensor([[[1]], [[3]]]), 3).int().tolist()
+    table = visible_keys(interleaved_layout(1), torch.tensor([[[1]], [[3]]]), 3).int().tolist()
     assert table == [[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
 
 

@@ -17,7 +17,7 @@ from nld_train.errors import UserError
 
 GOOD = DoctorFinding("cores", "2")
 NOTED = DoctorFinding("GPU", "none", "note", "nothing")
-BAD = DoctorFinding("a longer check", "broken", "FAIL", "mend it")
+BAD = DoctorFinding("a longer check", "broken", "FAIL", "repair it")
 
 
 def test_columns_are_aligned_and_what_to_do_stands_below() -> None:
@@ -25,7 +25,7 @@ def test_columns_are_aligned_and_what_to_do_stands_below() -> None:
     assert [line.split() for line in lines] == [
         ["cores", "ok", "2"],
         ["a", "longer", "check", "FAIL", "broken"],
-        ["->", "mend", "it"],
+        ["->", "repair", "it"],
     ]
     assert lines[0].index("2") == lines[1].index("broken") == lines[2].index("->")
 

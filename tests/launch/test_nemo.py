@@ -13,7 +13,7 @@ import pytest
 
 from nld_train import recipe
 from nld_train.errors import UserError
-from nld_train.launch.nemo_home import import_nemo_experiment
+from nld_train.launch.nemo_home import prepare_nemo_run
 from nld_train.launch.sbatch_script import Submission
 from nld_train.launch.site import DEFAULTS, Site
 from nld_train.launch.submit import plan_submission
@@ -65,13 +65,15 @@ def written(name: str, **given: object) -> str:
     """The script of a submission, with nemo-run's folder where the run's output would have it."""
     job = job_of(name, **given)  # type: ignore[arg-type]
     run = recipe.load_recipe(job.recipe, job.overrides)
-    placer = import_nemo_experiment(FOLDER / run.output)
-    before = placer.get_nemorun_home()
-    placer.set_nemorun_home(str(FOLDER / run.output / "nemo"))
+    prepare_nemo_run(FOLDER / run.output)
+    from nld_train.launch import nemo_experiment
+
+    before = nemo_experiment.get_nemorun_home()
+    nemo_experiment.set_nemorun_home(str(FOLDER / run.output / "nemo"))
     try:
-        return placer.OnSlurm(run, job, site_of(name), number=f"{run.name}_1").script()
+        return nemo_experiment.SlurmSubmission(run, job, site_of(name), number=f"{run.name}_1").script()
     finally:
-        placer.set_nemorun_home(before)
+        nemo_experiment.set_nemorun_home(before)
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -91,7 +93,10 @@ def test_a_run_waits_for_the_one_before() -> None:
 def test_the_local_executor_is_a_torchrun() -> None:
     run = recipe.load_recipe("tiny_stage1_ar", WORDS)
     path = GOLDEN / "nemo_local.sh"
-    text = import_nemo_experiment(Path(run.output)).command_here(run, "tiny_stage1_ar", list(WORDS))
+    prepare_nemo_run(Path(run.output))
+    from nld_train.launch.nemo_experiment import local_command
+
+    text = local_command(run, "tiny_stage1_ar", list(WORDS))
     text = text.replace(str(Path(sys.executable).parent), "VENV")
     if os.environ.get("NLD_GOLDEN") == "write":
         path.write_text(text)
@@ -165,11 +170,13 @@ def test_words_that_nemo_run_would_change_are_refused(word: str) -> None:
 
 
 def test_short_options_of_sbatch_are_refused() -> None:
-    placer = import_nemo_experiment(Path("out"))
+    prepare_nemo_run(Path("out"))
+    from nld_train.launch.nemo_experiment import SlurmSubmission
+
     site = site_of("nemo_slurm")
     short = Site(site.path, {**site.values, "NLD_SBATCH": "-q high"}, site.environment)
     with pytest.raises(UserError, match="NLD_SBATCH.*--name=value"):
-        placer.OnSlurm(recipe.load_recipe("nld_8b_stage2_joint"), job_of("nemo_slurm"), short)
+        SlurmSubmission(recipe.load_recipe("nld_8b_stage2_joint"), job_of("nemo_slurm"), short)
 
 
 def nld(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

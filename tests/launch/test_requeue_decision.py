@@ -9,7 +9,13 @@ import pytest
 from nld_train import recipe
 from nld_train.errors import UserError
 from nld_train.exit_status import UNHEALTHY_NODE
-from nld_train.launch.requeue_decision import SILENT, AttemptEnd, close_attempt, nodes_to_exclude, parse_node_states
+from nld_train.launch.requeue_decision import (
+    UNRESPONSIVE,
+    AttemptEnd,
+    close_attempt,
+    nodes_to_exclude,
+    parse_node_states,
+)
 from nld_train.run_folder.attempts import read_attempts, record_end, record_start, starts_without_progress
 from nld_train.run_folder.restart_limit import check_restart_limit
 
@@ -37,10 +43,13 @@ def test_a_failed_start_goes_on_until_three_saved_nothing(tmp_path: Path) -> Non
     for restart in range(3):
         start(tmp_path, restart)
         record_end(tmp_path, 0, 1)
-        decided = close_attempt(tmp_path, ending(), job(restart))
-        assert bool(decided.stopped) == (restart == 2)
-    assert "3 starts of job 7 in a row saved no new step" in decided.stopped and "still at step 0" in decided.stopped
-    assert read_attempts(tmp_path)[-1].stopped == decided.stopped
+        decision = close_attempt(tmp_path, ending(), job(restart))
+        assert bool(decision.stop_reason) == (restart == 2)
+    assert (
+        "3 starts of job 7 in a row saved no new step" in decision.stop_reason
+        and "still at step 0" in decision.stop_reason
+    )
+    assert read_attempts(tmp_path)[-1].stopped == decision.stop_reason
 
 
 def test_a_new_job_and_a_new_step_count_from_the_start(tmp_path: Path) -> None:
@@ -65,15 +74,15 @@ def test_a_start_that_left_no_word_is_written_down(tmp_path: Path) -> None:
 
 def test_a_cancelled_job_does_not_go_on(tmp_path: Path) -> None:
     start(tmp_path, 0)
-    assert close_attempt(tmp_path, ending(status=75, how="cancelled"), job(0)).stopped == "cancelled"
+    assert close_attempt(tmp_path, ending(status=75, how="cancelled"), job(0)).stop_reason == "cancelled"
 
 
 def test_failed_nodes_are_left_out(tmp_path: Path) -> None:
     start(tmp_path, 0)
     record_end(tmp_path, 0, UNHEALTHY_NODE, {"n1": "7 GPUs, expected 8"})
-    decided = close_attempt(tmp_path, ending(status=UNHEALTHY_NODE, silent="n2"), job(0))
-    assert decided.excluded == ("n1", "n2") and not decided.kept
-    assert decided.unhealthy == {"n1": "7 GPUs, expected 8", "n2": SILENT}
+    decision = close_attempt(tmp_path, ending(status=UNHEALTHY_NODE, silent="n2"), job(0))
+    assert decision.excluded == ("n1", "n2") and not decision.kept_unhealthy
+    assert decision.unhealthy == {"n1": "7 GPUs, expected 8", "n2": UNRESPONSIVE}
 
 
 @pytest.mark.parametrize(
@@ -94,10 +103,10 @@ def test_never_so_many_that_the_job_cannot_run(partition: str, left_out: str, ch
 
 def test_nodes_that_slurm_lost_are_seen_in_their_state(tmp_path: Path) -> None:
     start(tmp_path, 0)
-    decided = close_attempt(
+    decision = close_attempt(
         tmp_path, ending(how="requeued", partition=FOUR.replace("n2 allocated", "n2 down*")), job(0)
     )
-    assert decided.excluded == ("n2",)
+    assert decision.excluded == ("n2",)
 
 
 def test_a_start_after_too_many_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,22 @@
 """What is settled before Slurm is asked; that Slurm itself is asked is tested in tests/slurm."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nld_train import recipe
-from nld_train.config import RunConfig
 from nld_train.errors import UserError
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import read_site
 from nld_train.launch.submit import (
+    check_before_submission,
     check_export,
     newest_training_job,
     plan_export,
     plan_submission,
-    run_checks_in,
     submit_script,
 )
 from nld_train.run_folder.attempts import record_start, record_submission
@@ -25,7 +26,7 @@ def test_outputs_lie_in_the_sites_folder(site_file: Callable[..., Path]) -> None
     site = read_site(site_file())
     run = recipe.load_recipe("nld_8b_stage1_ar")
     job = plan_submission(run, "nld_8b_stage1_ar", ["log.interval=5"], None, None, site)
-    assert job.log == site.folder / run.output / "slurm" / "%j.log"
+    assert job.log == site.job_folder / run.output / "slurm" / "%j.log"
     assert (job.placement, job.overrides) == (Placement(32, 8), ("log.interval=5",))
 
 
@@ -34,15 +35,19 @@ def test_a_recipe_file_is_named_so_that_every_node_finds_it(site_file: Callable[
     assert Path(job.recipe).is_absolute()
 
 
-def test_the_doors_are_asked_from_the_sites_folder(site_file: Callable[..., Path]) -> None:
-    site, seen = read_site(site_file()), []
-
-    def door(run: RunConfig) -> None:
-        seen.append((Path.cwd(), run.name))
-
-    before = Path.cwd()
-    run_checks_in(recipe.load_recipe("tiny_stage1_ar"), site, [door])
-    assert seen == [(site.folder, "tiny_stage1_ar")] and Path.cwd() == before
+def test_the_start_checks_are_made_in_the_sites_folder(site_file: Callable[..., Path], prepared: Path) -> None:
+    """The data are found there by a relative path; weights are looked for unless a job before makes them."""
+    site, before = read_site(site_file()), Path.cwd()
+    words = ["data.blend=data/a", "data.tokenizer=tokenizer", "model.vocab_size=400", "init=out/before"]
+    run = recipe.load_recipe("tiny_stage2_joint", words)
+    waiting = plan_submission(run, "tiny_stage2_joint", words, 1, "7", site)
+    with pytest.raises(UserError, match="data/a.idx"):
+        check_before_submission(run, waiting, None, site)
+    shutil.copytree(prepared, site.job_folder, dirs_exist_ok=True)
+    check_before_submission(run, waiting, plan_export(waiting, "out/hf", site), site)
+    with pytest.raises(UserError, match="init='out/before': no checkpoint"):
+        check_before_submission(run, replace(waiting, after=None), None, site)
+    assert Path.cwd() == before
 
 
 def test_the_newest_job_of_a_run_is_found(tmp_path: Path) -> None:
@@ -60,8 +65,8 @@ def test_an_export_stays_out_of_a_folder_that_is_there(site_file: Callable[..., 
     site = read_site(site_file())
     job = plan_submission(recipe.load_recipe("nld_8b_sft"), "nld_8b_sft", [], None, None, site)
     export = plan_export(job, "out/hf", site)
-    assert (export.export, export.placement) == (str(site.folder / "out/hf"), Placement(1, 1))
-    (site.folder / "out/hf").mkdir(parents=True)
+    assert (export.export, export.placement) == (str(site.job_folder / "out/hf"), Placement(1, 1))
+    (site.job_folder / "out/hf").mkdir(parents=True)
     with pytest.raises(UserError, match="exists already"):
         plan_export(job, "out/hf", site)
 

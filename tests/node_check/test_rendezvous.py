@@ -1,4 +1,4 @@
-"""Nodes that meet, with real gloo ranks, and what they find wrong with one another."""
+"""The rendezvous of several nodes with real gloo ranks, and what the nodes find wrong with one another."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.node_check.links import ring_pairs, unreachable_nodes
-from nld_train.node_check.node_facts import NodeFacts, NodeRequirements, missing_room, node_problems, read_node_facts
+from nld_train.node_check.node_facts import NodeFacts, NodeRequirements, disk_problems, node_problems, read_node_facts
 from nld_train.node_check.nodes import Nodes
 from nld_train.node_check.rendezvous import RendezvousLimits, RendezvousVerdict, hold_rendezvous
 
@@ -120,9 +120,9 @@ def test_a_full_disk_is_found(tmp_path: Path) -> None:
     there = NodeRequirements(
         str(tmp_path / "not" / "made" / "yet"), 2, output_bytes=1.0, temporary_bytes=1.0, shared_bytes=1.0
     )
-    assert missing_room(there) == []
+    assert disk_problems(there) == []
     full = NodeRequirements(str(tmp_path), 2, output_bytes=1e18, temporary_bytes=1.0, shared_bytes=1.0)
-    (said,) = missing_room(full)
+    (said,) = disk_problems(full)
     assert f"free in {tmp_path}, expected 1,000,000,000 GB" in said
 
 

@@ -44,13 +44,13 @@ def test_every_token_has_its_text_supervision_block_and_noise(chat: Path, prepar
     config = DiffusionConfig(block_size=4)
     view = view_conversation(chat, prepared / "tokenizer", 1, config)
     tokens, supervised = TokenFile(chat)[1], Supervision(chat).of(1)
-    assert "".join(place.text for place in view.places) == load_tokenizer(prepared / "tokenizer").decode(tokens)
-    assert [place.supervised for place in view.places] == supervised.tolist()
-    assert [place.block for place in view.places] == [number // 4 for number in range(len(tokens))]
+    assert "".join(place.text for place in view.shown_tokens) == load_tokenizer(prepared / "tokenizer").decode(tokens)
+    assert [place.supervised for place in view.shown_tokens] == supervised.tolist()
+    assert [place.block for place in view.shown_tokens] == [number // 4 for number in range(len(tokens))]
     row = Row(1, torch.tensor([*tokens.tolist(), 0]), torch.tensor([*supervised.tolist(), False]))
     noisy = corrupt_row(row, config, "train", 1)
-    assert [place.masked for place in view.places] == noisy.masked.tolist()
-    assert [place.p for place in view.places] == noisy.p.tolist() and noisy.masked.any()
+    assert [place.masked for place in view.shown_tokens] == noisy.masked.tolist()
+    assert [place.p for place in view.shown_tokens] == noisy.p.tolist() and noisy.masked.any()
     counting = int(supervised.sum())
     assert view.facts.startswith(f"{len(tokens)} tokens, {counting} supervised (")
     assert f"{int(noisy.masked.sum())} of {counting} supervised tokens masked" in view.noise
@@ -61,9 +61,9 @@ def test_without_colour_brackets_say_what_counts(chat: Path, prepared: Path) -> 
     shown = conversation_text(view, coloured=False).plain
     clean = shown.split("\n\n")[2].replace(BORDER, "")
     assert re.findall("⟦([^⟧]*)⟧", clean) == [f"{ANSWER}<|im_end|>"]
-    assert clean.replace("⟦", "").replace("⟧", "") == "".join(place.text for place in view.places).rstrip("\n")
-    masked = [place for place in view.places if place.masked]
-    assert shown.count(BORDER) == 1 + 2 * view.places[-1].block
+    assert clean.replace("⟦", "").replace("⟧", "") == "".join(place.text for place in view.shown_tokens).rstrip("\n")
+    masked = [place for place in view.shown_tokens if place.masked]
+    assert shown.count(BORDER) == 1 + 2 * view.shown_tokens[-1].block
     assert shown.count(MASK) == sum(max(1, len(place.text.replace("\n", ""))) for place in masked) > 0
 
 
@@ -81,12 +81,12 @@ def test_the_page_says_the_same_and_needs_nothing_else(chat: Path, prepared: Pat
     clean, noisy = html.split("<h2>")[1:]
     for part in (clean, noisy):
         assert unescape(re.sub("<[^>]*>", "", part.split("<pre>")[1].split("</pre>")[0])) == "".join(
-            place.text for place in view.places
+            place.text for place in view.shown_tokens
         )
     assert not any("masked" in names for names in re.findall('<span class="([^"]*)"', clean))
     spans = re.findall('<span class="([^"]*)"', noisy)
-    assert ["masked" in names.split() for names in spans] == [place.masked for place in view.places]
-    assert sum("first" in names.split() for names in spans) == view.places[-1].block
+    assert ["masked" in names.split() for names in spans] == [place.masked for place in view.shown_tokens]
+    assert sum("first" in names.split() for names in spans) == view.shown_tokens[-1].block
     assert "http" not in html and "<script" not in html
 
 

@@ -123,7 +123,7 @@ def test_nodes_are_checked_by_hand(slurm: Cluster, prepared: Path, tmp_path: Pat
     said = (tmp_path / "log").read_text().splitlines()
     *nodes, summary = [line for line in said if not line.startswith("srun: ")]
     assert nodes == ["node 0  ok", "node 1  ok"]
-    assert summary.startswith("2 node(s) well: no GPUs, all-reduce of 2 ranks right, clocks within 0.")
+    assert summary.startswith("2 healthy node(s): no GPUs, all-reduce of 2 ranks is right, clocks within 0.")
 
 
 @pytest.mark.long

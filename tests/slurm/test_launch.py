@@ -109,7 +109,7 @@ def test_two_nodes_train(slurm: Cluster, shared: Path, launch: Launch) -> None:
     number = done.stdout.strip()
     assert slurm.wait(number, ENDED, seconds=STARTED) == "COMPLETED", slurm.logs()
     said = (shared / "short" / "slurm" / f"{number}.log").read_text()
-    assert "2 node(s) well: no GPUs, all-reduce of 2 ranks right" in said
+    assert "2 healthy node(s): no GPUs, all-reduce of 2 ranks is right" in said
     assert len(curve(shared / "short")) == 3
     start = slurm.run(str(NLD), "jobs", f"{shared}/short").splitlines()[2]
     assert start.startswith(f"{number} ") and "n1,n2" in start and start.endswith("finished")

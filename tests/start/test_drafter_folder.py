@@ -1,4 +1,4 @@
-"""What a drafter's run finds at its door: the model it drafts for, and an adapter to start from."""
+"""The start checks of a drafter's run: the model that it drafts for, and an adapter to start from."""
 
 import json
 import shutil

@@ -32,7 +32,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_nodes_are_torchruns() -> None:
     variables = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
-    assert torchrun_nodes(variables) == Nodes(count=2, here=1)
+    assert torchrun_nodes(variables) == Nodes(count=2, node_rank=1)
     assert torchrun_nodes({**variables, "NLD_NODES": "n1 n2"}).labels == ("n1", "n2")
 
 

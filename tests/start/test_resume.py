@@ -8,8 +8,8 @@ import pytest
 
 from nld_train.errors import UserError
 from nld_train.run_folder.metrics import truncate_metrics
-from nld_train.run_folder.paths import TRACKER, checkpoints_folder
-from nld_train.start.resume import NEWEST_TRAIN_STATE, resume_step
+from nld_train.run_folder.paths import NEWEST_TRAIN_STATE, TRACKER, checkpoints_folder
+from nld_train.start.resume import resume_step
 from tests.saved import DAMAGES, save_checkpoint
 
 

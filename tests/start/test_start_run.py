@@ -1,4 +1,4 @@
-"""The doors of a start that look at the data."""
+"""The start checks that look at the data."""
 
 from pathlib import Path
 

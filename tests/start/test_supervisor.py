@@ -12,7 +12,7 @@ import pytest
 
 from nld_train.exit_status import LEFT_AT_ONCE
 from nld_train.signals import PARENT, SIGNALS
-from nld_train.start.supervisor import first_death
+from nld_train.start.supervisor import first_killed_rank
 
 LAUNCHER = """
 import logging, os, sys
@@ -127,5 +127,5 @@ def test_a_failure_is_told_with_its_log(launch, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_failed_by_itself_has_told_why() -> None:
-    assert first_death("failed (exitcode: 1) local_rank: 0 (pid: 5)") == ""
-    assert first_death("") == ""
+    assert first_killed_rank("failed (exitcode: 1) local_rank: 0 (pid: 5)") == ""
+    assert first_killed_rank("") == ""
