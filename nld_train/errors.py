@@ -1,4 +1,6 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and the checks that raise it."""
+
+from typing import get_args
 
 
 class UserError(Exception):
@@ -14,3 +16,20 @@ class UserError(Exception):
     def __str__(self) -> str:
         got, allowed, do = self.args
         return f"{got}; allowed: {allowed}; do: {do}"
+
+
+def require(ok: bool, got: str, allowed: str, do: str) -> None:
+    """Raise UserError unless `ok`."""
+    if not ok:
+        raise UserError(got, allowed, do)
+
+
+def require_choice(name: str, value: str, choices: object) -> None:
+    allowed = get_args(choices)
+    require(value in allowed, f"{name}={value!r}", ", ".join(allowed), "choose one of them")
+
+
+def require_positive(section: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value > 0, f"{section}.{name}={value}", "numbers above 0", f"set {section}.{name}")

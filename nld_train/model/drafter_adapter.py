@@ -14,9 +14,9 @@ from megatron.bridge.peft.lora_layers import LoRALinear
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nld_train.config import DrafterConfig
 from nld_train.model.core_attention import DualStreamAttention
 from nld_train.noise.seeding import keyed_uniforms
+from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import WEIGHTS, lora_names
 
 TARGET = "linear_proj"  # Megatron's o_proj
@@ -64,15 +64,15 @@ class DrafterLoRA(LoRA):
         return linear
 
 
-def drafter_lora(drafter: DrafterConfig, seed: int) -> DrafterLoRA:
-    """The adapter of a run."""
+def drafter_lora(settings: LoraSettings, seed: int) -> DrafterLoRA:
+    """The adapter of a run. `seed`: of the start of A, where none is stored."""
     return DrafterLoRA(
         target_modules=[TARGET],
-        dim=drafter.rank,
-        alpha=drafter.alpha,
-        dropout=drafter.dropout,
+        dim=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
         seed=seed,
-        stored=drafter.adapter,
+        stored=settings.adapter,
     )
 
 

@@ -1,6 +1,7 @@
 """What `nld train RECIPE --dry-run` prints: the run in numbers, reckoned on any machine without loading a model."""
 
 from nld_train.config import RunConfig
+from nld_train.objectives.choose import objective_of
 from nld_train.plan import flops, memory, parameters, row_counts
 
 Line = tuple[str, str]  # label, what is said of it
@@ -35,16 +36,17 @@ def size_lines(run: RunConfig) -> list[Line]:
         f"final norm {count.final_norm:,}; head {count.head:,}"
     )
     lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
-    if run.drafter is not None:
-        adapter = parameters.adapter_parameters(run.model, run.drafter)
-        lines.append(("trained", f"{adapter:,}: LoRA of rank {run.drafter.rank} on o_proj; the rest is frozen"))
+    lora = objective_of(run).adapter
+    if lora is not None:
+        trained = f"{parameters.trained_parameters(run):,}: LoRA of rank {lora.rank} on o_proj; the rest is frozen"
+        lines.append(("trained", trained))
     return lines
 
 
 def data_lines(run: RunConfig) -> list[Line]:
-    train, length = run.train, run.data.sequence_length
+    train, length, objective = run.train, run.data.sequence_length, objective_of(run)
     factors = f"{train.iterations:,} iterations x {train.global_batch:,} rows x {length:,}"
-    head = f"{row_counts.expected_head_rows(run):,.0f} per row expected, {row_counts.most_head_rows(run):,} at most"
+    head = f"{objective.expected_head_rows():,.0f} per row expected, {objective.most_head_rows():,} at most"
     return [
         ("tokens", f"{row_counts.run_tokens(run):,} = {factors}"),
         ("model input", model_input(run)),

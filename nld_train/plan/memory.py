@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
 from nld_train.loss.chunks import chunk_width
-from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
-from nld_train.plan.row_counts import micro_batches, most_head_rows, row_positions
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import LoraSettings
+from nld_train.plan.parameters import adapter_parameters, padded_vocab, rank_parameters, trained_parameters
+from nld_train.plan.row_counts import micro_batches, row_positions
 
 CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
 FP32 = 4  # bytes
@@ -68,8 +70,9 @@ def worst_stage(run: RunConfig) -> StageMemory:
 def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     """Memory of a GPU of pipeline stage `stage`."""
     parameters = rank_parameters(run.model, run.parallel, stage).total
-    adapter = adapter_on_rank(run)
-    trained = parameters if run.drafter is None else adapter
+    lora = objective_of(run).adapter
+    adapter = 0 if lora is None else adapter_on_rank(run, lora)
+    trained = parameters if lora is None else adapter
     return StageMemory(
         stage=stage,
         weights=(parameters + adapter) * element_bytes(run),
@@ -81,9 +84,9 @@ def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     )
 
 
-def adapter_on_rank(run: RunConfig) -> int:
-    """Parameters of a drafter's adapter on one GPU: A is cut over the tensor ranks by its inputs, B by its outputs."""
-    return 0 if run.drafter is None else adapter_parameters(run.model, run.drafter) // run.parallel.tensor
+def adapter_on_rank(run: RunConfig, lora: LoraSettings) -> int:
+    """Parameters of an adapter on one GPU: A is cut over the tensor ranks by its inputs, B by its outputs."""
+    return adapter_parameters(run.model, lora) // run.parallel.tensor
 
 
 def element_bytes(run: RunConfig) -> int:
@@ -184,19 +187,22 @@ def layer_backward_bytes(run: RunConfig) -> int:
 def head_bytes(run: RunConfig) -> int:
     """Bytes alive while the LM head and the loss run, with every noisy token masked (noise level near 1).
 
-    The logits exist in chunks of the vocabulary (loss/lm_head.py): in the backward pass four chunks of fp32, those kept
-    from the forward, those made again, their gradient, and it or the one before once more as the product takes it. Over
-    tensor ranks: the weight's gradient, before it is added to the fp32 one. Per selected row two fp32 vectors of E: the
-    gradient that the chunks add up to, and what one of them adds. Per position four streams of E: the last hidden
-    states, gathered, the rows selected from them, and the gradients of both.
-
-    Of a drafter: the fp32 logits of drafter and verifier, and the gradient of the former.
+    A loss that walks through the vocabulary in chunks (loss/lm_head.py) holds in its backward pass
+    1. four fp32 chunks of logits [rows, width]: the last chunk kept from the forward pass, the chunk computed again,
+       its gradient, and that gradient (or the one before it) once more as the product takes it;
+    2. the gradient of this tensor rank's weight [V / ranks, E], before it is added to the fp32 one;
+    3. two fp32 vectors of E for each selected row: the gradient that the chunks add up to, and what one chunk adds;
+    4. four streams of E for each position: the last hidden states, gathered; the rows selected from them; and the
+       gradients of both.
+    An objective whose loss needs whole rows of logits holds `whole_logits` fp32 tables [rows, V / ranks] in place of 1
+    to 3; its head is frozen.
     """
-    model, streams = run.model, rank_positions(run) * 4 * run.model.hidden * element_bytes(run)
+    model, objective = run.model, objective_of(run)
+    streams = rank_positions(run) * 4 * model.hidden * element_bytes(run)
     columns = padded_vocab(model.vocab_size, run.parallel.tensor) // run.parallel.tensor
-    if run.drafter is not None:
-        return run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32 + streams
-    rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
+    rows = run.train.micro_batch * objective.most_head_rows() // run.parallel.context
+    if objective.whole_logits:
+        return rows * columns * objective.whole_logits * FP32 + streams
     chunks = LOGIT_CHUNKS * rows * min(columns, chunk_width(rows)) * FP32
     return chunks + columns * model.hidden * element_bytes(run) + 2 * rows * model.hidden * FP32 + streams
 
@@ -204,10 +210,9 @@ def head_bytes(run: RunConfig) -> int:
 def checkpoint_size(run: RunConfig) -> CheckpointSize:
     """A checkpoint holds every parameter once: the weights, and the optimizer's fp32 master copy and moments.
 
-    In fp32 the distributed optimizer still writes its copy of the weights. A drafter's holds its adapter alone.
+    In fp32 the distributed optimizer still writes its copy of the weights. Where an adapter is trained, a checkpoint
+    holds the adapter alone.
     """
-    parameters = (
-        model_parameters(run.model).total if run.drafter is None else adapter_parameters(run.model, run.drafter)
-    )
+    parameters = trained_parameters(run)
     master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
     return CheckpointSize(parameters * element_bytes(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

@@ -21,6 +21,7 @@ from megatron.bridge.training.config import (
 from nld_train.config import RunConfig
 from nld_train.model.drafter_adapter import drafter_lora
 from nld_train.model.provider import model_provider
+from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import init_checkpoint, newest_complete_step
 from nld_train.run_folder.paths import TENSORBOARD, checkpoints_folder, data_index_folder
@@ -31,7 +32,7 @@ NEVER = 1 << 60  # steps
 
 def bridge_config(run: RunConfig) -> ConfigContainer:
     """Everything Megatron-Bridge needs to train this run."""
-    output = Path(run.output)
+    output, lora = Path(run.output), objective_of(run).adapter
     return ConfigContainer(
         model=model_provider(run),
         train=TrainingConfig(
@@ -51,7 +52,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         rng=RNGConfig(seed=run.train.seed),
         dist=_process_groups(run),
         mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
-        peft=None if run.drafter is None else drafter_lora(run.drafter, run.train.seed),
+        peft=None if lora is None else drafter_lora(lora, run.train.seed),
     )
 
 
@@ -87,8 +88,8 @@ def _schedule(run: RunConfig) -> SchedulerConfig:
 
 
 def data_parallel_config(run: RunConfig) -> DistributedDataParallelConfig:
-    # An adapter's gradients are too few to be worth hiding, and a drafter's step runs the network twice.
-    overlap = torch.cuda.is_available() and run.drafter is None
+    """How gradients are summed over the data-parallel ranks."""
+    overlap = torch.cuda.is_available() and objective_of(run).overlaps_communication
     return DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.distributed_optimizer,
         overlap_grad_reduce=overlap,
@@ -130,15 +131,14 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
     saved = str(checkpoints_folder(output))
-    # An adapter's own checkpoint lacks the weights that it changes.
-    from_init = run.init is not None and (run.drafter is not None or newest_complete_step(output) is None)
+    reads_init = objective_of(run).reads_init(resumes=newest_complete_step(output) is not None)
     return CheckpointConfig(
         save=saved,
         load=saved,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # Read only where `load` holds nothing yet: weights alone, at step 0.
-        pretrained_checkpoint=str(init_checkpoint(run.init)) if from_init else None,
+        pretrained_checkpoint=str(init_checkpoint(run.init)) if reads_init else None,
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
         # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any

@@ -5,7 +5,7 @@ conversations, and its noise. The loader's workers draw the noise, so layouts, r
 it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,17 +17,15 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import Dataset
 
-from nld_train.config import DiffusionConfig, DrafterConfig, RunConfig
+from nld_train.config import RunConfig
 from nld_train.data.chat_packing import Plans, open_packings
 from nld_train.data.chat_rows import ChatFileRows, ChatRows
 from nld_train.data.manifest import parse_blend
-from nld_train.dual_stream.batch import collate_rows
 from nld_train.dual_stream.context_shard import WHOLE, ContextShard
-from nld_train.dual_stream.drafter_batch import collate_drafts
-from nld_train.noise.corrupt import corrupt_row
-from nld_train.noise.drafter_blocks import DraftRow, draw_draft_blocks
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import MicroBatch, Objective
 from nld_train.recipe import run_from_json
-from nld_train.types import Batch, DraftBatch, NoisyRow, Row
+from nld_train.types import Row
 
 ENDLESS = 1 << 40  # rows
 
@@ -50,34 +48,26 @@ class RunRows(Dataset):
     def __init__(
         self,
         token_rows: Dataset | ChatRows,
-        diffusion: DiffusionConfig,
+        objective: Objective,
         *,
         purpose: str,
-        global_batch: int,
         count: int,
         repeat_after: int,
-        cut: ContextShard = WHOLE,
-        drafter: DrafterConfig | None = None,
+        shard: ContextShard = WHOLE,
     ) -> None:
-        self.token_rows, self.diffusion, self.drafter = token_rows, diffusion, drafter
-        self.purpose, self.global_batch = purpose, global_batch
-        self.count, self.repeat_after, self.cut = count, repeat_after, cut
+        self.token_rows, self.objective, self.purpose = token_rows, objective, purpose
+        self.count, self.repeat_after, self.shard = count, repeat_after, shard
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> NoisyRow | DraftRow | Row:
-        index = number % self.repeat_after
-        row = self._row(index)
-        if self.drafter is not None:
-            return draw_draft_blocks(row, self.drafter, self.diffusion, self.purpose)
-        return corrupt_row(row, self.diffusion, self.purpose, self.global_batch) if self.diffusion.dual else row
+    def __getitem__(self, number: int) -> Any:
+        """Row `number` of the run with its random draw, as the objective makes it."""
+        return self.objective.draw_row(self._row(number % self.repeat_after), self.purpose)
 
-    def collate_fn(self, rows: list[NoisyRow] | list[DraftRow] | list[Row]) -> Batch | DraftBatch:
-        """Called by name by Megatron-Bridge's loader."""
-        if self.drafter is not None:
-            return collate_drafts(rows, self.diffusion)
-        return collate_rows(rows, self.diffusion, self.cut)
+    def collate_fn(self, draws: list) -> MicroBatch:
+        """A micro-batch of such rows. Megatron-Bridge's loader calls this by name."""
+        return self.objective.collate_draws(draws, self.shard)
 
     def _row(self, index: int) -> Row:
         sample = self.token_rows[index]
@@ -106,32 +96,29 @@ class RunRowsProvider(DatasetProvider):
             train, valid, _ = BlendedMegatronDatasetBuilder(
                 TokenRows, [context.train_samples, evaluated, 0], lambda: True, self._megatron_config(run, context)
             ).build()
-        batch = run.train.global_batch
-        # Every context rank is given whole rows: their noise is theirs, not a rank's.
-        cut = ContextShard(parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank())
+        objective = objective_of(run)
+        # Every context rank is given whole rows, because their noise belongs to the rows and not to a rank.
+        shard = ContextShard(
+            parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+        )
         training_rows = RunRows(
             train,
-            run.diffusion,
+            objective,
             purpose="train",
-            global_batch=batch,
             count=context.train_samples,
             repeat_after=context.train_samples,
-            cut=cut,
-            drafter=run.drafter,
+            shard=shard,
         )
         if not evaluated:
             return training_rows, None, None
         # Every evaluation takes `evaluated` rows, so each one starts again at row 0.
         validation_rows = RunRows(
             valid,
-            run.diffusion,
+            objective.for_evaluation(),
             purpose="validation",
-            global_batch=batch,
             count=ENDLESS,
             repeat_after=evaluated,
-            cut=cut,
-            # Evaluations draft by argmax everywhere, as greedy decoding does.
-            drafter=None if run.drafter is None else replace(run.drafter, sampled_share=0.0),
+            shard=shard,
         )
         self.validation_rows = validation_rows
         return training_rows, validation_rows, None

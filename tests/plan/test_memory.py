@@ -6,9 +6,9 @@ import torch
 from nld_train.bench.measure import peak_bytes
 from nld_train.config import RunConfig
 from nld_train.loss import chunks, lm_head
+from nld_train.objectives.choose import objective_of
 from nld_train.plan import memory
 from nld_train.plan.parameters import model_parameters
-from nld_train.plan.row_counts import most_head_rows
 
 
 def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
@@ -52,7 +52,7 @@ def test_the_head_takes_what_the_loss_holds(small_run, monkeypatch: pytest.Monke
 
 
 def rows_of(run: RunConfig) -> int:
-    return run.train.micro_batch * most_head_rows(run)
+    return run.train.micro_batch * objective_of(run).most_head_rows()
 
 
 def test_bf16_halves_the_streams_and_the_weights_gradient_and_nothing_else(small_run) -> None:

@@ -12,9 +12,9 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from nld_train.objectives.contract import MicroBatch
 from nld_train.train.patches import watch_gradient_norm
 from nld_train.train.terminal import SharedFailure
-from nld_train.types import Batch, DraftBatch
 
 MOST_RANKS = 4  # named in the message
 
@@ -35,7 +35,7 @@ class WatchedForwardStep:
         self.seen: list[SeenMicroBatch] = []
 
     def __call__(
-        self, state: GlobalState, data_iterator: Iterator[Batch | DraftBatch], model: GPTModel
+        self, state: GlobalState, data_iterator: Iterator[MicroBatch], model: GPTModel
     ) -> tuple[Tensor, Callable]:
         batch = next(data_iterator)
         output, loss_function = self.forward_step(state, iter([batch]), model)

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and metrics.jsonl: step, time left, tokens/s, both losses, mask ratio, gradient norm."""
+"""What a person sees of a run, and metrics.jsonl: step, time left, tokens/s, the objective's figures, gradient norm."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
-from nld_train.loss.objective import KEPT
+from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.metrics import SPIKE, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS
 from nld_train.train.callbacks.spikes import SpikeDetector
@@ -27,6 +27,7 @@ class ProgressReporter(Callback):
 
     def __init__(self, run: RunConfig, terminal: TextIO, *, active: bool) -> None:
         self.run, self.terminal, self.active = run, terminal, active
+        self.objective = objective_of(run)
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
@@ -74,7 +75,7 @@ class ProgressReporter(Callback):
         self.evaluated = step
         values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         self._record({"step": step, "kind": "validation", **values})
-        self._say(f"step {step:>7,}  validation  {_losses_text(values)}")
+        self._say(f"step {step:>7,}  validation  {self.objective.figures_text(values)}")
 
     def _report_spike(self, step: int, norm: float) -> None:
         before = self.spikes.judge(norm)
@@ -112,7 +113,7 @@ class ProgressReporter(Callback):
         self.bar.update(self.task, left=f"{left} left")
         self._say(
             f"step {step:>7,}/{self.run.train.iterations:,}  {left} left  {tokens:>9,.0f} tokens/s  "
-            f"{_losses_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
+            f"{self.objective.figures_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
         )
         self.sums, self.steps, self.clock = {}, 0, now
 
@@ -129,15 +130,6 @@ def _logged_norms(metrics: Path) -> list[float]:
     """The gradient norms of a run's training steps so far."""
     entries = entries_of_kind(read_metrics(metrics), "train") if metrics.exists() else []
     return [entry["gradient norm"] for entry in entries]
-
-
-def _losses_text(values: dict[str, float]) -> str:
-    """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"; what is said place by place is left to the report."""
-    return "  ".join(
-        f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}"
-        for name, value in values.items()
-        if not name.startswith(KEPT)
-    )
 
 
 def _clock_text(seconds: float) -> str:
