@@ -135,7 +135,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_a_recipe_may_be_any_file_with_run(tmp_path) -> None:
-    text = f"from nld_train.recipe import load\ndef run(): return load({TINY!r}, ['name=mine'])\n"
+    text = f"from nld_train.recipe import load_recipe\ndef run(): return load_recipe({TINY!r}, ['name=mine'])\n"
     assert load_recipe(write(tmp_path, text), ["train.seed=5"]) == load_recipe(TINY, ["name=mine", "train.seed=5"])
 
 
@@ -149,8 +149,8 @@ def test_a_file_that_is_no_recipe_is_refused(text, words, tmp_path) -> None:
 
 def test_a_recipe_with_a_value_of_another_type_is_refused(tmp_path) -> None:
     text = (
-        "from dataclasses import replace\nfrom nld_train.recipe import load\n"
-        f"def run():\n    run = load({TINY!r})\n    return replace(run, train=replace(run.train, seed=1.5))\n"
+        "from dataclasses import replace\nfrom nld_train.recipe import load_recipe\n"
+        f"def run():\n    run = load_recipe({TINY!r})\n    return replace(run, train=replace(run.train, seed=1.5))\n"
     )
     assert "train.seed=1.5" in message(write(tmp_path, text))
 
@@ -220,8 +220,8 @@ def test_the_dump_has_each_setting_once_and_marks_the_overridden() -> None:
 
 def test_planning_a_run_imports_neither_torch_nor_megatron() -> None:
     code = (
-        "import sys; from nld_train.recipe import load; from nld_train.plan.dry_run import dry_run\n"
-        f"dry_run(load({TINY!r}))\n"
+        "import sys; from nld_train.recipe import load_recipe; from nld_train.plan.dry_run import dry_run_text\n"
+        f"dry_run_text(load_recipe({TINY!r}))\n"
         "assert not {'torch', 'megatron', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)

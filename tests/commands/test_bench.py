@@ -96,8 +96,8 @@ def test_torch_is_all_that_it_needs() -> None:
     foreign = {pin.split("=")[0].split(">")[0].strip().replace("-", "_") for pin in pins} - needed
     foreign |= {"megatron", "transformer_engine"}
     source = (
-        "import json, sys; from nld_train.commands.bench import main\n"
-        "for words in json.loads(sys.argv[1]): assert main(words) == 0\n"
+        "import json, sys; from nld_train.commands.bench import bench_main\n"
+        "for words in json.loads(sys.argv[1]): assert bench_main(words) == 0\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     runs = [["check", "--device=cpu", "--draws=1"]]

@@ -79,7 +79,7 @@ def test_logits_show_a_network_of_other_rotary_numbers(random_run, exported, par
     def wrong(model, *rest):
         return ReferenceNetwork(replace(model, rope=rope), *rest)
 
-    monkeypatch.setattr(module, "Network", wrong)
+    monkeypatch.setattr(module, "ReferenceNetwork", wrong)
     with pytest.raises(UserError, match="logits in AR mode are off by"):
         compare_with_checkpoint(source, exported)
 

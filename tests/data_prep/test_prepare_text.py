@@ -148,11 +148,11 @@ def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
 
 SCRIPT = """
 import sys
-from data_prep.prepare_text import PrepareOptions, prepare
+from data_prep.prepare_text import TextOptions, prepare_text
 from nld_train.errors import UserError
 if __name__ == "__main__":
     try:
-        prepare([sys.argv[1]], sys.argv[2], sys.argv[3], PrepareOptions(workers=2))
+        prepare_text([sys.argv[1]], sys.argv[2], sys.argv[3], TextOptions(workers=2))
     except UserError as error:
         sys.exit(f"UserError: {error}")
     except KeyboardInterrupt:

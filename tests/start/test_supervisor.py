@@ -17,10 +17,10 @@ from nld_train.start.supervisor import first_death
 LAUNCHER = """
 import logging, os, sys
 from pathlib import Path
-from nld_train.start.supervisor import Job
+from nld_train.start.supervisor import TorchrunSupervisor
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 folder = Path(sys.argv[1])
-sys.exit(Job("tiny", folder / "stop").run([sys.executable, "-c", sys.argv[2]], os.environ, folder / "launcher.log"))
+sys.exit(TorchrunSupervisor("tiny", folder / "stop").run([sys.executable, "-c", sys.argv[2]], os.environ, folder / "launcher.log"))
 """
 # Ready, it waits for the stop file and leaves in order.
 OBEDIENT = """
