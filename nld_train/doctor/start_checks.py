@@ -81,7 +81,7 @@ def check_start(run: RunConfig) -> None:
         return
     if checkpoint_steps(output):
         check_same_run(run, output)
-    if objective_of(run).reads_init(resumes=bool(complete_steps(output))):
+    if objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
         check_init(run)
 
 

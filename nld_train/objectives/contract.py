@@ -46,7 +46,9 @@ class LoraSettings(Protocol):
 class MicroBatch(Protocol):
     """What the loader and the trainer need of a batch, whatever the objective puts into it."""
 
-    sample_indices: "Tensor"  # [B] int64: the rows' numbers in the run
+    @property
+    def sample_indices(self) -> "Tensor":
+        """[B] int64: the rows' numbers in the run."""
 
     def to(self, device: "torch.device") -> "MicroBatch": ...
 
@@ -111,10 +113,10 @@ class Objective(ABC):
         and its step may run the network twice."""
         return self.adapter is None
 
-    def reads_init(self, resumes: bool) -> bool:
-        """Whether a start reads the weights of `init`. A fresh start does. Where an adapter is trained, every start
-        does, because the adapter's checkpoints lack the weights that it changes."""
-        return self.run.init is not None and (self.adapter is not None or not resumes)
+    def init_to_read(self, resumes: bool) -> str | None:
+        """The `init` whose weights this start reads, or None. A fresh start reads it. Where an adapter is trained,
+        every start does, because the adapter's checkpoints lack the weights that it changes."""
+        return self.run.init if self.adapter is not None or not resumes else None
 
     def for_evaluation(self) -> "Objective":
         """The objective by which the validation rows are drawn."""

@@ -22,7 +22,7 @@ def open_output(run: RunConfig) -> int | None:
     if checkpoint_steps(output):
         check_same_run(run, output)
     step = resume_step(output)
-    if objective_of(run).reads_init(resumes=step is not None):
+    if objective_of(run).init_to_read(resumes=step is not None) is not None:
         check_init(run)
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)

@@ -131,14 +131,14 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
     saved = str(checkpoints_folder(output))
-    reads_init = objective_of(run).reads_init(resumes=newest_complete_step(output) is not None)
+    init = objective_of(run).init_to_read(resumes=newest_complete_step(output) is not None)
     return CheckpointConfig(
         save=saved,
         load=saved,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # Read only where `load` holds nothing yet: weights alone, at step 0.
-        pretrained_checkpoint=str(init_checkpoint(run.init)) if reads_init else None,
+        pretrained_checkpoint=None if init is None else str(init_checkpoint(init)),
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
         # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any

@@ -71,7 +71,11 @@ def test_only_the_model_and_the_ranks_know_megatron(own) -> None:
 
 def test_the_heart_imports_transformer_engine_in_one_function(own) -> None:
     """So that importing the file is pure torch, on a laptop without it too."""
-    (library,) = (node for node in own[KERNELS].body if isinstance(node, ast.FunctionDef) and node.name == "load_transformer_engine")
+    (library,) = (
+        node
+        for node in own[KERNELS].body
+        if isinstance(node, ast.FunctionDef) and node.name == "load_transformer_engine"
+    )
     everywhere, within = (
         [where for module, where in imports(KERNELS, tree) if inside(module, "transformer_engine")]
         for tree in (own[KERNELS], ast.Module([library], []))
