@@ -95,8 +95,8 @@ class DrafterObjective(Objective):
         from nld_train.loss.drafter_loss import drafter_terms
         from nld_train.loss.objective import KEPT, drafter_numerator, drafter_pairs
 
-        settings, mask = self.adapter, self.run.diffusion.mask_token_id
-        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, mask, shard)
+        mask = self.run.diffusion.mask_token_id
+        sums = drafter_terms(p, q, verdicts, self.adapter, mask, shard)
         shown = {name: pair for name, pair in drafter_pairs(sums).items() if not (training and name.startswith(KEPT))}
         reported = {name: torch.stack(pair).detach() for name, pair in shown.items()}
         return drafter_numerator(sums), sums.blocks.int(), reported

@@ -3,9 +3,9 @@
 A multiplication and the addition that follows it are two operations. The backward pass of a matrix product is two
 products of the same size (the gradients of both factors), so a product costs three times its forward.
 
-Counted: the layers' linear maps, attention over the pairs that see each other, and the LM head on the rows that a loss
-needs. Not counted: norms, activations, rotary angles, softmax and the optimizer, which are small beside these, and what
-recomputation does twice: model FLOPs utilisation (MFU) divides a count without it.
+Counted are the layers' linear maps, attention over the pairs that see each other, and the LM head on the rows that a
+loss needs. Not counted are norms, activations, rotary angles, softmax and the optimizer, which are small beside these;
+nor what recomputation computes a second time, because model FLOPs utilisation (MFU) is defined without it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from nld_train.plan.row_counts import row_positions, run_tokens, run_visible_pai
 
 PASSES = Objective.matrix_passes  # of a product that is trained: forward once, backward twice
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
-MFU = 0.4  # share of that peak a plan reckons with
+MFU = 0.4  # the share of that peak that a plan assumes
 SECONDS_PER_DAY = 86_400
 
 
@@ -32,6 +32,7 @@ class RowFlops:
 
     @property
     def total(self) -> float:
+        """FLOPs of all parts."""
         return self.layers + self.attention + self.head
 
 

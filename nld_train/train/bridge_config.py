@@ -44,7 +44,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         optimizer=optimizer_config(run),
         scheduler=_schedule(run),
         ddp=data_parallel_config(run),
-        dataset=_rows(run, output),
+        dataset=_rows(run),
         # Tokens arrive as ids: Megatron needs the size of the vocabulary and no tokenizer.
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1),
         logger=_logger(run, output),
@@ -57,6 +57,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
 
 
 def optimizer_config(run: RunConfig) -> OptimizerConfig:
+    """AdamW with the run's settings; the schedule changes its learning rate."""
     settings = run.optimizer
     return OptimizerConfig(
         optimizer="adam",
@@ -73,6 +74,7 @@ def optimizer_config(run: RunConfig) -> OptimizerConfig:
 
 
 def _schedule(run: RunConfig) -> SchedulerConfig:
+    """The learning rate over the iterations: warm-up, stable, decay (WSD)."""
     return SchedulerConfig(
         lr_decay_style="WSD",
         lr_wsd_decay_style="minus_sqrt",
@@ -97,13 +99,14 @@ def data_parallel_config(run: RunConfig) -> DistributedDataParallelConfig:
         # Gradients are summed in float32 and divided once, by the global count.
         grad_reduce_in_fp32=True,
         average_in_collective=False,
-        # train/health.py looks at the global norm instead: this would wait for the device at every bucket, and stop the
-        # rank at fault alone, without saying where.
+        # train/callbacks/health.py looks at the global norm instead. Megatron's check would wait for the device at
+        # every bucket, and stop the rank at fault alone, without saying where.
         check_for_nan_in_grad=False,
     )
 
 
-def _rows(run: RunConfig, output: Path) -> RunRowsProvider:
+def _rows(run: RunConfig) -> RunRowsProvider:
+    """The run's rows, and how the loader fetches them."""
     return RunRowsProvider(
         run_json=run_to_json(run),
         seq_length=run.data.sequence_length,
@@ -117,8 +120,9 @@ def _rows(run: RunConfig, output: Path) -> RunRowsProvider:
 
 
 def _logger(run: RunConfig, output: Path) -> LoggerConfig:
+    """TensorBoard and Weights & Biases."""
     return LoggerConfig(
-        # train/progress.py reports instead of Megatron-Bridge's own line.
+        # train/callbacks/progress.py reports in place of Megatron-Bridge's own line.
         log_interval=NEVER,
         tensorboard_dir=str(output / TENSORBOARD),
         tensorboard_log_interval=run.log.interval,
@@ -130,6 +134,7 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
+    """Where checkpoints are written and read, and what the first one starts from."""
     saved = str(checkpoints_folder(output))
     init = objective_of(run).init_to_read(resumes=newest_complete_step(output) is not None)
     return CheckpointConfig(
@@ -137,18 +142,20 @@ def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
         load=saved,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
-        # Read only where `load` holds nothing yet: weights alone, at step 0.
+        # It is read only where `load` holds nothing yet, and gives weights alone, at step 0.
         pretrained_checkpoint=None if init is None else str(init_checkpoint(init)),
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
-        # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any
-        # other layout. Saving gathers 12 bytes per parameter of a rank's model cut in host memory.
+        # Adam's moments are saved by parameter, and not as the ranks happen to share them out, so that a run may
+        # continue under any other layout. Saving gathers 12 bytes for each parameter of a rank's shard of the model in
+        # host memory.
         dist_ckpt_optim_fully_reshardable=True,
         save_tokenizer_assets=False,
     )
 
 
 def _process_groups(run: RunConfig) -> DistributedInitConfig:
+    """NCCL on GPUs, gloo on CPUs."""
     on_gpu = torch.cuda.is_available()
     return DistributedInitConfig(
         distributed_backend="nccl" if on_gpu else "gloo",

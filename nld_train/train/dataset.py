@@ -31,9 +31,10 @@ ENDLESS = 1 << 40  # rows
 
 
 class TokenRows(GPTDataset):
-    """Megatron's GPT dataset, giving the L + 1 tokens of a row and the lengths of the documents they come from."""
+    """Megatron's GPT dataset. It gives the L + 1 tokens of a row and the lengths of the documents they come from."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """tokens [L + 1] int64, supervised [L + 1] bool, and document_lengths, a list."""
         tokens, _, document_lengths = self._query_document_sample_shuffle_indices(index)
         return {
             "tokens": numpy.asarray(tokens, numpy.int64),
@@ -43,7 +44,7 @@ class TokenRows(GPTDataset):
 
 
 class RunRows(Dataset):
-    """Rows numbered 0, 1, ... in the run; from `repeat_after` on they are the first ones again, noise included."""
+    """Rows numbered 0, 1, ... in the run. From row `repeat_after` on they are the first ones again, noise included."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class RunRows(Dataset):
         return self.objective.collate_draws(draws, self.shard)
 
     def _row(self, index: int) -> Row:
+        """Row `index` before any noise."""
         sample = self.token_rows[index]
         tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])
         numbers = torch.arange(len(sample["document_lengths"]))
@@ -88,6 +90,7 @@ class RunRowsProvider(DatasetProvider):
     validation_rows: ClassVar[RunRows | None] = None  # set on the instance by build_datasets; no part of the record
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[RunRows, RunRows | None, None]:
+        """Training rows, validation rows (None where nothing is evaluated) and no test rows."""
         run = run_from_json(self.run_json)
         evaluated = run.train.eval_batches * run.train.global_batch
         if run.data.chat:
@@ -124,6 +127,7 @@ class RunRowsProvider(DatasetProvider):
         return training_rows, validation_rows, None
 
     def _megatron_config(self, run: RunConfig, context: DatasetBuildContext) -> GPTDatasetConfig:
+        """What Megatron's builder is asked for: the blend of files, their split, and nothing that we make ourselves."""
         weights, prefixes = zip(*parse_blend(run.data.blend), strict=True)
         return GPTDatasetConfig(
             random_seed=self.random_seed,

@@ -16,7 +16,7 @@ from nld_train.train import cpu_runtime, patches, terminal
 
 
 def rank_main() -> int:
-    """Train the run whose run.json is the only argument."""
+    """Train the run whose run.json is the only argument, and return the exit status of this process."""
     run = run_from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
     request = StopRequest()

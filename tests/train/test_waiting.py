@@ -95,7 +95,7 @@ def test_the_drafters_loss_stays_on_its_device() -> None:
     with NeverWaits():
         tokens = draw_drafts(q, draws, VocabularyShard())
         verdicts = judge_drafts(p, q, tokens, draws, VocabularyShard())
-        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, 7, VocabularyShard())
+        sums = drafter_terms(p, q, verdicts, settings, 7, VocabularyShard())
         shown = drafter_pairs(sums)
     assert all(part.device == META for pair in shown.values() for part in pair)
 

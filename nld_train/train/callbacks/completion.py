@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointCompletion(Callback):
-    """Once every rank's files are written, also asynchronously, sums them up and writes the manifest.
+    """Once the files of every rank are written, also asynchronously, takes their checksums and writes the manifest.
 
-    Every rank reads what it wrote itself, named after its number, which its machine still holds in memory; the first
-    one reads the rest.
+    Every rank reads the files that it wrote itself, which are named after its number, because its machine still holds
+    them in memory. The first rank reads the rest.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -36,8 +36,8 @@ class CheckpointCompletion(Callback):
             logger.info("%s is complete: %d files", folder.name, len(files))
 
     def _step(self) -> int:
-        """The step that was saved: an asynchronous save ends at a later one. Megatron's tracker names it, on the first
-        rank's machine."""
+        """The step that was saved, which an asynchronous save outlasts. Megatron's tracker names it, on the machine of
+        the first rank."""
         named = [(checkpoints_folder(self.output) / TRACKER).read_text()] if torch.distributed.get_rank() == 0 else [""]
         torch.distributed.broadcast_object_list(named, src=0)
         return int(named[0])

@@ -21,8 +21,8 @@ from nld_train.train.callbacks.spikes import SpikeDetector
 class ProgressReporter(Callback):
     """Prints and records the run's progress on the last rank: only the last pipeline stage knows the losses.
 
-    Losses are means over the steps since the last line, in nats per token, and stay on the device until they are
-    printed: a step in between never waits for them.
+    Figures are means over the steps since the last line, and stay on the device until they are printed, so that a step
+    in between never waits for them. The last rank reports because it has the last pipeline stage.
     """
 
     def __init__(self, run: RunConfig, terminal: TextIO, *, active: bool) -> None:
@@ -78,7 +78,7 @@ class ProgressReporter(Callback):
         self._say(f"step {step:>7,}  validation  {self.objective.figures_text(values)}")
 
     def _report_spike(self, step: int, norm: float) -> None:
-        before = self.spikes.judge(norm)
+        before = self.spikes.median_if_spike(norm)
         if before is None:
             return
         # Rows are numbered through the run, a global batch after the other.

@@ -14,8 +14,8 @@ from nld_train.signals import StopRequest
 class StopOnRequest(Callback):
     """Ends the run after the step in which any rank was asked to stop, or the first one saw the stop file.
 
-    Megatron-Bridge's own way knows one signal, asks through the device, and leaves by an error. Here the loop is given
-    fewer steps, so that it saves and ends as it does after its last one.
+    Megatron-Bridge's own way knows one signal only, asks through the device, and leaves by an error. Here the loop is
+    given fewer steps, so that it saves and ends as it does after its last one.
     """
 
     def __init__(self, run: RunConfig, request: StopRequest) -> None:
@@ -36,7 +36,7 @@ class StopOnRequest(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         if self.stopping:
-            # The evaluation after the last step is that of a finished run.
+            # The evaluation after the last step belongs to a finished run alone.
             context.state.train_state.do_valid = False
 
     def _anybody_asked(self) -> bool:
