@@ -40,12 +40,14 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(_context: object, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        """The sum [...] of the ranks' tensors [...]."""
         total = tensor.clone()
         distributed.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(_context: object, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient [...] as it is."""
         return gradient, None
 
 

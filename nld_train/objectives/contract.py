@@ -28,7 +28,8 @@ class LoraSettings(Protocol):
     """The settings of a LoRA on o_proj, as a section of the run's configuration holds them."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Rows r of its matrix A."""
 
     @property
     def alpha(self) -> float:
@@ -50,9 +51,11 @@ class MicroBatch(Protocol):
     def sample_indices(self) -> "Tensor":
         """[B] int64: the rows' numbers in the run."""
 
-    def to(self, device: "torch.device") -> "MicroBatch": ...
+    def to(self, device: "torch.device") -> "MicroBatch":
+        """The same batch on another device, asynchronously from pinned memory."""
 
-    def pin_memory(self) -> "MicroBatch": ...
+    def pin_memory(self) -> "MicroBatch":
+        """The same batch in page-locked memory; torch's DataLoader calls this by name."""
 
 
 class ModelForwards(Protocol):
@@ -74,7 +77,8 @@ class ModelForwards(Protocol):
         gets no gradient."""
 
     def base_causal_logits(self, request: "HeadRequest") -> "Tensor":
-        """The same without the adapter, the noisy half read left to right, and without gradients."""
+        """The same logits [R, V / ranks], without the adapter and without gradients; the noisy half is read left to
+        right."""
 
 
 class Objective(ABC):
@@ -139,7 +143,8 @@ class Objective(ABC):
 
     @abstractmethod
     def forward_loss(self, model: ModelForwards, batch: Any) -> "tuple[Tensor, LossFunction]":
-        """One micro-batch: the model's output, and what turns it into the loss.
+        """One micro-batch: the model's output (logits [R, V / ranks], or cross-entropy [R]), and the function that
+        turns it into the loss, a scalar [].
 
         `calculate_per_token_loss` is on: Megatron divides the summed gradient by the summed count of the global batch.
         """

@@ -27,10 +27,12 @@ class DrafterObjective(Objective):
 
     @property
     def adapter(self) -> DrafterConfig:
+        """The LoRA that drafts, with the settings of its loss."""
         assert self.run.drafter is not None, f"{self.run.name} trains no drafter"
         return self.run.drafter
 
     def expected_head_rows(self) -> float:
+        """As many as at most: every block drafts all its tokens."""
         return self.most_head_rows()
 
     def most_head_rows(self) -> int:
@@ -61,12 +63,14 @@ class DrafterObjective(Objective):
         return draw_draft_blocks(row, self.adapter, self.run.diffusion, purpose)
 
     def collate_draws(self, draws: "Sequence[DraftRow]", shard: "ContextShard") -> "DraftBatch":
+        """A micro-batch of draft blocks before the clean rows that they continue; input_ids [B, S]."""
         from nld_train.dual_stream.drafter_batch import collate_drafts
 
         assert shard.ranks == 1, f"{shard}: a drafter's rows stay whole"
         return collate_drafts(draws, self.run.diffusion)
 
     def forward_loss(self, model: ModelForwards, batch: "DraftBatch") -> "tuple[Tensor, LossFunction]":
+        """The drafter's logits [R, V / ranks], R = N * n, and the drafter's loss of them."""
         from nld_train.dual_stream.drafter_batch import input_with_drafts, verifier_positions
         from nld_train.loss.drafter_loss import draw_drafts, judge_drafts
         from nld_train.types import HeadRequest

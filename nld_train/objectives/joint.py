@@ -44,11 +44,13 @@ class JointObjective(Objective):
         return corrupt_row(row, run.diffusion, purpose, run.train.global_batch) if run.diffusion.dual else row
 
     def collate_draws(self, draws: "Sequence[NoisyRow] | Sequence[Row]", shard: "ContextShard") -> "Batch":
+        """A micro-batch of rows of one length; input_ids [B, S], with the positions and weights of both losses."""
         from nld_train.dual_stream.batch import collate_rows
 
         return collate_rows(draws, self.run.diffusion, shard)
 
     def forward_loss(self, model: ModelForwards, batch: "Batch") -> "tuple[Tensor, LossFunction]":
+        """The model's cross-entropy [R_ar + R_diff] of the batch, and the joint loss of it."""
         return model.position_nll(batch), partial(self.joint_loss, batch)
 
     def joint_loss(self, batch: "Batch", nll: "Tensor") -> "tuple[Tensor, Tensor, dict[str, Tensor]]":

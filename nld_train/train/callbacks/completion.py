@@ -24,6 +24,7 @@ class CheckpointCompletion(Callback):
         self.output = Path(run.output)
 
     def on_checkpoint_save(self, context: CallbackContext) -> None:
+        """Every file of the checkpoint is written: take checksums, and let the first rank write the manifest."""
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         folder = step_folder(self.output, self._step())
         own = checksum_files(folder, [name for name in checkpoint_file_names(folder) if name.startswith(f"__{rank}_")])

@@ -24,6 +24,7 @@ class FirstEvaluation(Callback):
         self.forward_step, self.callbacks = forward_step, callbacks
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Evaluate a fresh run before its first step, and leave no trace of it in the loop's own counts."""
         state = context.state
         if state.train_state.step > 0 or not state.train_state.do_valid:
             return

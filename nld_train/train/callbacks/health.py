@@ -65,10 +65,12 @@ class NonFiniteGuard(Callback):
         self.watched = watched
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Watch the gradient norm of every step."""
         assert context.optimizer is not None, "Megatron-Bridge gives the optimizer to every event of training"
         watch_gradient_norm(context.optimizer, lambda norm: self._check(norm, context.state))
 
     def on_train_step_start(self, context: CallbackContext) -> None:
+        """Forget the micro-batches of the step before."""
         self.watched.seen.clear()
 
     def _check(self, norm: float | None, state: GlobalState) -> None:

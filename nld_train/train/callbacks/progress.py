@@ -45,13 +45,16 @@ class ProgressReporter(Callback):
         self.task = self.bar.add_task(run.name, total=run.train.iterations, left="")
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Start the clock and the bar."""
         self.clock = time.monotonic()
         self.bar.start()
 
     def on_train_end(self, context: CallbackContext) -> None:
+        """Take the bar away."""
         self.bar.stop()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
+        """Add up the figures of the step, warn of a spike, and report where a report is due."""
         if not self.active:
             return
         for name, value in (context.loss_dict or {}).items():
@@ -65,9 +68,11 @@ class ProgressReporter(Callback):
             self._report_steps(step, context)
 
     def on_eval_start(self, context: CallbackContext) -> None:
+        """Stop the clock: an evaluation is no training time."""
         self.paused_at = time.monotonic()
 
     def on_eval_end(self, context: CallbackContext) -> None:
+        """Let the clock go on, and report the evaluation."""
         self.clock += time.monotonic() - self.paused_at
         step = context.state.train_state.step
         if not self.active or step == self.evaluated:  # the loop evaluates twice where the last step is an evaluation's
@@ -118,10 +123,12 @@ class ProgressReporter(Callback):
         self.sums, self.steps, self.clock = {}, 0, now
 
     def _record(self, entry: dict) -> None:
+        """Append a line to metrics.jsonl."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _say(self, line: str) -> None:
+        """Print a line above the bar."""
         self.bar.console.print(line, highlight=False, soft_wrap=True)
         self.terminal.flush()
 

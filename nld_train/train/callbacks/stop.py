@@ -24,17 +24,20 @@ class StopOnRequest(Callback):
         self.stopping = False
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Make the group through which the ranks' hosts ask each other."""
         if torch.cuda.is_available():  # hosts ask hosts: no device is waited for
             timeout = timedelta(minutes=self.run.parallel.timeout_minutes)
             self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
+        """End the loop at this step where anybody asked for it."""
         step = context.state.train_state.step + 1
         if self._anybody_asked() and step < self.run.train.iterations:
             self.stopping = True
             context.state.cfg.train.train_iters = step
 
     def on_train_end(self, context: CallbackContext) -> None:
+        """Leave out the last evaluation of a run that stops early."""
         if self.stopping:
             # The evaluation after the last step belongs to a finished run alone.
             context.state.train_state.do_valid = False
