@@ -1,7 +1,7 @@
 """Every setting of a run: one default, one place, checked here. Nothing that reads a run has a fallback."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nld_train import parallel_layout
 from nld_train.errors import UserError, require, require_choice, require_positive
@@ -212,13 +212,23 @@ class LogConfig:
         require(self.spike >= 0, f"log.spike={self.spike}", "0 or more", "use 0 to warn of no step")
 
 
+class ObjectiveSection:
+    """An optional section of RunConfig: what is trained in place of the joint objective (nld_train/objectives)."""
+
+    whole_network: ClassVar[bool] = False  # every rank must hold all layers and whole rows
+
+    def check_run(self, run: "RunConfig") -> None:
+        """Refuse a run that cannot be trained so. Raises: UserError."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class DrafterConfig:
+class DrafterConfig(ObjectiveSection):
     """LoRA on o_proj that is on while drafting, trained against the frozen model's own AR mode [paper sec. 3.3].
 
     A draft is one diffusion block: diffusion.block_size tokens, the seed and the drafted ones.
     """
 
+    whole_network = True  # each step runs the network twice, the second time on what the first one drafted
     rank: int = 128  # [release]
     alpha: float = 512.0  # the adapter's output is scaled by alpha / rank [release]
     dropout: float = 0.0  # of the adapter's input [release]
@@ -234,6 +244,30 @@ class DrafterConfig:
         require(0 <= self.sampled_share <= 1, f"drafter.sampled_share={self.sampled_share}", "0 to 1", "use 0.9")
         if self.blocks_per_row is not None:
             require_positive("drafter", self, "blocks_per_row")
+
+    def check_run(self, run: "RunConfig") -> None:
+        """Refuse what a drafter cannot be trained with."""
+        require(run.init is not None, f"{run.name} without init", "the folder of the model to draft for", "set init=")
+        require(
+            run.diffusion.dual,
+            "diffusion.alpha=0 with a drafter",
+            "the diffusion section of the joint stage: drafts are read in the doubled row",
+            "set diffusion.alpha=0.3; the drafter's loss does not use its value",
+        )
+        require(
+            run.diffusion.block_size > 1,
+            f"diffusion.block_size={run.diffusion.block_size} with a drafter",
+            "2 or more: a block is the seed token and at least one draft",
+            "use the block size of the joint stage",
+        )
+        for name in ("pipeline", "context"):
+            degree = getattr(run.parallel, name)
+            require(
+                degree == 1,
+                f"parallel.{name}={degree} with a drafter",
+                "1: each step runs the whole network twice, the second time on what the first one drafted",
+                f"set parallel.{name}=1, and cut by parallel.tensor",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +328,15 @@ class RunConfig:
         object.__setattr__(self, "optimizer", derive_iterations("optimizer", self.optimizer, step_tokens))
         check_layout(self)
         check_training(self)
-        if self.drafter is not None:
-            check_drafter(self)
+        if self.objective is not None:
+            self.objective.check_run(self)
+
+    @property
+    def objective(self) -> ObjectiveSection | None:
+        """The optional section that says what is trained; None: the diffusion section. Raises: UserError for two."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, ObjectiveSection)}
+        require(len(found) <= 1, f"the sections {', '.join(found)} at once", "one of them", "train one after the other")
+        return next(iter(found.values()), None)
 
 
 def check_layout(run: RunConfig) -> None:
@@ -313,7 +354,7 @@ def check_layout(run: RunConfig) -> None:
         dual=run.diffusion.dual,
         block_size=run.diffusion.block_size,
         packed=run.diffusion.document_mask,
-        whole_network=run.drafter is not None,
+        whole_network=run.objective is not None and run.objective.whole_network,
     )
     asked = parallel_layout.ParallelLayout(
         tensor=cut.tensor,
@@ -362,28 +403,3 @@ def check_training(run: RunConfig) -> None:
         f"at most train.iterations={run.train.iterations}",
         "shorten the warm-up or the decay",
     )
-
-
-def check_drafter(run: RunConfig) -> None:
-    """Refuse what a drafter cannot be trained with."""
-    require(run.init is not None, f"{run.name} without init", "the folder of the model to draft for", "set init=")
-    require(
-        run.diffusion.dual,
-        "diffusion.alpha=0 with a drafter",
-        "the diffusion section of the joint stage: drafts are read in the doubled row",
-        "set diffusion.alpha=0.3; the drafter's loss does not use its value",
-    )
-    require(
-        run.diffusion.block_size > 1,
-        f"diffusion.block_size={run.diffusion.block_size} with a drafter",
-        "2 or more: a block is the seed token and at least one draft",
-        "use the block size of the joint stage",
-    )
-    for name in ("pipeline", "context"):
-        cut = getattr(run.parallel, name)
-        require(
-            cut == 1,
-            f"parallel.{name}={cut} with a drafter",
-            "1: each step runs the whole network twice, the second time on what the first one drafted",
-            f"set parallel.{name}=1, and cut by parallel.tensor",
-        )

@@ -33,8 +33,9 @@ from nld_train.bench.step_bench import (
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
 from nld_train.model.provider import model_provider
+from nld_train.objectives.choose import objective_of
 from nld_train.train.bridge_config import data_parallel_config, optimizer_config
-from nld_train.train.joint_step import joint_loss_function
+from nld_train.train.forward_step import MegatronForwards
 
 ForwardStepFunction = Callable[[Any, torch.nn.Module], tuple[Any, Callable]]
 
@@ -52,11 +53,11 @@ def megatron_alternatives(run: RunConfig, device: torch.device) -> list[Alternat
 
 def our_megatron_step(run: RunConfig, device: torch.device) -> Step:
     """Our model and our loss in Megatron's training step."""
-    batches = endless_batches(run, device)
+    batches, objective = endless_batches(run, device), objective_of(run)
 
-    def forward_step(_: Any, model: torch.nn.Module) -> tuple[Tensor, partial]:
+    def forward_step(_: Any, model: torch.nn.Module) -> tuple[Tensor, Callable]:
         batch = next(batches).to(torch.cuda.current_device())
-        return model(batch=batch), partial(joint_loss_function, batch, run.diffusion.alpha)
+        return objective.forward_loss(MegatronForwards(model), batch)
 
     return _training_step(model_provider(run), run, forward_step)
 

@@ -142,7 +142,7 @@ def _run_step(args: argparse.Namespace) -> int:
     on_gpu = device.type == "cuda"
     name = args.recipe or ("nld_8b_stage2_joint" if on_gpu else "tiny_stage2_joint")
     run = with_one_rank(recipe.load_recipe(name, args.override))
-    if not run.diffusion.dual or run.drafter is not None:
+    if not run.diffusion.dual or run.objective is not None:
         raise UserError(f"--recipe {name}", "a recipe of a joint stage", "stage 1 is measured beside it anyway")
     if on_gpu and not any(word.startswith("model.layers=") for word in args.override):
         run = with_fitting_layers(run, torch.cuda.get_device_properties(device).total_memory)

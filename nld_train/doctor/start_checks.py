@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from nld_train.config import DrafterConfig, RunConfig, require
+from nld_train.config import RunConfig, require
 from nld_train.convert.config_json import read_folder_config
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, parse_blend
+from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
+from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
 from nld_train.run_folder.checkpoints import (
     check_checkpoint_contents,
@@ -30,7 +32,7 @@ from nld_train.run_folder.frozen import (
 from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "drafter")
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -80,7 +82,7 @@ def check_start(run: RunConfig) -> None:
         return
     if checkpoint_steps(output):
         check_same_run(run, output)
-    if run.init is not None and (run.drafter is not None or not complete_steps(output)):
+    if objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
         check_init(run)
 
 
@@ -125,8 +127,9 @@ def check_init(run: RunConfig) -> None:
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
     check_same_model(run.init, json.loads(shape.read_text()), run.model)
     check_checkpoint_contents(newest)
-    if run.drafter is not None and run.drafter.adapter is not None:
-        check_init_adapter(run.drafter, Path(run.drafter.adapter))
+    objective = objective_of(run)
+    if objective.adapter is not None and objective.adapter.adapter is not None:
+        check_init_adapter(objective.section, objective.adapter, Path(objective.adapter.adapter))
 
 
 def check_init_shape(run: RunConfig) -> None:
@@ -135,16 +138,18 @@ def check_init_shape(run: RunConfig) -> None:
     check_same_model(run.init, model_record(read_folder_config(Path(run.init)).model), run.model)
 
 
-def check_init_adapter(drafter: DrafterConfig, folder: Path) -> None:
+def check_init_adapter(section: str, lora: LoraSettings, folder: Path) -> None:
     """Refuse an adapter to start from that is missing, or of another rank or scale."""
     said, weights = folder / CONFIG, folder / WEIGHTS
     there = said.is_file() and weights.is_file()
-    require(there, f"drafter.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path")
+    require(
+        there, f"{section}.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path"
+    )
     content = json.loads(said.read_text())
-    found, wanted = (content.get("r"), content.get("lora_alpha")), (drafter.rank, drafter.alpha)
+    found, wanted = (content.get("r"), content.get("lora_alpha")), (lora.rank, lora.alpha)
     require(
         found == wanted,
         f"{said} with r={found[0]} and lora_alpha={found[1]}",
-        f"drafter.rank={wanted[0]} and drafter.alpha={wanted[1]:g}",
-        "set drafter.rank and drafter.alpha to its numbers",
+        f"{section}.rank={wanted[0]} and {section}.alpha={wanted[1]:g}",
+        f"set {section}.rank and {section}.alpha to its numbers",
     )

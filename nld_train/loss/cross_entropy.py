@@ -1,4 +1,4 @@
-"""Cross-entropy per position: the oracle of the vocabulary-parallel one."""
+"""Cross-entropy per position: what the vocabulary-parallel one (loss/lm_head.py) is compared with."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""The drafter's loss [paper sec. 3.3]: draw the drafts towards what the AR verifier accepts.
+"""The drafter's loss [paper sec. 3.3]: it draws the drafts towards what the AR verifier accepts.
 
-A block drafts n tokens behind its seed; the verifier judges each of them. Sums and counts, nothing is divided by the
-batch here. Letters: N blocks, n drafted tokens of a block, R = N * n, W columns of the vocabulary on this rank,
-C candidates of a position (twice top_k).
+A block drafts n tokens behind its seed, and the verifier judges each of them. The results are sums and counts: nothing
+is divided by the batch here. Letters: N blocks; n drafted tokens of a block; R = N * n; W columns of the vocabulary on
+this rank; C = 2 * top_k candidates of a position.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nld_train.config import DrafterConfig
 from nld_train.loss.vocabulary import VocabularyShard, largest_token_ids, log_normalizer, logits_at, sample_token_ids
 from nld_train.types import DraftDraws, DrafterTerms
 
 DECAY = 0.5  # of lam with acceptance [paper sec. 3.3]
-NOBODY = -1  # in place of a candidate that may not be one
+NO_TOKEN = -1  # stands where a candidate was taken away
 
 
 @dataclass(frozen=True)
 class CandidateTokens:
-    """The union U of both models' top_k, each token once."""
+    """The union U_j of the top_k tokens of both models at every position j, each token once."""
 
     ids: Tensor  # [R, C] int64
     valid: Tensor  # [R, C] bool: False for the second of two equal ones
@@ -27,50 +28,56 @@ class CandidateTokens:
 
 @dataclass(frozen=True)
 class DraftVerdicts:
-    """What the verifier makes of the drafts."""
+    """The verifier's judgement of the drafts."""
 
-    best: Tensor  # [N, n] int64: its own argmax, over the whole vocabulary
-    accepted: Tensor  # [N] int64: drafts before the first that it rejects
+    best: Tensor  # [N, n] int64: the verifier's argmax over the whole vocabulary
+    accepted: Tensor  # [N] int64: how many drafts stand before the first rejected one
 
 
-def draw_drafts(logits: Tensor, draws: DraftDraws, cut: VocabularyShard) -> Tensor:
-    """Drafted tokens [N, n] of the drafter's logits [R, W]: sampled at temperature 1, or the argmax, block by block."""
+def draw_drafts(logits: Tensor, draws: DraftDraws, shard: VocabularyShard) -> Tensor:
+    """Draft tokens [N, n] from the drafter's logits [R, W]: each block by sampling at temperature 1, or by argmax."""
     shape = draws.draft.shape
-    sampled = sample_token_ids(logits, draws.draft.flatten(), cut).view(shape)
-    return torch.where(draws.greedy[:, None], largest_token_ids(logits, 1, cut).view(shape), sampled)
+    sampled = sample_token_ids(logits, draws.draft.flatten(), shard).view(shape)
+    return torch.where(draws.greedy[:, None], largest_token_ids(logits, 1, shard).view(shape), sampled)
 
 
-def judge_drafts(p: Tensor, q: Tensor, drafted: Tensor, draws: DraftDraws, cut: VocabularyShard) -> DraftVerdicts:
+def judge_drafts(p: Tensor, q: Tensor, drafted: Tensor, draws: DraftDraws, shard: VocabularyShard) -> DraftVerdicts:
     """Judge drafted tokens [N, n] as decoding does, by the verifier's and the drafter's logits, [R, W] each.
 
     Greedy blocks accept the verifier's argmax; sampled ones accept a token with probability min(1, p / q) at
     temperature 1 (speculative sampling).
     """
     shape, tokens = drafted.shape, drafted.reshape(-1, 1)
-    best = largest_token_ids(p, 1, cut).view(shape)
-    log_ratio = logits_at(p.detach(), tokens, cut)[:, 0] - log_normalizer(p, cut)
-    log_ratio = log_ratio - logits_at(q.detach(), tokens, cut)[:, 0] + log_normalizer(q, cut)
+    # 1. Greedy blocks: the draft is the verifier's argmax.
+    best = largest_token_ids(p, 1, shard).view(shape)
+    # 2. Sampled blocks: the drafted token stands with probability min(1, p / q).
+    log_ratio = logits_at(p.detach(), tokens, shard)[:, 0] - log_normalizer(p, shard)
+    log_ratio = log_ratio - logits_at(q.detach(), tokens, shard)[:, 0] + log_normalizer(q, shard)
     by_chance = draws.accept < log_ratio.double().exp().view(shape)
+    # 3. A draft counts where it and all before it are accepted.
     kept = torch.where(draws.greedy[:, None], drafted == best, by_chance)
     return DraftVerdicts(best, kept.long().cumprod(1).sum(1))
 
 
-def union_candidates(p: Tensor, q: Tensor, top_k: int, forbidden: int, cut: VocabularyShard) -> CandidateTokens:
-    """The union of the top_k of logits p and q, [R, W] each, without the token `forbidden`, which is never drafted."""
+def union_candidates(p: Tensor, q: Tensor, top_k: int, forbidden: int, shard: VocabularyShard) -> CandidateTokens:
+    """The union of the top_k of logits p and q, [R, W] each, without the token `forbidden`, which is never drafted.
+
+    Each model offers one token more than top_k, so that top_k are left where the forbidden one was among them.
+    """
     both = torch.cat(
-        [_without(largest_token_ids(logits, top_k + 1, cut), forbidden)[:, :top_k] for logits in (p, q)], 1
+        [_without(largest_token_ids(logits, top_k + 1, shard), forbidden)[:, :top_k] for logits in (p, q)], 1
     )
     ids = both.sort(-1).values
-    valid = ids != NOBODY
+    valid = ids != NO_TOKEN
     valid[:, 1:] &= ids[:, 1:] != ids[:, :-1]
     return CandidateTokens(ids, valid)
 
 
 def _without(ids: Tensor, forbidden: int) -> Tensor:
-    """Ids [R, C] with the forbidden one behind all others, as NOBODY."""
+    """Ids [R, C] in their order, but for the forbidden one: it goes to the end of its row, as NO_TOKEN."""
     late = (ids == forbidden).long().argsort(dim=1, stable=True)
     moved = ids.gather(1, late)
-    return torch.where(moved == forbidden, NOBODY, moved)
+    return torch.where(moved == forbidden, NO_TOKEN, moved)
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,14 @@ class DraftPositionTerms:
 
 
 def draft_position_terms(p: Tensor, q: Tensor, best: Tensor, chosen: CandidateTokens, tau: float) -> DraftPositionTerms:
-    """Logits p (verifier) and q (drafter) of the candidates [R, C], best [R]: the verifier's argmax.
+    """The loss of every position, from the candidates' logits p (verifier) and q (drafter), [R, C] each, and the
+    verifier's argmax, best [R].
 
-    Both are softmaxed at temperature tau over the candidates, the cross-entropy is that of q at temperature 1. The
-    gradient goes through q alone; lam = exp(-0.5 * overlap) is a constant to it.
+    With P_j = softmax(p_j / tau) and Q_j = softmax(q_j / tau) over the candidates U_j:
+    1. overlap_j = SUM_u min(P_j(u), Q_j(u)) and lam_j = exp(-0.5 * overlap_j), both constants to the gradient;
+    2. hybrid_j = lam_j * KL(P_j || Q_j) + (1 - lam_j) * TV(P_j, Q_j), with TV = 0.5 * SUM_u |P_j(u) - Q_j(u)|;
+    3. cross_entropy_j = -log softmax(q_j)(best_j), at temperature 1; counted where best_j is in U_j.
+    The gradient goes through q alone.
     """
     p = p.detach().masked_fill(~chosen.valid, -torch.inf)
     log_p, log_q = _log_softmax(p / tau, chosen.valid), _log_softmax(q / tau, chosen.valid)
@@ -102,23 +113,26 @@ def draft_position_terms(p: Tensor, q: Tensor, best: Tensor, chosen: CandidateTo
 
 
 def _log_softmax(logits: Tensor, valid: Tensor) -> Tensor:
-    """log softmax over the valid places of [R, C]; 0 at the others, so that nothing multiplied by them is NaN."""
+    """log softmax of logits [R, C] over the valid places; 0 at the others, so that no product with it is NaN."""
     return torch.where(valid, logits.masked_fill(~valid, -torch.inf).log_softmax(-1), 0.0)
 
 
 def drafter_terms(
-    p: Tensor, q: Tensor, verdicts: DraftVerdicts, top_k: int, tau: float, forbidden: int, cut: VocabularyShard
+    p: Tensor, q: Tensor, verdicts: DraftVerdicts, drafter: DrafterConfig, forbidden: int, shard: VocabularyShard
 ) -> DrafterTerms:
-    """Logits p (verifier) and q (drafter), [R, W] of this rank, block by block. The same on every rank.
+    """The terms of N blocks, from logits p (verifier) and q (drafter), [R, W] of this rank; the same on every rank.
 
     Active are the accepted drafts of a block and the first rejected one. Each term is its mean over the active
-    positions of a block, summed over the blocks; the cross-entropy's mean is over those whose argmax is a candidate,
-    and a block without any adds 0.
+    positions of a block, summed over the blocks. The mean of the cross-entropy is taken over those positions whose
+    argmax is a candidate, and a block without any adds 0.
     """
-    chosen = union_candidates(p, q, top_k, forbidden, cut)
+    # 1. The candidates of every position, and both models' logits of them.
+    chosen = union_candidates(p, q, drafter.top_k, forbidden, shard)
     ids = chosen.ids.clamp(min=0)
-    p_logits, q_logits = logits_at(p.detach(), ids, cut), logits_at(q, ids, cut)
-    found = draft_position_terms(p_logits, q_logits, verdicts.best.flatten(), chosen, tau)
+    p_logits, q_logits = logits_at(p.detach(), ids, shard), logits_at(q, ids, shard)
+    # 2. The loss of every position.
+    found = draft_position_terms(p_logits, q_logits, verdicts.best.flatten(), chosen, drafter.tau)
+    # 3. Means over the active positions of each block, summed over the blocks.
     shape = verdicts.best.shape
     places = torch.arange(shape[1], device=p.device)
     active = places <= verdicts.accepted[:, None]
@@ -132,5 +146,5 @@ def drafter_terms(
 
 
 def _block_means(values: Tensor, active: Tensor) -> Tensor:
-    """Sum over the blocks of each one's mean over its active places; both [N, n]. Scalar."""
+    """The mean of values [N, n] over the active places [N, n] of each block, summed over the blocks. Scalar."""
     return ((values * active).sum(1) / active.sum(1).clamp(min=1)).sum()

@@ -1,4 +1,4 @@
-"""The objective [paper eq. 5, or eq. 4 by the batch's weights]: the one place that decides what divides the sums."""
+"""What divides the sums, decided here alone [paper eq. 5; eq. 4 through the weights of the batch]."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from nld_train.types import DrafterTerms, LossTerms
 
-KEPT = "drafts kept up to "  # and a place in the block, from 1 on: share of the blocks
+KEPT = "drafts kept up to "  # followed by a place in the block, counted from 1; the figure is a share of the blocks
 
 
 def sum_loss_terms(terms: Sequence[LossTerms]) -> LossTerms:
-    """The terms of several micro-batches, or ranks, as one."""
+    """The terms of several micro-batches or ranks, added up: scalars, as each of them has."""
     return LossTerms(
         ar_sum=torch.stack([term.ar_sum for term in terms]).sum(),
         diffusion_sum=torch.stack([term.diffusion_sum for term in terms]).sum(),
@@ -33,10 +33,10 @@ def objective_value(terms: Sequence[LossTerms], alpha: float) -> Tensor:
 
 
 def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of every figure that is shown of a step: both add up over micro-batches and ranks; scalars.
+    """(sum, count) of every figure that is shown of a step, scalars []. Both add up over micro-batches and ranks.
 
-    Losses in nats per supervised token (under sequence averaging: the mean of the rows' means). The diffusion loss is
-    the ELBO, comparable across runs whatever alpha is.
+    Losses are in nats per supervised token; under sequence averaging they are the mean of the rows' means. The
+    diffusion loss is the ELBO, which can be compared across runs whatever alpha is.
     """
     return {
         "AR loss": (terms.ar_sum, terms.denominator),
@@ -47,21 +47,21 @@ def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Te
 
 
 def reported_figures(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
-    """The figures themselves, from the terms summed over the global batch; scalars, left on their device."""
+    """The figures themselves, from the terms summed over the global batch: scalars [], left on their device."""
     return {name: _per(*pair) for name, pair in reported_pairs(terms, alpha).items()}
 
 
 def drafter_numerator(terms: DrafterTerms) -> Tensor:
-    """What a micro-batch adds to the drafter's objective before the division by the blocks of the global batch: both
-    terms with weight 1 [paper sec. 3.3]. Scalar."""
+    """What a micro-batch adds to the drafter's objective before the division by the blocks of the global batch:
+    hybrid_sum + argmax_sum [paper sec. 3.3]. Scalar."""
     return terms.hybrid_sum + terms.argmax_sum
 
 
 def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of every figure that is shown of a drafter's step, as `pairs`. All are means over blocks.
+    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks.
 
-    The accepted length counts the verifier's own token behind the accepted drafts: a draft and a verification, two
-    forwards, add that many tokens.
+    The accepted length counts the verifier's own token behind the accepted drafts too: so many tokens are added by two
+    forwards, one that drafts and one that verifies.
     """
     kept = {
         f"{KEPT}{place}": (count, terms.blocks) for place, count in enumerate(terms.kept_by_place.unbind(), start=1)
@@ -77,5 +77,6 @@ def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _per(total: Tensor, count: Tensor) -> Tensor:
-    # Counts are whole numbers, and where a count is 0 (nothing supervised) so is its sum: 0 / 1 and no NaN.
+    """total / count, scalars."""
+    # Counts are whole numbers. Where a count is 0, because nothing is supervised, its sum is 0 too: 0 / 1 is no NaN.
     return total / count.clamp(min=1.0)

@@ -7,9 +7,10 @@ from nld_train.types import Batch, LossTerms
 
 
 def loss_terms(ar_nll: Tensor, diffusion_nll: Tensor, batch: Batch) -> LossTerms:
-    """Weighted sums of the cross-entropies, in the order of the batch's positions.
+    """Weighted sums of the cross-entropies, which are in nats and in the order of the batch's positions.
 
-    ar_nll [R_ar], clean position i predicting x_{i+1}; diffusion_nll [R_diff], noisy position i predicting x_i; nats.
+    ar_nll [R_ar]: clean position i predicts x_{i+1}; diffusion_nll [R_diff]: noisy position i predicts x_i.
+    Returns: scalars [].
     """
     return LossTerms(
         ar_sum=_weighted(ar_nll, batch.ar_weights),
@@ -21,5 +22,6 @@ def loss_terms(ar_nll: Tensor, diffusion_nll: Tensor, batch: Batch) -> LossTerms
 
 
 def _weighted(nll: Tensor, weights: Tensor) -> Tensor:
+    """SUM_r weights_r * nll_r of [R] each. Scalar."""
     assert nll.shape == weights.shape, f"{tuple(nll.shape)} losses for {tuple(weights.shape)} weights"
     return (nll * weights).sum()

@@ -14,43 +14,43 @@ from megatron.bridge.peft.lora_layers import LoRALinear
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nld_train.config import DrafterConfig
 from nld_train.model.core_attention import DualStreamAttention
 from nld_train.noise.seeding import keyed_uniforms
+from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import WEIGHTS, lora_names
 
-TARGET = "linear_proj"  # Megatron's o_proj
+TARGET = "linear_proj"  # Megatron's name of o_proj
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 class DrafterLinear(LoRALinear):
     """The output map with LoRA on the noisy positions alone.
 
-    At inference the prompt is read, and drafts are verified, with the adapter off: the keys and values that a draft
-    looks back on are the base model's. So in the doubled row the clean half is the base model's, and one forward
-    serves both: drafts by the adapted model over a past by the base model.
+    At inference the adapter is off while the prompt is read and while drafts are verified: the keys and values that a
+    draft looks back on are the base model's. So the adapter leaves the clean half of the doubled row alone, and one
+    forward serves both: the adapted model drafts over a past that the base model has read.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """x [S, B, H * D / ranks] -> [S, B, E], or this tensor rank's cut of S under sequence parallelism."""
+        """x [S, B, H * D / ranks] -> [S, B, E]; under sequence parallelism this tensor rank's shard of S."""
         output, bias, _ = self.base_linear_forward(x, *args, **kwargs)
         if not self._adapter_enabled:
             return output, bias
         places = torch.arange(x.shape[0], device=x.device)
         noisy = places < self.to_wrap.config.layout.clean_start
-        # The adapter has no bias: what is zero stays zero, in whatever way the ranks share the positions.
+        # The adapter has no bias, so that zeros stay zeros in whatever way the ranks share the positions.
         return output + self.adapter(x * noisy[:, None, None].to(x)).reshape(output.shape), bias
 
 
 @dataclass
 class DrafterLoRA(LoRA):
-    """Megatron-Bridge's LoRA on o_proj, of noisy positions, and with a start that no parallel layout changes."""
+    """Megatron-Bridge's LoRA on o_proj, for noisy positions alone, and with a start that no parallel layout changes."""
 
     seed: int = 0
     stored: str | None = None  # PEFT folder to start from
 
     def transform(self, module: nn.Module, name: str | None = None, prefix: str | None = None) -> nn.Module:
-        """Called by Megatron-Bridge for every module."""
+        """The module with its adapter, or as it is. Megatron-Bridge calls this for every module."""
         made = super().transform(module, name, prefix)
         if type(made) is not LoRALinear:
             return made
@@ -64,21 +64,24 @@ class DrafterLoRA(LoRA):
         return linear
 
 
-def drafter_lora(drafter: DrafterConfig, seed: int) -> DrafterLoRA:
-    """The adapter of a run."""
+def drafter_lora(settings: LoraSettings, seed: int) -> DrafterLoRA:
+    """The adapter of a run. `seed`: of the start of A, where none is stored."""
     return DrafterLoRA(
         target_modules=[TARGET],
-        dim=drafter.rank,
-        alpha=drafter.alpha,
-        dropout=drafter.dropout,
+        dim=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
         seed=seed,
-        stored=drafter.adapter,
+        stored=settings.adapter,
     )
 
 
 @torch.no_grad()
 def _initialize_adapter(linear: DrafterLinear, seed: int, layer: int) -> None:
-    """Xavier's uniform start for A, cut out of one whole matrix. B stays at zero: drafts start as the base's."""
+    """Give A [r, H * D / ranks] Xavier's uniform start, as this rank's columns of one whole matrix.
+
+    B stays at zero, so that the first drafts are those of the base model.
+    """
     adapter, own = linear.adapter, linear.adapter.linear_in.weight
     rank, width = own.shape
     ranks, here = adapter.tp_group.size(), adapter.tp_group.rank()
@@ -90,7 +93,8 @@ def _initialize_adapter(linear: DrafterLinear, seed: int, layer: int) -> None:
 
 @torch.no_grad()
 def _load_adapter_shard(linear: DrafterLinear, folder: Path, layer: int) -> None:
-    """This rank's cut of a layer's A and B from a PEFT folder: of A by its inputs, of B by its outputs."""
+    """Load this rank's shard of a layer's A [r, H * D] and B [E, r] from a PEFT folder: of A by its inputs, of B by its
+    outputs."""
     adapter = linear.adapter
     here = adapter.tp_group.rank()
     with safe_open(folder / WEIGHTS, "pt") as file:
@@ -100,29 +104,30 @@ def _load_adapter_shard(linear: DrafterLinear, folder: Path, layer: int) -> None
 
 
 def adapted_linears(model: nn.Module) -> list[DrafterLinear]:
-    """The adapted maps of a model."""
+    """The maps of a model that have the adapter."""
     return [module for module in model.modules() if isinstance(module, DrafterLinear)]
 
 
 @contextmanager
 def verifier_mode(model: nn.Module) -> Iterator[None]:
-    """The base model, reading the noisy half left to right: what judges drafts. Without gradients.
+    """While this is entered, the model is the verifier that judges drafts: the base model, without gradients, which
+    reads the noisy half left to right.
 
-    Everything is put back afterwards, before the backward pass of the drafts, which may run their forward again.
+    Everything is put back on leaving, so before the backward pass of the drafts, which may run their forward again.
     """
-    slots = [module for module in model.modules() if isinstance(module, DualStreamAttention)]
+    attentions = [module for module in model.modules() if isinstance(module, DualStreamAttention)]
     maps = adapted_linears(model)
     assert maps, "a model without the drafter's adapter"
-    before = [slot.layout for slot in slots]
+    before = [attention.layout for attention in attentions]
     try:
-        for slot in slots:
-            slot.layout = replace(slot.layout, noisy_causal=True)
+        for attention in attentions:
+            attention.layout = replace(attention.layout, noisy_causal=True)
         for linear in maps:
             linear.disable_adapter_layers()
         with torch.no_grad():
             yield
     finally:
-        for slot, layout in zip(slots, before, strict=True):
-            slot.layout = layout
+        for attention, layout in zip(attentions, before, strict=True):
+            attention.layout = layout
         for linear in maps:
             linear.enable_adapter_layers()

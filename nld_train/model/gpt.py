@@ -17,14 +17,15 @@ class DualStreamGPTModel(GPTModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cut = ContextShard(self.pg_collection.cp.size(), self.pg_collection.cp.rank())
-        self.rotary_pos_emb.cp_group = None  # or it would cut the angles its own way: `_rotary` does
+        self.shard = ContextShard(self.pg_collection.cp.size(), self.pg_collection.cp.rank())
+        # With the group Megatron would shard the angles in its own way; `_rotary` takes those of this rank's positions.
+        self.rotary_pos_emb.cp_group = None
         _check_core_attention(self)
 
     def forward(self, batch: Batch | HeadRequest) -> Tensor:
-        """Cross-entropy [R_ar + R_diff] of the batch on the last pipeline stage, hidden states [S, B, E] before it.
+        """Cross-entropy [R_ar + R_diff] of a Batch, or this tensor rank's logits [R, V / ranks] of a HeadRequest.
 
-        Of a HeadRequest: this tensor rank's logits [R, V / ranks].
+        Before the last pipeline stage it is the hidden states [S, B, E] in either case.
         """
         layout, documents, ids = self.config.layout, batch.documents, batch.input_ids
         return super().forward(
@@ -38,28 +39,34 @@ class DualStreamGPTModel(GPTModel):
         )
 
     def _position_nll(self, *, hidden_states: Tensor, context: Batch, **_: Any) -> Tensor:
+        """hidden_states [S, B, E] -> cross-entropy [R_ar + R_diff]."""
         return position_nll(hidden_states, self.output_layer, context, self.config.sequence_parallel)
 
     def _position_logits(self, *, hidden_states: Tensor, context: HeadRequest, **_: Any) -> Tensor:
+        """hidden_states [S, B, E] -> logits [R, V / ranks]."""
         return position_logits(hidden_states, self.output_layer, context.head_positions, self.config.sequence_parallel)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, **kwargs: Any) -> tuple:
+        """Megatron's own preparation, with our rotary angles in place of its own."""
         decoder_input, _, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
         return (decoder_input, self._rotary(position_ids), *rest)
 
     def _rotary(self, position_ids: Tensor | None) -> Tensor:
-        """Rotary angles of the positions that this context rank holds: [S/c, 1, 1, D] of 0..L-1, the same in both
-        halves; or [S/c, B, 1, D] of position_ids [B, S], where documents start again at 0."""
+        """Rotary angles of the positions that this context rank holds.
+
+        Without position_ids they are those of 0..L-1, the same in both halves: [S/c, 1, 1, D]. With position_ids
+        [B, S], where every document starts again at 0, each row has its own: [S/c, B, 1, D].
+        """
         layout = self.config.layout
         angles, _ = self.rotary_pos_emb(layout.length)
-        here = self.cut.queries(layout, angles.device)
+        here = self.shard.queries(layout, angles.device)
         if position_ids is not None:
             return angles.flatten(1)[position_ids[:, here].T].unsqueeze(2)
         return angles[rotary_positions(layout, device=angles.device)[here]]
 
 
 def _check_core_attention(model: GPTModel) -> None:
-    """Fail unless every layer attends through the dual stream's slot."""
+    """Assert that the core_attention of every layer is DualStreamAttention."""
     for number, layer in enumerate(model.decoder.layers):
-        slot = type(layer.self_attention.core_attention)
-        assert slot is DualStreamAttention, f"layer {number} attends with {slot.__name__}, not DualStreamAttention"
+        kind = type(layer.self_attention.core_attention)
+        assert kind is DualStreamAttention, f"layer {number} attends with {kind.__name__}, not DualStreamAttention"

@@ -7,8 +7,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 class LocalRMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm under Megatron's constructor, also for sequence parallelism.
 
-    Megatron's own local norm refuses sequence parallelism. There each tensor rank normalises its cut of the sequence,
-    so the weight's gradient is partial: marking the weight makes Megatron sum it over the tensor ranks.
+    Megatron's own local norm refuses sequence parallelism. Under it each tensor rank normalises its own shard of the
+    sequence, x [S / ranks, B, E], so that its gradient of the weight is partial. The mark on the weight makes Megatron
+    sum it over the tensor ranks.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
@@ -17,11 +18,16 @@ class LocalRMSNorm(torch.nn.RMSNorm):
 
 
 class FinalRMSNorm(LocalRMSNorm):
-    """The last norm. Transformer Engine's stores a state of quantisation, empty without it; so does this one, or a GPU
-    could not go on from a CPU's checkpoint. (The other norms are parts of linear maps there.)"""
+    """The last norm of the network.
+
+    Transformer Engine's last norm writes an extra state into checkpoints, which is empty without quantisation. This one
+    writes the same, or a GPU could not go on from a CPU's checkpoint. (Transformer Engine's other norms are parts of
+    its linear maps.)
+    """
 
     def get_extra_state(self) -> None:
+        """The empty state, as Transformer Engine writes it."""
         return None
 
     def set_extra_state(self, state: object) -> None:
-        pass
+        """Take the empty state back: there is nothing to do."""

@@ -1,4 +1,4 @@
-"""The LM head, applied to the positions a loss needs and to no other."""
+"""The LM head, applied to the positions that a loss needs and to no others."""
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import linear_with_frozen_weight
@@ -17,7 +17,7 @@ def select_positions(hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def vocabulary_shard(head: ColumnParallelLinear) -> VocabularyShard:
-    """Which columns of the vocabulary this rank's head gives."""
+    """Which columns of the vocabulary the head's weight [V / ranks, E] gives on this rank."""
     group = head.tp_group
     return VocabularyShard(group.rank() * head.weight.shape[0], group if group.size() > 1 else None)
 
@@ -25,7 +25,7 @@ def vocabulary_shard(head: ColumnParallelLinear) -> VocabularyShard:
 def position_nll(hidden: Tensor, head: ColumnParallelLinear, batch: Batch, sequence_parallel: bool) -> Tensor:
     """Cross-entropy of the batch's AR positions, then of its diffusion positions.
 
-    hidden: [S, B, E], or this tensor rank's cut of S under sequence parallelism.
+    hidden: [S, B, E]; under sequence parallelism this tensor rank's shard of S.
     Returns: [R_ar + R_diff] float32, nats; the same on every tensor rank.
     """
     needed = select_positions(_whole(hidden, head, sequence_parallel), batch.head_positions)
@@ -33,7 +33,10 @@ def position_nll(hidden: Tensor, head: ColumnParallelLinear, batch: Batch, seque
 
 
 def position_logits(hidden: Tensor, head: ColumnParallelLinear, positions: Tensor, sequence_parallel: bool) -> Tensor:
-    """This tensor rank's cut of the logits at flat positions [R], of a head that is not trained: [R, V / ranks]."""
+    """This tensor rank's shard of the logits at flat positions [R], from a head that is not trained.
+
+    hidden: as for `position_nll`. Returns: [R, V / ranks].
+    """
     needed = select_positions(_whole(hidden, head, sequence_parallel), positions)
     return linear_with_frozen_weight(
         input=needed,
@@ -47,8 +50,8 @@ def position_logits(hidden: Tensor, head: ColumnParallelLinear, positions: Tenso
 
 
 def _whole(hidden: Tensor, head: ColumnParallelLinear, sequence_parallel: bool) -> Tensor:
-    """Hidden states of all positions. What follows sums their gradient over the tensor ranks itself, so here it is only
-    cut back, not summed again."""
+    """Hidden states of all positions, [S, B, E]. What follows sums their gradient over the tensor ranks itself, so the
+    backward pass here only takes this rank's shard of it."""
     if not sequence_parallel:
         return hidden
     return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=head.tp_group)

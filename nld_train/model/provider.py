@@ -22,7 +22,7 @@ from nld_train.model.provider_config import DualStreamConfig
 
 
 def decoder_block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Transformer Engine layers on GPUs, Megatron's local layers on CPUs; our attention in every one."""
+    """Transformer Engine layers on GPUs and Megatron's local layers on CPUs, with our attention in every layer."""
     on_gpu = torch.cuda.is_available()
     block = get_gpt_decoder_block_spec(
         config, use_transformer_engine=on_gpu, normalization="RMSNorm", vp_stage=vp_stage
@@ -44,7 +44,7 @@ class DualStreamProvider(DualStreamConfig):
     def provide(
         self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
     ) -> GPTModel:
-        """The stage; by default with the embedding on the first one and the head on the last one."""
+        """One stage of the model. By default the first one has the embedding, and the last one the head."""
         stages, chunks = self._pg_collection.pp, self.virtual_pipeline_model_parallel_size
         if pre_process is None:
             pre_process = is_vp_first_stage(vp_stage, chunks) and is_pp_first_stage(stages)
@@ -71,8 +71,8 @@ def rows_share_positions(run: RunConfig) -> bool:
 
 
 def model_provider(run: RunConfig) -> DualStreamProvider:
-    """The provider of a run's model, cut as the run's layout says."""
-    model, rope, cut = run.model, run.model.rope, run.parallel
+    """The provider of a run's model, sharded as the run's layout says."""
+    model, rope, parallel = run.model, run.model.rope, run.parallel
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     halves = 2 if run.diffusion.dual else 1
@@ -111,18 +111,18 @@ def model_provider(run: RunConfig) -> DualStreamProvider:
         yarn_mscale_all_dim=rope.mscale_all_dim,
         yarn_correction_range_round_to_int=True,
         calculate_per_token_loss=True,
-        tensor_model_parallel_size=cut.tensor,
-        pipeline_model_parallel_size=cut.pipeline,
-        virtual_pipeline_model_parallel_size=cut.virtual_pipeline if cut.virtual_pipeline > 1 else None,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         # Several chunks per stage: one batched exchange would mix up activations and gradients where the stage before
         # and the stage after are the same rank.
-        overlap_p2p_comm=cut.virtual_pipeline > 1,
-        batch_p2p_comm=cut.virtual_pipeline == 1,
-        context_parallel_size=cut.context,
-        sequence_parallel=cut.sequence,
-        recompute_granularity=None if cut.recompute == "none" else cut.recompute,
-        recompute_method="uniform" if cut.recompute == "full" else None,
-        recompute_num_layers=1 if cut.recompute == "full" else None,
+        overlap_p2p_comm=parallel.virtual_pipeline > 1,
+        batch_p2p_comm=parallel.virtual_pipeline == 1,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
+        recompute_method="uniform" if parallel.recompute == "full" else None,
+        recompute_num_layers=1 if parallel.recompute == "full" else None,
         bf16=run.train.precision == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -20,4 +20,5 @@ class DualStreamConfig(GPTModelProvider):
 
     @property
     def layout(self) -> RowLayout:
+        """The layout of every row of the run."""
         return RowLayout(self.row_length, self.block_size, self.dual)

@@ -1,9 +1,10 @@
-"""What `nld train RECIPE --dry-run` prints: the run in numbers, reckoned on any machine without loading a model."""
+"""What `nld train RECIPE --dry-run` prints: the run in numbers, computed on any machine without loading a model."""
 
 from nld_train.config import RunConfig
+from nld_train.objectives.choose import objective_of
 from nld_train.plan import flops, memory, parameters, row_counts
 
-Line = tuple[str, str]  # label, what is said of it
+Line = tuple[str, str]  # a label, and the text behind it
 
 GB = 1e9
 LABEL_WIDTH = 18
@@ -25,26 +26,30 @@ def dry_run_text(run: RunConfig) -> str:
 
 
 def aligned_lines(lines: list[Line]) -> str:
+    """Lines of text whose second column is aligned."""
     return "\n".join(f"{label:<{LABEL_WIDTH}}{text}" for label, text in lines)
 
 
 def size_lines(run: RunConfig) -> list[Line]:
+    """How many parameters there are, where they start from, and which of them are trained."""
     count = parameters.model_parameters(run.model)
     parts = (
         f"embedding {count.embedding:,}; {count.layers} layers of {count.layer:,}; "
         f"final norm {count.final_norm:,}; head {count.head:,}"
     )
     lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
-    if run.drafter is not None:
-        adapter = parameters.adapter_parameters(run.model, run.drafter)
-        lines.append(("trained", f"{adapter:,}: LoRA of rank {run.drafter.rank} on o_proj; the rest is frozen"))
+    lora = objective_of(run).adapter
+    if lora is not None:
+        trained = f"{parameters.trained_parameters(run):,}: LoRA of rank {lora.rank} on o_proj; the rest is frozen"
+        lines.append(("trained", trained))
     return lines
 
 
 def data_lines(run: RunConfig) -> list[Line]:
-    train, length = run.train, run.data.sequence_length
+    """Tokens of the run, what the model is given of a row, and LM-head rows."""
+    train, length, objective = run.train, run.data.sequence_length, objective_of(run)
     factors = f"{train.iterations:,} iterations x {train.global_batch:,} rows x {length:,}"
-    head = f"{row_counts.expected_head_rows(run):,.0f} per row expected, {row_counts.most_head_rows(run):,} at most"
+    head = f"{objective.expected_head_rows():,.0f} per row expected, {objective.most_head_rows():,} at most"
     return [
         ("tokens", f"{row_counts.run_tokens(run):,} = {factors}"),
         ("model input", model_input(run)),
@@ -53,20 +58,24 @@ def data_lines(run: RunConfig) -> list[Line]:
 
 
 def model_input(run: RunConfig) -> str:
+    """The positions of a row, its halves, and how many pairs of positions see each other."""
     kind = f"[noisy | clean] in blocks of {run.diffusion.block_size}" if run.diffusion.dual else "the clean row alone"
     pairs = f"{row_counts.run_visible_pairs(run):,} visible pairs, mask density {row_counts.mask_density(run):.4f}"
     return f"{row_counts.row_positions(run):,} positions, {kind}; {pairs}"
 
 
 def layout_lines(run: RunConfig) -> list[Line]:
-    cut = run.parallel
-    ranks = f"{cut.world_size} ranks = data {cut.data} x tensor {cut.tensor} x pipeline {cut.pipeline}"
+    """How the ranks share the model and the rows."""
+    parallel = run.parallel
+    ranks = (
+        f"{parallel.world_size} ranks = data {parallel.data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+    )
     return [
-        ("layout", f"{ranks} x context {cut.context}; {cut.virtual_pipeline} chunk(s) per pipeline stage"),
+        ("layout", f"{ranks} x context {parallel.context}; {parallel.virtual_pipeline} chunk(s) per pipeline stage"),
         (
             "",
-            f"sequence parallel {yes_or_no(cut.sequence)}, "
-            f"distributed optimizer {yes_or_no(cut.distributed_optimizer)}",
+            f"sequence parallel {yes_or_no(parallel.sequence)}, "
+            f"distributed optimizer {yes_or_no(parallel.distributed_optimizer)}",
         ),
         (
             "per step",
@@ -76,10 +85,12 @@ def layout_lines(run: RunConfig) -> list[Line]:
 
 
 def yes_or_no(flag: bool) -> str:
+    """A setting that is on or off, as a word."""
     return "yes" if flag else "no"
 
 
 def compute_lines(run: RunConfig) -> list[Line]:
+    """FLOPs of a token and of the run, and the time they take."""
     row, length = flops.row_flops(run), run.data.sequence_length
     parts = f"layers {row.layers / length:.4g}, attention {row.attention / length:.4g}, head {row.head / length:.4g}"
     return [
@@ -90,6 +101,7 @@ def compute_lines(run: RunConfig) -> list[Line]:
 
 
 def time_estimate(run: RunConfig) -> str:
+    """Days on H100s at the assumed utilisation, together with that assumption."""
     if run.train.precision == "fp32":
         return "not estimated for fp32"
     peak = f"{flops.H100_BF16 / 1e12:.0f} TFLOP/s"
@@ -99,7 +111,7 @@ def time_estimate(run: RunConfig) -> str:
 
 
 def memory_report(run: RunConfig) -> str:
-    """The table of the pipeline stage that needs most."""
+    """The memory of one GPU, part by part, of the pipeline stage that needs most."""
     need = memory.worst_stage(run)
     total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
     parts = [
@@ -121,20 +133,24 @@ def memory_report(run: RunConfig) -> str:
 
 
 def activations_note(run: RunConfig, stage: int) -> str:
-    layers = memory.layers_in_flight(run, stage)
-    return f"{layers:g} layers in flight x {gb_number(memory.kept_per_layer(run))}; recompute {run.parallel.recompute}"
+    """What the activations of a stage are made of."""
+    layers, each = memory.layers_in_flight(run, stage), gb_number(memory.layer_activation_bytes(run))
+    return f"{layers:g} layers in flight x {each}; recompute {run.parallel.recompute}"
 
 
 def memory_verdict(need: memory.StageMemory) -> str:
+    """Whether the planned bytes fit the GPU that is planned with."""
     capacity = f"{memory.CAPACITY / GB:g} GB GPU"
     return f"fits an {capacity}" if need.fits else f"DOES NOT FIT an {capacity}"
 
 
 def gb_number(size: float) -> str:
+    """Bytes as GB of 1e9 bytes."""
     return f"{size / GB:.3f}"
 
 
 def disk_lines(run: RunConfig) -> list[Line]:
+    """The size of a checkpoint on disk."""
     size = memory.checkpoint_size(run)
     parts = f"weights {gb_number(size.weights)}, optimizer {gb_number(size.optimizer)}"
     return [("checkpoint", f"{gb_number(size.total)} GB on disk ({parts}); at most {run.checkpoint.keep} kept")]

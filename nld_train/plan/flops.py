@@ -3,20 +3,22 @@
 A multiplication and the addition that follows it are two operations. The backward pass of a matrix product is two
 products of the same size (the gradients of both factors), so a product costs three times its forward.
 
-Counted: the layers' linear maps, attention over the pairs that see each other, and the LM head on the rows that a loss
-needs. Not counted: norms, activations, rotary angles, softmax and the optimizer, which are small beside these, and what
-recomputation does twice: model FLOPs utilisation (MFU) divides a count without it.
+Counted are the layers' linear maps, attention over the pairs that see each other, and the LM head on the rows that a
+loss needs. Not counted are norms, activations, rotary angles, softmax and the optimizer, which are small beside these;
+nor what recomputation computes a second time, because model FLOPs utilisation (MFU) is defined without it.
 """
 
 from dataclasses import dataclass
 
 from nld_train.config import RunConfig
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import Objective
 from nld_train.plan.parameters import matrix_parameters
-from nld_train.plan.row_counts import expected_head_rows, row_positions, run_tokens, run_visible_pairs
+from nld_train.plan.row_counts import row_positions, run_tokens, run_visible_pairs
 
-PASSES = 3  # forward once, backward twice; of a drafter: draft, verify, and the backward of inputs alone
+PASSES = Objective.matrix_passes  # of a product that is trained: forward once, backward twice
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
-MFU = 0.4  # share of that peak a plan reckons with
+MFU = 0.4  # the share of that peak that a plan assumes
 SECONDS_PER_DAY = 86_400
 
 
@@ -30,16 +32,18 @@ class RowFlops:
 
     @property
     def total(self) -> float:
+        """FLOPs of all parts."""
         return self.layers + self.attention + self.head
 
 
 def row_flops(run: RunConfig) -> RowFlops:
     """FLOPs of one row of L tokens (S positions in the model)."""
-    model = run.model
+    model, objective = run.model, objective_of(run)
     layers = 2 * matrix_parameters(model) * row_positions(run)
     attention = 2 * 2 * model.heads * model.head_dim * run_visible_pairs(run)
-    head = 2 * model.hidden * model.vocab_size * expected_head_rows(run)
-    return RowFlops(PASSES * model.layers * layers, PASSES * model.layers * attention, PASSES * head)
+    head = 2 * model.hidden * model.vocab_size * objective.expected_head_rows()
+    passes = objective.matrix_passes
+    return RowFlops(passes * model.layers * layers, passes * model.layers * attention, passes * head)
 
 
 def flops_per_token(run: RunConfig) -> float:

@@ -1,25 +1,27 @@
-"""Bytes on one GPU, by part, and on disk. Derived from the layer; GB are 1e9 bytes.
+"""Bytes on one GPU, by part, and on disk, derived from what a layer computes. GB are 1e9 bytes.
 
-Assumed: Megatron's mixed precision (bf16 weights, fp32 main gradients and optimizer states; in fp32 everything is fp32
-and the weights are their own master copy), Transformer Engine layers with fused RMSNorm + linear, fused SwiGLU and
-attention that never makes a table of pairs, no dropout, no biases.
+The plan assumes Megatron's mixed precision (bf16 weights, fp32 main gradients and optimizer states; in fp32 everything
+is fp32 and the weights are their own master copy), Transformer Engine layers with fused RMSNorm + linear, fused SwiGLU
+and attention that never makes a table of pairs, no dropout and no biases.
 
-Left out: the CUDA context, NCCL's buffers, allocator fragmentation, kernel workspaces, rotary tables, block masks, the
-pipeline's send and receive buffers and gradient buckets in flight. See CAPACITY.
+It leaves out the CUDA context, NCCL's buffers, allocator fragmentation, kernel workspaces, rotary tables, block masks,
+the pipeline's send and receive buffers, and gradient buckets in flight. CAPACITY leaves room for them.
 """
 
 import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
-from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
-from nld_train.plan.row_counts import micro_batches, most_head_rows, row_positions
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import LoraSettings
+from nld_train.plan.parameters import adapter_parameters, padded_vocab, rank_parameters, trained_parameters
+from nld_train.plan.row_counts import micro_batches, row_positions
 from nld_train.row_arithmetic import chunk_width
 
-CAPACITY = 80e9  # bytes of an "80 GB" H100 to plan with; it has 85e9, and what is left out above must live in the rest
+CAPACITY = 80e9  # bytes to plan with; an "80 GB" H100 has 85e9, and what is left out above must live in the rest
 FP32 = 4  # bytes
-MOMENTS = 2  # of Adam
-LOGIT_CHUNKS = 4  # of fp32, alive at once in the LM head's backward pass
+MOMENTS = 2  # that Adam keeps of each parameter
+LOGIT_CHUNKS = 4  # fp32 chunks that are alive at once in the LM head's backward pass
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class StageMemory:
 
     @property
     def total(self) -> int:
+        """Bytes at the peak of a step."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.transient
 
     @property
     def fits(self) -> bool:
+        """Whether the peak stays within CAPACITY."""
         return self.total <= CAPACITY
 
 
@@ -57,33 +61,35 @@ class CheckpointSize:
 
     @property
     def total(self) -> int:
+        """Bytes of both parts."""
         return self.weights + self.optimizer
 
 
 def worst_stage(run: RunConfig) -> StageMemory:
-    """The pipeline stage that needs most."""
+    """Memory of the pipeline stage that needs most."""
     return max((stage_memory(run, stage) for stage in range(run.parallel.pipeline)), key=lambda each: each.total)
 
 
 def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     """Memory of a GPU of pipeline stage `stage`."""
     parameters = rank_parameters(run.model, run.parallel, stage).total
-    adapter = adapter_on_rank(run)
-    trained = parameters if run.drafter is None else adapter
+    lora = objective_of(run).adapter
+    adapter = 0 if lora is None else adapter_on_rank(run, lora)
+    trained = parameters if lora is None else adapter
     return StageMemory(
         stage=stage,
         weights=(parameters + adapter) * element_bytes(run),
         gradients=trained * FP32,
         optimizer=math.ceil(trained * optimizer_bytes(run) / optimizer_shards(run.parallel)),
-        activations=math.ceil(layers_in_flight(run, stage) * kept_per_layer(run)),
+        activations=math.ceil(layers_in_flight(run, stage) * layer_activation_bytes(run)),
         layer_backward=layer_backward_bytes(run),
         head=head_bytes(run) if stage == run.parallel.pipeline - 1 else 0,
     )
 
 
-def adapter_on_rank(run: RunConfig) -> int:
-    """Parameters of a drafter's adapter on one GPU: A is cut over the tensor ranks by its inputs, B by its outputs."""
-    return 0 if run.drafter is None else adapter_parameters(run.model, run.drafter) // run.parallel.tensor
+def adapter_on_rank(run: RunConfig, lora: LoraSettings) -> int:
+    """Parameters of an adapter on one GPU: A is sharded over the tensor ranks by its inputs, B by its outputs."""
+    return adapter_parameters(run.model, lora) // run.parallel.tensor
 
 
 def element_bytes(run: RunConfig) -> int:
@@ -96,42 +102,43 @@ def optimizer_bytes(run: RunConfig) -> int:
     return FP32 * (MOMENTS + (1 if run.train.precision == "bf16" else 0))
 
 
-def optimizer_shards(cut: ParallelConfig) -> int:
-    """Over how many ranks the distributed optimizer spreads its state: all that hold the same parameters."""
-    return cut.data * cut.context if cut.distributed_optimizer else 1
+def optimizer_shards(parallel: ParallelConfig) -> int:
+    """Over how many ranks the distributed optimizer spreads its state: over all that hold the same parameters."""
+    return parallel.data * parallel.context if parallel.distributed_optimizer else 1
 
 
 def rank_positions(run: RunConfig) -> int:
-    """Positions of a micro-batch on one rank; context parallelism cuts the row."""
+    """Positions of a micro-batch on one rank: context parallelism shards the row."""
     return run.train.micro_batch * row_positions(run) // run.parallel.context
 
 
 def stream_elements(run: RunConfig) -> float:
-    """Elements per position of a [S, B, E] tensor between the tensor-parallel regions: cut by sequence parallelism."""
+    """Elements per position of a [S, B, E] tensor between tensor-parallel regions; sequence parallelism shards it."""
     return run.model.hidden / (run.parallel.tensor if run.parallel.sequence else 1)
 
 
 def layer_elements(run: RunConfig, gathered: bool) -> float:
-    """Elements per position that one layer keeps for its backward pass.
+    """Elements per position that one layer keeps for its backward pass (F is the hidden size of the SwiGLU).
 
-    - 4 streams of E: the inputs of both RMSNorms (the residual stream) and their outputs (the inputs of the
-      query-key-value and gate-up maps, for their weight gradients);
-    - attention, cut over tensor ranks: the query-key-value map's output, (H + 2G) D, whole, because the value that
-      attention keeps is a view of it; query and key after rotary, (H + G) D; the output, H D, kept by attention and by
-      the output map as one tensor. Where keys and values are `gathered` from other ranks, those are kept instead: of
-      the rank's own, the query and the output remain;
-    - SwiGLU, cut over tensor ranks: gate and up, 2F, and their product, F, the input of the down map.
+    - It keeps 4 streams of E: the inputs of both RMSNorms (the residual stream) and their outputs (the inputs of the
+      query-key-value and gate-up maps, for their weight gradients).
+    - Attention, sharded over tensor ranks, keeps the whole output of the query-key-value map, (H + 2G) D, because its
+      value is a view of it; the query and the key after rotary, (H + G) D; and its own output, H D, which the output
+      map keeps as the same tensor. Where keys and values are `gathered` from other ranks, the gathered ones are kept
+      instead, and of the rank's own only the query and the output remain.
+    - SwiGLU, sharded over tensor ranks, keeps gate and up, 2F, and their product, F, the input of the down map.
     """
     model = run.model
     own = 2 * model.heads if gathered else 3 * model.heads + 3 * model.kv_heads
     return 4 * stream_elements(run) + (model.head_dim * own + 3 * model.ffn) / run.parallel.tensor
 
 
-def layer_kept(run: RunConfig, recompute_attention: bool) -> int:
-    """Bytes of one micro-batch in one layer: `layer_elements`, and attention's log-sum-exp of each query head in fp32.
+def stored_activation_bytes(run: RunConfig, recompute_attention: bool) -> int:
+    """Bytes that one layer keeps of one micro-batch: `layer_elements`, and the fp32 log-sum-exp of each query head.
 
-    Recomputing fused attention saves the log-sum-exp alone: query, key, value and output are needed all the same. Under
-    context parallelism it gathers again as well, and keeps the rank's own keys and values in place of everybody's.
+    Recomputing fused attention saves the log-sum-exp alone, because query, key, value and output are needed all the
+    same. Under context parallelism it also gathers again, and keeps the rank's own keys and values in place of those
+    of all ranks.
     """
     gathered = run.parallel.context > 1 and not recompute_attention
     statistics = 0.0 if recompute_attention else FP32 * run.model.heads / run.parallel.tensor
@@ -140,19 +147,30 @@ def layer_kept(run: RunConfig, recompute_attention: bool) -> int:
 
 
 def gathered_keys(run: RunConfig) -> float:
-    """Bytes of the keys and values that attention is given under context parallelism, 2 G D a position: all clean
-    tokens, and the noisy ones of the rank's own or, where packed documents are kept apart, of every rank."""
-    length, cut = run.data.sequence_length, run.parallel
-    noisy = length if run.diffusion.document_mask else length // cut.context
+    """Bytes of the keys and values that attention is given under context parallelism, 2 G D a position.
+
+    They are those of all clean tokens, and of the rank's own noisy tokens; where packed documents are kept apart, of
+    the noisy tokens of every rank.
+    """
+    length, parallel = run.data.sequence_length, run.parallel
+    noisy = length if run.diffusion.document_mask else length // parallel.context
     keys = length + (noisy if run.diffusion.dual else 0)
-    return run.train.micro_batch * keys * 2 * run.model.kv_heads * run.model.head_dim * element_bytes(run) / cut.tensor
+    return (
+        run.train.micro_batch
+        * keys
+        * 2
+        * run.model.kv_heads
+        * run.model.head_dim
+        * element_bytes(run)
+        / parallel.tensor
+    )
 
 
-def kept_per_layer(run: RunConfig) -> int:
-    """Bytes of one micro-batch in one layer under parallel.recompute; "full" keeps the layer's input alone."""
+def layer_activation_bytes(run: RunConfig) -> int:
+    """Bytes that one layer keeps of one micro-batch under parallel.recompute; "full" keeps the layer's input alone."""
     if run.parallel.recompute == "full":
         return math.ceil(rank_positions(run) * element_bytes(run) * stream_elements(run))
-    return layer_kept(run, recompute_attention=run.parallel.recompute == "selective")
+    return stored_activation_bytes(run, recompute_attention=run.parallel.recompute == "selective")
 
 
 def layers_in_flight(run: RunConfig, stage: int) -> float:
@@ -161,42 +179,45 @@ def layers_in_flight(run: RunConfig, stage: int) -> float:
     Without virtual stages (1F1B) stage s of P has started P - s micro-batches before its first backward pass. With V
     chunks a stage (interleaved 1F1B) it has started 2 (P - s - 1) + (V - 1) P + 1 chunks. Never more than a step has.
     """
-    cut = run.parallel
-    chunks = cut.virtual_pipeline
-    started = cut.pipeline - stage
+    parallel = run.parallel
+    chunks = parallel.virtual_pipeline
+    started = parallel.pipeline - stage
     if chunks > 1:
-        started = 2 * (cut.pipeline - stage - 1) + (chunks - 1) * cut.pipeline + 1
-    return min(started, micro_batches(run) * chunks) * run.model.layers / (cut.pipeline * chunks)
+        started = 2 * (parallel.pipeline - stage - 1) + (chunks - 1) * parallel.pipeline + 1
+    return min(started, micro_batches(run) * chunks) * run.model.layers / (parallel.pipeline * chunks)
 
 
 def layer_backward_bytes(run: RunConfig) -> int:
     """Bytes alive while one layer runs its backward pass, at its MLP, where it holds most.
 
-    The gradients of gate and up (2F) and of their product (F), cut over tensor ranks, and two whole streams: the input
-    gathered from sequence parallelism and its gradient. Under full recomputation also everything the layer keeps, made
-    again.
+    They are the gradients of gate and up (2F) and of their product (F), sharded over tensor ranks, and two whole
+    streams: the input gathered from sequence parallelism and its gradient. Under full recomputation everything that
+    the layer keeps is computed again and added to them.
     """
     gradients = 3 * run.model.ffn / run.parallel.tensor + 2 * run.model.hidden
-    again = layer_kept(run, recompute_attention=False) if run.parallel.recompute == "full" else 0
+    again = stored_activation_bytes(run, recompute_attention=False) if run.parallel.recompute == "full" else 0
     return math.ceil(rank_positions(run) * element_bytes(run) * gradients) + again
 
 
 def head_bytes(run: RunConfig) -> int:
-    """Bytes alive while the LM head and the loss run, with every noisy token masked (noise level near 1).
+    """Bytes alive while the LM head and the loss run, on as many rows as there can be (of noise: at a level near 1).
 
-    The logits exist in chunks of the vocabulary (loss/lm_head.py): in the backward pass four chunks of fp32, those kept
-    from the forward, those made again, their gradient, and it or the one before once more as the product takes it. Over
-    tensor ranks: the weight's gradient, before it is added to the fp32 one. Per selected row two fp32 vectors of E: the
-    gradient that the chunks add up to, and what one of them adds. Per position four streams of E: the last hidden
-    states, gathered, the rows selected from them, and the gradients of both.
-
-    Of a drafter: the fp32 logits of drafter and verifier, and the gradient of the former.
+    A loss that walks through the vocabulary in chunks (loss/lm_head.py) holds in its backward pass
+    1. four fp32 chunks of logits [rows, width]: the last chunk kept from the forward pass, the chunk computed again,
+       its gradient, and that gradient (or the one before it) once more as the product takes it;
+    2. the gradient of this tensor rank's weight [V / ranks, E], before it is added to the fp32 one;
+    3. two fp32 vectors of E for each selected row: the gradient that the chunks add up to, and what one chunk adds;
+    4. four streams of E for each position: the last hidden states, gathered; the rows selected from them; and the
+       gradients of both.
+    An objective whose loss needs whole rows of logits holds `whole_logits` fp32 tables [rows, V / ranks] in place of 1
+    to 3; its head is frozen.
     """
-    model, streams = run.model, rank_positions(run) * 4 * run.model.hidden * element_bytes(run)
+    model, objective = run.model, objective_of(run)
+    streams = rank_positions(run) * 4 * model.hidden * element_bytes(run)
     columns = padded_vocab(model.vocab_size, run.parallel.tensor) // run.parallel.tensor
-    if run.drafter is not None:
-        return run.train.micro_batch * most_head_rows(run) * columns * 3 * FP32 + streams
-    rows = run.train.micro_batch * most_head_rows(run) // run.parallel.context
+    rows = run.train.micro_batch * objective.most_head_rows() // run.parallel.context
+    if objective.whole_logits:
+        return rows * columns * objective.whole_logits * FP32 + streams
     chunks = LOGIT_CHUNKS * rows * min(columns, chunk_width(rows)) * FP32
     return chunks + columns * model.hidden * element_bytes(run) + 2 * rows * model.hidden * FP32 + streams
 
@@ -204,10 +225,9 @@ def head_bytes(run: RunConfig) -> int:
 def checkpoint_size(run: RunConfig) -> CheckpointSize:
     """A checkpoint holds every parameter once: the weights, and the optimizer's fp32 master copy and moments.
 
-    In fp32 the distributed optimizer still writes its copy of the weights. A drafter's holds its adapter alone.
+    In fp32 the distributed optimizer still writes its copy of the weights. Where an adapter is trained, a checkpoint
+    holds the adapter alone.
     """
-    parameters = (
-        model_parameters(run.model).total if run.drafter is None else adapter_parameters(run.model, run.drafter)
-    )
+    parameters = trained_parameters(run)
     master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
     return CheckpointSize(parameters * element_bytes(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

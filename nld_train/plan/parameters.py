@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from nld_train.config import DrafterConfig, ModelConfig, ParallelConfig
+from nld_train.config import ModelConfig, ParallelConfig, RunConfig
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import LoraSettings
 
 VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this, times the tensor ranks
 
@@ -20,11 +22,12 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
+        """Parameters of all parts."""
         return self.embedding + self.layer * self.layers + self.final_norm + self.head
 
 
 def matrix_parameters(model: ModelConfig) -> int:
-    """Weights of one layer's linear maps: query, key, value, output; gate, up, down. No biases."""
+    """Weights of one layer's linear maps: query, key, value and output; gate, up and down. There are no biases."""
     attention = model.hidden * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     return attention + 3 * model.hidden * model.ffn
 
@@ -35,15 +38,21 @@ def norm_parameters(model: ModelConfig) -> int:
 
 
 def model_parameters(model: ModelConfig) -> ParameterCounts:
-    """The network as published, with the vocabulary not padded."""
+    """Parameters of the network as it is published: its vocabulary is not padded."""
     table = model.vocab_size * model.hidden
     layer = matrix_parameters(model) + norm_parameters(model)
     return ParameterCounts(table, layer, model.layers, model.hidden, table)
 
 
-def adapter_parameters(model: ModelConfig, drafter: DrafterConfig) -> int:
-    """A drafter's adapter: LoRA's A [r, H * D] and B [E, r] of every layer's output map."""
-    return model.layers * drafter.rank * (model.heads * model.head_dim + model.hidden)
+def adapter_parameters(model: ModelConfig, lora: LoraSettings) -> int:
+    """Weights of a LoRA on o_proj: its A [r, H * D] and B [E, r] of every layer."""
+    return model.layers * lora.rank * (model.heads * model.head_dim + model.hidden)
+
+
+def trained_parameters(run: RunConfig) -> int:
+    """What a run trains: the whole model, or the adapter of its objective."""
+    lora = objective_of(run).adapter
+    return model_parameters(run.model).total if lora is None else adapter_parameters(run.model, lora)
 
 
 def padded_vocab(vocab_size: int, tensor: int) -> int:
@@ -52,20 +61,20 @@ def padded_vocab(vocab_size: int, tensor: int) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
-def rank_parameters(model: ModelConfig, cut: ParallelConfig, stage: int) -> ParameterCounts:
-    """What a GPU of pipeline stage `stage` (0 .. pipeline - 1) holds.
+def rank_parameters(model: ModelConfig, parallel: ParallelConfig, stage: int) -> ParameterCounts:
+    """Parameters that a GPU of pipeline stage `stage` (0 .. pipeline - 1) holds.
 
-    Matrices are cut over the tensor ranks, norms are whole on each of them. The embedding is on the first stage, the
-    final norm and the head on the last. A stage's layers are the same in number whether or not virtual pipelining
-    hands them out in several chunks. Context parallelism cuts no parameters.
+    Matrices are sharded over the tensor ranks; norms are whole on each of them. The embedding is on the first stage,
+    the final norm and the head are on the last one. Virtual pipelining hands out a stage's layers in several chunks,
+    and does not change their number. Context parallelism shards no parameters.
     """
-    assert 0 <= stage < cut.pipeline, f"stage {stage} of {cut.pipeline}"
-    last = stage == cut.pipeline - 1
-    table = padded_vocab(model.vocab_size, cut.tensor) // cut.tensor * model.hidden
+    assert 0 <= stage < parallel.pipeline, f"stage {stage} of {parallel.pipeline}"
+    last = stage == parallel.pipeline - 1
+    table = padded_vocab(model.vocab_size, parallel.tensor) // parallel.tensor * model.hidden
     return ParameterCounts(
         embedding=table if stage == 0 else 0,
-        layer=matrix_parameters(model) // cut.tensor + norm_parameters(model),
-        layers=model.layers // cut.pipeline,
+        layer=matrix_parameters(model) // parallel.tensor + norm_parameters(model),
+        layers=model.layers // parallel.pipeline,
         final_norm=model.hidden if last else 0,
         head=table if last else 0,
     )

@@ -1,4 +1,4 @@
-"""What one row is to the model: positions, pairs that see each other, LM-head rows. Arithmetic only."""
+"""What one row is to the model: positions, and pairs that see each other. Arithmetic only."""
 
 from nld_train.config import RunConfig
 from nld_train.row_arithmetic import count_visible_pairs
@@ -17,27 +17,6 @@ def run_visible_pairs(run: RunConfig) -> int:
 def mask_density(run: RunConfig) -> float:
     """The visible share of all S * S pairs."""
     return run_visible_pairs(run) / row_positions(run) ** 2
-
-
-def expected_head_rows(run: RunConfig) -> float:
-    """LM-head rows of a row of supervised tokens: L clean ones, and the masked ones.
-
-    Every noise law has E[t] = 1/2, so E[p] = (1 - eps)/2 + eps = (1 + eps)/2 [paper eq. 2].
-    """
-    if run.drafter is not None:
-        return most_head_rows(run)
-    masked = (1 + run.diffusion.noise_eps) / 2 if run.diffusion.dual else 0.0
-    return run.data.sequence_length * (1 + masked)
-
-
-def most_head_rows(run: RunConfig) -> int:
-    """LM-head rows of a row at noise level 1, where every token is masked: what memory must hold. Of a drafter: the
-    drafted places of its blocks, which its verifier judges one by one."""
-    if run.drafter is not None:
-        size, most = run.diffusion.block_size, run.drafter.blocks_per_row
-        blocks = run.data.sequence_length // size
-        return (blocks if most is None else min(blocks, most)) * (size - 1)
-    return row_positions(run)
 
 
 def micro_batches(run: RunConfig) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.doctor.start_checks import check_init, check_same_run
+from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.checkpoints import checkpoint_steps
 from nld_train.run_folder.frozen import freeze_run
 from nld_train.run_folder.metrics import truncate_metrics
@@ -21,8 +22,7 @@ def open_output(run: RunConfig) -> int | None:
     if checkpoint_steps(output):
         check_same_run(run, output)
     step = resume_step(output)
-    # A drafter's checkpoints hold the adapter alone: every start reads the model itself from `init`.
-    if run.init is not None and (step is None or run.drafter is not None):
+    if objective_of(run).init_to_read(resumes=step is not None) is not None:
         check_init(run)
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)

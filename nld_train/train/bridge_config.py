@@ -21,6 +21,7 @@ from megatron.bridge.training.config import (
 from nld_train.config import RunConfig
 from nld_train.model.drafter_adapter import drafter_lora
 from nld_train.model.provider import model_provider
+from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import init_checkpoint, newest_complete_step
 from nld_train.run_folder.paths import TENSORBOARD, checkpoints_folder, data_index_folder
@@ -31,7 +32,7 @@ NEVER = 1 << 60  # steps
 
 def bridge_config(run: RunConfig) -> ConfigContainer:
     """Everything Megatron-Bridge needs to train this run."""
-    output = Path(run.output)
+    output, lora = Path(run.output), objective_of(run).adapter
     return ConfigContainer(
         model=model_provider(run),
         train=TrainingConfig(
@@ -43,7 +44,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         optimizer=optimizer_config(run),
         scheduler=_schedule(run),
         ddp=data_parallel_config(run),
-        dataset=_rows(run, output),
+        dataset=_rows(run),
         # Tokens arrive as ids: Megatron needs the size of the vocabulary and no tokenizer.
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1),
         logger=_logger(run, output),
@@ -51,11 +52,12 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         rng=RNGConfig(seed=run.train.seed),
         dist=_process_groups(run),
         mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
-        peft=None if run.drafter is None else drafter_lora(run.drafter, run.train.seed),
+        peft=None if lora is None else drafter_lora(lora, run.train.seed),
     )
 
 
 def optimizer_config(run: RunConfig) -> OptimizerConfig:
+    """AdamW with the run's settings; the schedule changes its learning rate."""
     settings = run.optimizer
     return OptimizerConfig(
         optimizer="adam",
@@ -72,6 +74,7 @@ def optimizer_config(run: RunConfig) -> OptimizerConfig:
 
 
 def _schedule(run: RunConfig) -> SchedulerConfig:
+    """The learning rate over the iterations: warm-up, stable, decay (WSD)."""
     return SchedulerConfig(
         lr_decay_style="WSD",
         lr_wsd_decay_style="minus_sqrt",
@@ -87,8 +90,8 @@ def _schedule(run: RunConfig) -> SchedulerConfig:
 
 
 def data_parallel_config(run: RunConfig) -> DistributedDataParallelConfig:
-    # An adapter's gradients are too few to be worth hiding, and a drafter's step runs the network twice.
-    overlap = torch.cuda.is_available() and run.drafter is None
+    """How gradients are summed over the data-parallel ranks."""
+    overlap = torch.cuda.is_available() and objective_of(run).overlaps_communication
     return DistributedDataParallelConfig(
         use_distributed_optimizer=run.parallel.distributed_optimizer,
         overlap_grad_reduce=overlap,
@@ -96,13 +99,14 @@ def data_parallel_config(run: RunConfig) -> DistributedDataParallelConfig:
         # Gradients are summed in float32 and divided once, by the global count.
         grad_reduce_in_fp32=True,
         average_in_collective=False,
-        # train/health.py looks at the global norm instead: this would wait for the device at every bucket, and stop the
-        # rank at fault alone, without saying where.
+        # train/callbacks/health.py looks at the global norm instead. Megatron's check would wait for the device at
+        # every bucket, and stop the rank at fault alone, without saying where.
         check_for_nan_in_grad=False,
     )
 
 
-def _rows(run: RunConfig, output: Path) -> RunRowsProvider:
+def _rows(run: RunConfig) -> RunRowsProvider:
+    """The run's rows, and how the loader fetches them."""
     return RunRowsProvider(
         run_json=run_to_json(run),
         seq_length=run.data.sequence_length,
@@ -116,8 +120,9 @@ def _rows(run: RunConfig, output: Path) -> RunRowsProvider:
 
 
 def _logger(run: RunConfig, output: Path) -> LoggerConfig:
+    """TensorBoard and Weights & Biases."""
     return LoggerConfig(
-        # train/progress.py reports instead of Megatron-Bridge's own line.
+        # train/callbacks/progress.py reports in place of Megatron-Bridge's own line.
         log_interval=NEVER,
         tensorboard_dir=str(output / TENSORBOARD),
         tensorboard_log_interval=run.log.interval,
@@ -129,26 +134,28 @@ def _logger(run: RunConfig, output: Path) -> LoggerConfig:
 
 
 def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
+    """Where checkpoints are written and read, and what the first one starts from."""
     saved = str(checkpoints_folder(output))
-    # An adapter's own checkpoint lacks the weights that it changes.
-    from_init = run.init is not None and (run.drafter is not None or newest_complete_step(output) is None)
+    init = objective_of(run).init_to_read(resumes=newest_complete_step(output) is not None)
     return CheckpointConfig(
         save=saved,
         load=saved,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
-        # Read only where `load` holds nothing yet: weights alone, at step 0.
-        pretrained_checkpoint=str(init_checkpoint(run.init)) if from_init else None,
+        # It is read only where `load` holds nothing yet, and gives weights alone, at step 0.
+        pretrained_checkpoint=None if init is None else str(init_checkpoint(init)),
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
-        # Adam's moments are saved by parameter, not as the ranks happen to share them out: a run may continue under any
-        # other layout. Saving gathers 12 bytes per parameter of a rank's model cut in host memory.
+        # Adam's moments are saved by parameter, and not as the ranks happen to share them out, so that a run may
+        # continue under any other layout. Saving gathers 12 bytes for each parameter of a rank's shard of the model in
+        # host memory.
         dist_ckpt_optim_fully_reshardable=True,
         save_tokenizer_assets=False,
     )
 
 
 def _process_groups(run: RunConfig) -> DistributedInitConfig:
+    """NCCL on GPUs, gloo on CPUs."""
     on_gpu = torch.cuda.is_available()
     return DistributedInitConfig(
         distributed_backend="nccl" if on_gpu else "gloo",

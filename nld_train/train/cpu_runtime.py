@@ -1,7 +1,7 @@
 """Megatron on machines without a GPU: the same loop, model, optimizer and checkpoints, on gloo.
 
-Megatron-Core and Megatron-Bridge assume CUDA in many places, but need it in few. `install()` maps those places to the
-CPU, once per process and before anything else of Megatron is imported. With a GPU it does nothing.
+Megatron-Core and Megatron-Bridge assume CUDA in many places, but need it in few. `install_cpu_runtime` maps those few
+to the CPU, once per process and before anything else of Megatron is imported. With a GPU it does nothing.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def install_cpu_runtime() -> None:
 
 
 def install_cpu_runtime_in_writer() -> None:
-    """As much of it as the process needs that writes checkpoints beside the training: a device to name."""
+    """Install what the process needs that writes checkpoints beside the training: a device that it can name."""
     if not torch.cuda.is_available():
         _name_cpu_the_current_device()
         _make_streams_inert()
@@ -43,7 +43,7 @@ def install_cpu_runtime_in_writer() -> None:
 
 
 def _replace_fused_optimizers() -> None:
-    """Transformer Engine's optimizer kernels are CUDA only; Megatron binds them by name when it is first imported."""
+    """Transformer Engine's optimizer kernels need CUDA; Megatron binds them by name when it is first imported."""
     import transformer_engine.pytorch.optimizers as fused
 
     fused.multi_tensor_applier = lambda operation, flag, lists, *rest: operation(0, flag, lists, *rest)
@@ -56,8 +56,8 @@ def _replace_fused_optimizers() -> None:
 class CpuAdam(torch.optim.Optimizer):
     """torch's AdamW arithmetic behind the interface of Transformer Engine's FusedAdam.
 
-    FusedAdam counts its steps per parameter group, not per parameter, and Megatron's checkpoints hold them so: a run
-    saved here resumes on GPUs, and the other way round.
+    FusedAdam counts its steps by parameter group and not by parameter, and Megatron's checkpoints hold them so. This
+    one does the same, so that a run saved here resumes on GPUs, and the other way round.
     """
 
     def __init__(

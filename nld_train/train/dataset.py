@@ -5,7 +5,7 @@ conversations, and its noise. The loader's workers draw the noise, so layouts, r
 it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,25 +17,24 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import Dataset
 
-from nld_train.config import DiffusionConfig, DrafterConfig, RunConfig
+from nld_train.config import RunConfig
 from nld_train.data.chat_packing import Plans, open_packings
 from nld_train.data.chat_rows import ChatFileRows, ChatRows
 from nld_train.data.manifest import parse_blend
-from nld_train.dual_stream.batch import collate_rows
 from nld_train.dual_stream.context_shard import WHOLE, ContextShard
-from nld_train.dual_stream.drafter_batch import collate_drafts
-from nld_train.noise.corrupt import corrupt_row
-from nld_train.noise.drafter_blocks import DraftRow, draw_draft_blocks
+from nld_train.objectives.choose import objective_of
+from nld_train.objectives.contract import MicroBatch, Objective
 from nld_train.recipe import run_from_json
-from nld_train.types import Batch, DraftBatch, NoisyRow, Row
+from nld_train.types import Row
 
 ENDLESS = 1 << 40  # rows
 
 
 class TokenRows(GPTDataset):
-    """Megatron's GPT dataset, giving the L + 1 tokens of a row and the lengths of the documents they come from."""
+    """Megatron's GPT dataset. It gives the L + 1 tokens of a row and the lengths of the documents they come from."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """tokens [L + 1] int64, supervised [L + 1] bool, and document_lengths, a list."""
         tokens, _, document_lengths = self._query_document_sample_shuffle_indices(index)
         return {
             "tokens": numpy.asarray(tokens, numpy.int64),
@@ -45,41 +44,34 @@ class TokenRows(GPTDataset):
 
 
 class RunRows(Dataset):
-    """Rows numbered 0, 1, ... in the run; from `repeat_after` on they are the first ones again, noise included."""
+    """Rows numbered 0, 1, ... in the run. From row `repeat_after` on they are the first ones again, noise included."""
 
     def __init__(
         self,
         token_rows: Dataset | ChatRows,
-        diffusion: DiffusionConfig,
+        objective: Objective,
         *,
         purpose: str,
-        global_batch: int,
         count: int,
         repeat_after: int,
-        cut: ContextShard = WHOLE,
-        drafter: DrafterConfig | None = None,
+        shard: ContextShard = WHOLE,
     ) -> None:
-        self.token_rows, self.diffusion, self.drafter = token_rows, diffusion, drafter
-        self.purpose, self.global_batch = purpose, global_batch
-        self.count, self.repeat_after, self.cut = count, repeat_after, cut
+        self.token_rows, self.objective, self.purpose = token_rows, objective, purpose
+        self.count, self.repeat_after, self.shard = count, repeat_after, shard
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> NoisyRow | DraftRow | Row:
-        index = number % self.repeat_after
-        row = self._row(index)
-        if self.drafter is not None:
-            return draw_draft_blocks(row, self.drafter, self.diffusion, self.purpose)
-        return corrupt_row(row, self.diffusion, self.purpose, self.global_batch) if self.diffusion.dual else row
+    def __getitem__(self, number: int) -> Any:
+        """Row `number` of the run with its random draw, as the objective makes it."""
+        return self.objective.draw_row(self._row(number % self.repeat_after), self.purpose)
 
-    def collate_fn(self, rows: list[NoisyRow] | list[DraftRow] | list[Row]) -> Batch | DraftBatch:
-        """Called by name by Megatron-Bridge's loader."""
-        if self.drafter is not None:
-            return collate_drafts(rows, self.diffusion)
-        return collate_rows(rows, self.diffusion, self.cut)
+    def collate_fn(self, draws: list) -> MicroBatch:
+        """A micro-batch of such rows. Megatron-Bridge's loader calls this by name."""
+        return self.objective.collate_draws(draws, self.shard)
 
     def _row(self, index: int) -> Row:
+        """Row `index` before any noise."""
         sample = self.token_rows[index]
         tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])
         numbers = torch.arange(len(sample["document_lengths"]))
@@ -98,6 +90,7 @@ class RunRowsProvider(DatasetProvider):
     validation_rows: ClassVar[RunRows | None] = None  # set on the instance by build_datasets; no part of the record
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[RunRows, RunRows | None, None]:
+        """Training rows, validation rows (None where nothing is evaluated) and no test rows."""
         run = run_from_json(self.run_json)
         evaluated = run.train.eval_batches * run.train.global_batch
         if run.data.chat:
@@ -106,37 +99,35 @@ class RunRowsProvider(DatasetProvider):
             train, valid, _ = BlendedMegatronDatasetBuilder(
                 TokenRows, [context.train_samples, evaluated, 0], lambda: True, self._megatron_config(run, context)
             ).build()
-        batch = run.train.global_batch
-        # Every context rank is given whole rows: their noise is theirs, not a rank's.
-        cut = ContextShard(parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank())
+        objective = objective_of(run)
+        # Every context rank is given whole rows, because their noise belongs to the rows and not to a rank.
+        shard = ContextShard(
+            parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+        )
         training_rows = RunRows(
             train,
-            run.diffusion,
+            objective,
             purpose="train",
-            global_batch=batch,
             count=context.train_samples,
             repeat_after=context.train_samples,
-            cut=cut,
-            drafter=run.drafter,
+            shard=shard,
         )
         if not evaluated:
             return training_rows, None, None
         # Every evaluation takes `evaluated` rows, so each one starts again at row 0.
         validation_rows = RunRows(
             valid,
-            run.diffusion,
+            objective.for_evaluation(),
             purpose="validation",
-            global_batch=batch,
             count=ENDLESS,
             repeat_after=evaluated,
-            cut=cut,
-            # Evaluations draft by argmax everywhere, as greedy decoding does.
-            drafter=None if run.drafter is None else replace(run.drafter, sampled_share=0.0),
+            shard=shard,
         )
         self.validation_rows = validation_rows
         return training_rows, validation_rows, None
 
     def _megatron_config(self, run: RunConfig, context: DatasetBuildContext) -> GPTDatasetConfig:
+        """What Megatron's builder is asked for: the blend of files, their split, and nothing that we make ourselves."""
         weights, prefixes = zip(*parse_blend(run.data.blend), strict=True)
         return GPTDatasetConfig(
             random_seed=self.random_seed,

@@ -1,5 +1,5 @@
-"""Mends to the pinned libraries, needed with and without a GPU. Each has its reason, and a test that fails as soon as
-the library no longer needs it (tests/train/test_patches.py)."""
+"""Patches of the pinned libraries that are needed with and without a GPU. Each has its reason, and a test that fails as
+soon as the library no longer needs it (tests/train/test_patches.py)."""
 
 import functools
 import queue
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def apply_patches() -> None:
-    """Apply every mend; before training is set up; the second call does nothing."""
+    """Apply every patch. Call this before training is set up; the second call does nothing."""
     skip_compiling_prebuilt_helpers()
 
 
@@ -25,9 +25,9 @@ def leave_wandb_out() -> None:
 
 
 def hand_results_over_in_process() -> None:
-    """For runs that save between their steps: threads of the rank itself write then, and Megatron hands their results over
-    through a manager process all the same. That process imports torch before the first save can end, which was 9 of
-    its 10 s; a queue of this process does the same at once."""
+    """For runs that save between their steps: threads of the rank itself write then, and Megatron hands their results
+    over through a manager process all the same. That process imports torch before the first save can end, which was 9
+    of its 10 s; a queue of this process does the same at once."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async as of_megatron
     from nvidia_resiliency_ext.checkpointing.async_ckpt import filesystem_async as of_resiliency
 
@@ -37,8 +37,8 @@ def hand_results_over_in_process() -> None:
 
 
 def watch_gradient_norm(optimizer: "ChainedOptimizer", watch: Callable[[float | None], None]) -> None:
-    """Megatron's step has no event between the global gradient norm and the update of the weights: `watch` is called
-    there, with the norm, on every rank."""
+    """Call `watch` with the global gradient norm, on every rank, before the weights are updated: Megatron's step has no
+    event of its own there."""
     compute = optimizer.get_grad_norm
 
     def watched() -> float | None:
@@ -50,8 +50,8 @@ def watch_gradient_norm(optimizer: "ChainedOptimizer", watch: Callable[[float | 
 
 
 def skip_compiling_prebuilt_helpers() -> None:
-    """megatron-core's wheel ships its dataset helper prebuilt, without the Makefile that `compile_helpers` runs: the
-    call would end the process. It is skipped where the prebuilt helper imports."""
+    """Skip `compile_helpers` where the prebuilt dataset helper imports: megatron-core's wheel ships it without the
+    Makefile that the call runs, and the call would end the process."""
     import megatron.bridge.training.initialize as initialize
     from megatron.core.datasets import helpers_cpp
 

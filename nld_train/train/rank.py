@@ -10,13 +10,14 @@ import torch
 
 from nld_train.config import RunConfig
 from nld_train.exit_status import FAILED, FINISHED
+from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
 
 
 def rank_main() -> int:
-    """Train the run whose run.json is the only argument."""
+    """Train the run whose run.json is the only argument, and return the exit status of this process."""
     run = run_from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
     request = StopRequest()
@@ -54,11 +55,10 @@ def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = Non
     from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
     from nld_train.train.callbacks.progress import ProgressReporter
     from nld_train.train.callbacks.stop import StopOnRequest
-    from nld_train.train.drafter_step import DrafterStep
-    from nld_train.train.joint_step import JointStep
+    from nld_train.train.forward_step import ObjectiveStep
 
     config = bridge_config(run)
-    forward_step = JointStep(run.diffusion.alpha) if run.drafter is None else DrafterStep(run)
+    forward_step = ObjectiveStep(objective_of(run))
     watched = WatchedForwardStep(forward_step)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1

@@ -12,6 +12,7 @@ from examples import one_step
 from nld_train.config import DiffusionConfig, ModelConfig, RopeConfig
 from nld_train.dual_stream.batch import collate_rows
 from nld_train.noise.corrupt import corrupt_row
+from nld_train.objectives.joint import JointObjective
 from nld_train.types import Row
 from tests.distributed.ranks import on, small_run
 from tests.model.build import build
@@ -37,8 +38,6 @@ DIFFUSION = DiffusionConfig(
 @pytest.mark.megatron
 def test_it_takes_the_products_own_step(one_rank: None, tmp_path: Path) -> None:
     """Two rows of unequal supervision, weights of the Megatron model: loss and gradients."""
-    from nld_train.train.joint_step import joint_loss_function
-
     run = small_run("test", tmp_path, alpha=one_step.ALPHA, init=None, parallel=on(1))
     run = replace(run, model=MODEL, diffusion=DIFFUSION)
     model = build(run)
@@ -48,7 +47,7 @@ def test_it_takes_the_products_own_step(one_rank: None, tmp_path: Path) -> None:
     noisy = [corrupt_row(row, DIFFUSION, "train", 2) for row in rows]
     batch = collate_rows(noisy, DIFFUSION)
 
-    numerator, count, _ = joint_loss_function(batch, one_step.ALPHA, model(batch=batch))
+    numerator, count, _ = JointObjective(run).joint_loss(batch, model(batch=batch))
     ours = numerator / count
     ours.backward()
     weights = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}

@@ -8,7 +8,7 @@ import pytest
 
 # Rooms and ground-floor files that know no Megatron, so that a laptop can prove them. The rest of the supervisor
 # (start, node_check, launch, commands) imports none either, but in functions.
-HEART = {"data", "noise", "dual_stream", "attention", "loss", "plan"}
+HEART = {"data", "noise", "dual_stream", "attention", "loss", "objectives", "plan"}
 MEGATRON = {"megatron", "transformer_engine"}
 # What may import Megatron: the model, the ranks, and the measurements that stand above them.
 WITH_MEGATRON = {"model", "train"}
@@ -21,7 +21,8 @@ ORDER = [
     *["token_budget", "config", "model_sizes", "fields", "types", "recipe", "row_arithmetic", "run_folder"],
     *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
-    *["dual_stream", "attention", "loss", "plan", "model", "report", "train", "bench", "hf", "convert", "decode"],
+    *["dual_stream", "attention", "loss", "objectives"],
+    *["plan", "model", "report", "train", "bench", "hf", "convert", "decode"],
     *["doctor", "node_check", "start", "launch", "commands", "cli"],
 ]
 

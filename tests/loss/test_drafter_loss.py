@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nld_train.config import DrafterConfig
 from nld_train.loss.drafter_loss import (
     CandidateTokens,
     DraftVerdicts,
@@ -20,6 +21,7 @@ from nld_train.types import DraftDraws, DrafterTerms
 
 BLOCKS, PLACES, VOCABULARY, TOP, MASK, TAU = 6, 5, 80, 9, 3, 3.0
 WHOLE = VocabularyShard()
+SETTINGS = DrafterConfig(top_k=TOP, tau=TAU)
 
 
 def logits(seed: int, spread: float = 2.0) -> torch.Tensor:
@@ -76,7 +78,7 @@ def written_out(p: torch.Tensor, q: torch.Tensor, accepted: list[int]) -> tuple[
 
 
 def terms(p: torch.Tensor, q: torch.Tensor, accepted: list[int] | None = None) -> DrafterTerms:
-    return drafter_terms(p, q, verdicts(p, accepted or ACCEPTED), TOP, TAU, MASK, WHOLE)
+    return drafter_terms(p, q, verdicts(p, accepted or ACCEPTED), SETTINGS, MASK, WHOLE)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -95,7 +97,7 @@ def test_a_small_vocabulary_is_its_own_support() -> None:
     chosen = union_candidates(p, q, 200, MASK, WHOLE)
     assert sorted(chosen.ids[0][chosen.valid[0]].tolist()) == [0, 1, 2, 4, 5]
     kept = [0, 1, 2, 4, 5]
-    found = drafter_terms(p, q, verdicts(p, [0] * BLOCKS), 200, TAU, MASK, WHOLE)
+    found = drafter_terms(p, q, verdicts(p, [0] * BLOCKS), DrafterConfig(top_k=200, tau=TAU), MASK, WHOLE)
     first_p, first_q = (x.view(BLOCKS, PLACES, 6)[:, 0][:, kept] for x in (p, q))
     pp, qq = (first_p / TAU).softmax(-1), (first_q / TAU).softmax(-1)
     lam = torch.exp(-0.5 * torch.minimum(pp, qq).sum(-1))
@@ -230,7 +232,7 @@ def test_the_figures_of_a_step_add_up_over_micro_batches() -> None:
     half = PLACES * BLOCKS // 2
     parts = [
         drafter_terms(
-            p[rows], q[rows], DraftVerdicts(p[rows].argmax(-1).view(-1, PLACES), counts), TOP, TAU, MASK, WHOLE
+            p[rows], q[rows], DraftVerdicts(p[rows].argmax(-1).view(-1, PLACES), counts), SETTINGS, MASK, WHOLE
         )
         for rows, counts in (
             (slice(0, half), torch.tensor(ACCEPTED[:3])),

@@ -2,15 +2,20 @@
 
 import pytest
 
+from nld_train.config import RunConfig
+from nld_train.objectives.choose import objective_of
 from nld_train.plan.dry_run import dry_run_text
 from nld_train.plan.flops import row_flops
 from nld_train.plan.memory import checkpoint_size, stage_memory
 from nld_train.plan.parameters import adapter_parameters, model_parameters
-from nld_train.plan.row_counts import expected_head_rows, most_head_rows
 from nld_train.recipe import load_recipe
 
 RUN = load_recipe("nld_8b_drafter")
 ADAPTER = 34 * 128 * (4096 + 4096)
+
+
+def most_head_rows(run: RunConfig) -> int:
+    return objective_of(run).most_head_rows()
 
 
 def test_the_adapter_is_two_matrices_a_layer() -> None:
@@ -31,7 +36,7 @@ def test_a_checkpoint_holds_the_adapter_alone() -> None:
 
 
 def test_the_head_is_asked_for_the_drafted_places_of_the_blocks_that_count() -> None:
-    assert most_head_rows(RUN) == expected_head_rows(RUN) == 4096 // 32 * 31
+    assert most_head_rows(RUN) == objective_of(RUN).expected_head_rows() == 4096 // 32 * 31
     few = load_recipe("nld_8b_drafter", ["drafter.blocks_per_row=10"])
     assert most_head_rows(few) == 10 * 31
     assert most_head_rows(load_recipe("nld_8b_drafter", ["drafter.blocks_per_row=1000"])) == most_head_rows(RUN)

@@ -7,9 +7,9 @@ from nld_train import row_arithmetic
 from nld_train.bench.measure import peak_bytes
 from nld_train.config import RunConfig
 from nld_train.loss import lm_head
+from nld_train.objectives.choose import objective_of
 from nld_train.plan import memory
 from nld_train.plan.parameters import model_parameters
-from nld_train.plan.row_counts import most_head_rows
 
 
 def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
@@ -32,7 +32,7 @@ def test_a_layer_keeps_what_autograd_keeps(small_run, layer) -> None:
     run = small_run(precision="fp32", micro_batch=2)
     x = torch.randn(2, 64, run.model.hidden, requires_grad=True)
     norm_statistics = 2 * 2 * 64 * memory.FP32  # one number a position and norm: reckoned as nothing
-    assert kept_storages(layer, x) - norm_statistics == memory.layer_kept(run, recompute_attention=False)
+    assert kept_storages(layer, x) - norm_statistics == memory.stored_activation_bytes(run, recompute_attention=False)
 
 
 @pytest.mark.parametrize("chunk", [64 * 128, 64 * 512])
@@ -53,7 +53,7 @@ def test_the_head_takes_what_the_loss_holds(small_run, monkeypatch: pytest.Monke
 
 
 def rows_of(run: RunConfig) -> int:
-    return run.train.micro_batch * most_head_rows(run)
+    return run.train.micro_batch * objective_of(run).most_head_rows()
 
 
 def test_bf16_halves_the_streams_and_the_weights_gradient_and_nothing_else(small_run) -> None:
@@ -107,7 +107,9 @@ def test_gathered_keys_and_values_are_kept_in_place_of_the_ranks_own(small_run) 
     positions, own = 32, 4 * 24 + 2 * 8 * 8 + 3 * 40  # [noisy | clean] of 16 tokens; streams, query and output, SwiGLU
     gathered = (32 + 16) * 2 * 4 * 8  # all clean keys and values, and the rank's own noisy ones
     statistics = positions * 8 * 4
-    assert memory.layer_kept(run, recompute_attention=False) == 2 * (positions * own + gathered) + statistics
+    assert (
+        memory.stored_activation_bytes(run, recompute_attention=False) == 2 * (positions * own + gathered) + statistics
+    )
     apart = replace(run, diffusion=replace(run.diffusion, document_mask=True))
     assert memory.gathered_keys(apart) == 2 * (32 + 32) * 2 * 4 * 8
 
@@ -152,5 +154,5 @@ def test_a_layer_runs_backward_on_the_gradients_of_its_mlp_and_its_gathered_inpu
     assert memory.layer_backward_bytes(small_run()) == 2 * positions * (3 * ffn + 2 * hidden)
     assert memory.layer_backward_bytes(small_run(tensor=2)) == 2 * positions * (3 * ffn // 2 + 2 * hidden)
     full = small_run(recompute="full")
-    again = memory.layer_kept(full, recompute_attention=False)
+    again = memory.stored_activation_bytes(full, recompute_attention=False)
     assert memory.layer_backward_bytes(full) == memory.layer_backward_bytes(small_run()) + again

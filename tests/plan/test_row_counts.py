@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nld_train.noise.law import LAWS, NoiseSample, draw_mask
+from nld_train.objectives.choose import objective_of
 from nld_train.plan import row_counts
 
 
@@ -33,12 +34,13 @@ def test_expected_head_rows_are_the_mean_over_every_noise_law(law, small_run) ->
         sample = NoiseSample(seed=1, purpose="train", index=index, global_batch=8, blocks=blocks)
         masked += int(draw_mask(law, run.diffusion.noise_eps, sample)[1].sum())
     # A row's count has a standard deviation of at most L / 2: five of them, over the draws.
-    assert abs(length + masked / draws - row_counts.expected_head_rows(run)) < 5 * (length / 2) / draws**0.5
+    assert abs(length + masked / draws - objective_of(run).expected_head_rows()) < 5 * (length / 2) / draws**0.5
 
 
 def test_stage_1_needs_the_clean_rows_alone(small_run) -> None:
     run = small_run(alpha=0.0)
-    assert row_counts.expected_head_rows(run) == row_counts.most_head_rows(run) == row_counts.row_positions(run) == 32
+    objective = objective_of(run)
+    assert objective.expected_head_rows() == objective.most_head_rows() == row_counts.row_positions(run) == 32
 
 
 def test_a_step_is_cut_into_micro_batches_over_the_data_ranks(small_run) -> None:

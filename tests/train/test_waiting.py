@@ -16,6 +16,7 @@ from nld_train.loss.lm_head import head_nll
 from nld_train.loss.objective import drafter_pairs, loss_numerator
 from nld_train.loss.terms import loss_terms
 from nld_train.loss.vocabulary import VocabularyShard
+from nld_train.objectives.joint import JointObjective
 from nld_train.types import DraftDraws
 from tests.model.build import build
 from tests.model.test_gpt import batch_at, run_at
@@ -49,13 +50,11 @@ def test_the_watch_sees_what_it_is_meant_to_see(act: Callable[[Tensor], Any]) ->
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_a_step_never_waits(alpha: float, packed: bool) -> None:
-    from nld_train.train.joint_step import joint_loss_function
-
     run = run_at(alpha, packed)
     model, batch = build(run), batch_at(run)
     model(batch=batch)  # what is made once: angles, masks
     with NeverWaits():
-        total, count, shown = joint_loss_function(batch, alpha, model(batch=batch))
+        total, count, shown = JointObjective(run).joint_loss(batch, model(batch=batch))
         total.backward()
     assert torch.isfinite(total) and count > 0 and shown
     assert all(weight.grad is not None for weight in model.parameters())
@@ -96,7 +95,7 @@ def test_the_drafters_loss_stays_on_its_device() -> None:
     with NeverWaits():
         tokens = draw_drafts(q, draws, VocabularyShard())
         verdicts = judge_drafts(p, q, tokens, draws, VocabularyShard())
-        sums = drafter_terms(p, q, verdicts, settings.top_k, settings.tau, 7, VocabularyShard())
+        sums = drafter_terms(p, q, verdicts, settings, 7, VocabularyShard())
         shown = drafter_pairs(sums)
     assert all(part.device == META for pair in shown.values() for part in pair)
 

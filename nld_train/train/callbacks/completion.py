@@ -14,16 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointCompletion(Callback):
-    """Once every rank's files are written, also asynchronously, sums them up and writes the manifest.
+    """Once the files of every rank are written, also asynchronously, takes their checksums and writes the manifest.
 
-    Every rank reads what it wrote itself, named after its number, which its machine still holds in memory; the first
-    one reads the rest.
+    Every rank reads the files that it wrote itself, which are named after its number, because its machine still holds
+    them in memory. The first rank reads the rest.
     """
 
     def __init__(self, run: RunConfig) -> None:
         self.output = Path(run.output)
 
     def on_checkpoint_save(self, context: CallbackContext) -> None:
+        """Every file of the checkpoint is written: take checksums, and let the first rank write the manifest."""
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         folder = step_folder(self.output, self._step())
         own = checksum_files(folder, [name for name in checkpoint_file_names(folder) if name.startswith(f"__{rank}_")])
@@ -36,8 +37,8 @@ class CheckpointCompletion(Callback):
             logger.info("%s is complete: %d files", folder.name, len(files))
 
     def _step(self) -> int:
-        """The step that was saved: an asynchronous save ends at a later one. Megatron's tracker names it, on the first
-        rank's machine."""
+        """The step that was saved, which an asynchronous save outlasts. Megatron's tracker names it, on the machine of
+        the first rank."""
         named = [(checkpoints_folder(self.output) / TRACKER).read_text()] if torch.distributed.get_rank() == 0 else [""]
         torch.distributed.broadcast_object_list(named, src=0)
         return int(named[0])

@@ -14,17 +14,17 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 
 from nld_train.train.dataset import RunRows
-from nld_train.train.drafter_step import DrafterStep
-from nld_train.train.joint_step import JointStep
+from nld_train.train.forward_step import ObjectiveStep
 
 
 class FirstEvaluation(Callback):
     """Evaluates at step 0 of a fresh run. Megatron-Bridge's loop evaluates only after steps."""
 
-    def __init__(self, forward_step: JointStep | DrafterStep, callbacks: CallbackManager) -> None:
+    def __init__(self, forward_step: ObjectiveStep, callbacks: CallbackManager) -> None:
         self.forward_step, self.callbacks = forward_step, callbacks
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Evaluate a fresh run before its first step, and leave no trace of it in the loop's own counts."""
         state = context.state
         if state.train_state.step > 0 or not state.train_state.do_valid:
             return

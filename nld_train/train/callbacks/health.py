@@ -1,4 +1,4 @@
-"""A loss or a gradient norm that is no number ends the run before a weight changes."""
+"""A loss or a gradient norm that is not finite ends the run before a weight changes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from nld_train.objectives.contract import MicroBatch
 from nld_train.train.patches import watch_gradient_norm
 from nld_train.train.terminal import SharedFailure
-from nld_train.types import Batch, DraftBatch
 
 MOST_RANKS = 4  # named in the message
 
@@ -24,7 +24,7 @@ class SeenMicroBatch:
     """A micro-batch whose loss this rank knows."""
 
     samples: list[int]  # global row numbers
-    loss: Tensor  # [] its numerator, left on its device
+    loss: Tensor  # [] the numerator of its loss, left on its device
 
 
 class WatchedForwardStep:
@@ -35,7 +35,7 @@ class WatchedForwardStep:
         self.seen: list[SeenMicroBatch] = []
 
     def __call__(
-        self, state: GlobalState, data_iterator: Iterator[Batch | DraftBatch], model: GPTModel
+        self, state: GlobalState, data_iterator: Iterator[MicroBatch], model: GPTModel
     ) -> tuple[Tensor, Callable]:
         batch = next(data_iterator)
         output, loss_function = self.forward_step(state, iter([batch]), model)
@@ -50,42 +50,44 @@ class WatchedForwardStep:
 
 
 def poison_if_not_finite(loss: Tensor) -> Tensor:
-    """The same number; where it is infinite or NaN, its gradient is NaN everywhere. A finite one is multiplied by 1."""
+    """The same loss []. Where it is infinite or NaN its gradient is NaN everywhere; a finite one is multiplied by 1."""
     return loss * (1 + 0 * loss.detach())
 
 
 class NonFiniteGuard(Callback):
     """Looks at the global gradient norm when the host learns it, which Megatron waits for at every step anyway.
 
-    The norm tells all ranks alike, of gradients and, as losses are contagious, of losses. Only where it is not finite
-    are the ranks' losses fetched from their devices, to say whose it was.
+    The norm tells all ranks alike: of gradients and, because a loss that is not finite poisons its gradient, of losses.
+    Only where it is not finite are the ranks' losses fetched from their devices, to say whose it was.
     """
 
-    def __init__(self, step: WatchedForwardStep) -> None:
-        self.step = step
+    def __init__(self, watched: WatchedForwardStep) -> None:
+        self.watched = watched
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Watch the gradient norm of every step."""
         assert context.optimizer is not None, "Megatron-Bridge gives the optimizer to every event of training"
         watch_gradient_norm(context.optimizer, lambda norm: self._check(norm, context.state))
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        self.step.seen.clear()
+        """Forget the micro-batches of the step before."""
+        self.watched.seen.clear()
 
     def _check(self, norm: float | None, state: GlobalState) -> None:
         if norm is None or math.isfinite(norm):
             return
-        # What is being written is of an earlier step, and good.
+        # A checkpoint that is being written now is that of an earlier step, and good.
         maybe_finalize_async_save(state, state.cfg.checkpoint, blocking=True)
-        own = [(seen.samples, float(seen.loss)) for seen in self.step.seen]
+        own = [(seen.samples, float(seen.loss)) for seen in self.watched.seen]
         ranks: list[list[tuple[list[int], float]]] = [[]] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(ranks, own)
         raise SharedFailure(not_finite_message(state.train_state.step + 1, norm, ranks))
 
 
 def not_finite_message(step: int, norm: float, ranks: list[list[tuple[list[int], float]]]) -> str:
-    """The message: step, norm, and by rank the samples (global row numbers) of the micro-batches to blame.
+    """The message: the step, the norm and, by rank, the samples (global row numbers) of the micro-batches to blame.
 
-    ranks: of every rank, (samples, loss summed over their tokens) of its micro-batches.
+    ranks: for every rank the (samples, loss summed over their tokens) of its micro-batches.
     """
     blamed = {rank: [one for one in seen if not math.isfinite(one[1])] for rank, seen in enumerate(ranks)}
     finite = not any(blamed.values())

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and metrics.jsonl: step, time left, tokens/s, both losses, mask ratio, gradient norm."""
+"""What a person sees of a run, and metrics.jsonl: step, time left, tokens/s, the objective's figures, gradient norm."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
-from nld_train.loss.objective import KEPT
+from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.metrics import SPIKE, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS
 from nld_train.train.callbacks.spikes import SpikeDetector
@@ -21,12 +21,13 @@ from nld_train.train.callbacks.spikes import SpikeDetector
 class ProgressReporter(Callback):
     """Prints and records the run's progress on the last rank: only the last pipeline stage knows the losses.
 
-    Losses are means over the steps since the last line, in nats per token, and stay on the device until they are
-    printed: a step in between never waits for them.
+    Figures are means over the steps since the last line, and stay on the device until they are printed, so that a step
+    in between never waits for them. The last rank reports because it has the last pipeline stage.
     """
 
     def __init__(self, run: RunConfig, terminal: TextIO, *, active: bool) -> None:
         self.run, self.terminal, self.active = run, terminal, active
+        self.objective = objective_of(run)
         self.metrics = Path(run.output) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
@@ -44,13 +45,16 @@ class ProgressReporter(Callback):
         self.task = self.bar.add_task(run.name, total=run.train.iterations, left="")
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Start the clock and the bar."""
         self.clock = time.monotonic()
         self.bar.start()
 
     def on_train_end(self, context: CallbackContext) -> None:
+        """Take the bar away."""
         self.bar.stop()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
+        """Add up the figures of the step, warn of a spike, and report where a report is due."""
         if not self.active:
             return
         for name, value in (context.loss_dict or {}).items():
@@ -64,9 +68,11 @@ class ProgressReporter(Callback):
             self._report_steps(step, context)
 
     def on_eval_start(self, context: CallbackContext) -> None:
+        """Stop the clock: an evaluation is no training time."""
         self.paused_at = time.monotonic()
 
     def on_eval_end(self, context: CallbackContext) -> None:
+        """Let the clock go on, and report the evaluation."""
         self.clock += time.monotonic() - self.paused_at
         step = context.state.train_state.step
         if not self.active or step == self.evaluated:  # the loop evaluates twice where the last step is an evaluation's
@@ -74,10 +80,10 @@ class ProgressReporter(Callback):
         self.evaluated = step
         values = {name: float(value) for name, value in (context.total_loss_dict or {}).items()}
         self._record({"step": step, "kind": "validation", **values})
-        self._say(f"step {step:>7,}  validation  {_losses_text(values)}")
+        self._say(f"step {step:>7,}  validation  {self.objective.figures_text(values)}")
 
     def _report_spike(self, step: int, norm: float) -> None:
-        before = self.spikes.judge(norm)
+        before = self.spikes.median_if_spike(norm)
         if before is None:
             return
         # Rows are numbered through the run, a global batch after the other.
@@ -112,15 +118,17 @@ class ProgressReporter(Callback):
         self.bar.update(self.task, left=f"{left} left")
         self._say(
             f"step {step:>7,}/{self.run.train.iterations:,}  {left} left  {tokens:>9,.0f} tokens/s  "
-            f"{_losses_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
+            f"{self.objective.figures_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
         )
         self.sums, self.steps, self.clock = {}, 0, now
 
     def _record(self, entry: dict) -> None:
+        """Append a line to metrics.jsonl."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _say(self, line: str) -> None:
+        """Print a line above the bar."""
         self.bar.console.print(line, highlight=False, soft_wrap=True)
         self.terminal.flush()
 
@@ -129,15 +137,6 @@ def _logged_norms(metrics: Path) -> list[float]:
     """The gradient norms of a run's training steps so far."""
     entries = entries_of_kind(read_metrics(metrics), "train") if metrics.exists() else []
     return [entry["gradient norm"] for entry in entries]
-
-
-def _losses_text(values: dict[str, float]) -> str:
-    """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"; what is said place by place is left to the report."""
-    return "  ".join(
-        f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}"
-        for name, value in values.items()
-        if not name.startswith(KEPT)
-    )
 
 
 def _clock_text(seconds: float) -> str:

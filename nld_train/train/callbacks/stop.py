@@ -14,8 +14,8 @@ from nld_train.signals import StopRequest
 class StopOnRequest(Callback):
     """Ends the run after the step in which any rank was asked to stop, or the first one saw the stop file.
 
-    Megatron-Bridge's own way knows one signal, asks through the device, and leaves by an error. Here the loop is given
-    fewer steps, so that it saves and ends as it does after its last one.
+    Megatron-Bridge's own way knows one signal only, asks through the device, and leaves by an error. Here the loop is
+    given fewer steps, so that it saves and ends as it does after its last one.
     """
 
     def __init__(self, run: RunConfig, request: StopRequest) -> None:
@@ -24,19 +24,22 @@ class StopOnRequest(Callback):
         self.stopping = False
 
     def on_train_start(self, context: CallbackContext) -> None:
+        """Make the group through which the ranks' hosts ask each other."""
         if torch.cuda.is_available():  # hosts ask hosts: no device is waited for
             timeout = timedelta(minutes=self.run.parallel.timeout_minutes)
             self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
+        """End the loop at this step where anybody asked for it."""
         step = context.state.train_state.step + 1
         if self._anybody_asked() and step < self.run.train.iterations:
             self.stopping = True
             context.state.cfg.train.train_iters = step
 
     def on_train_end(self, context: CallbackContext) -> None:
+        """Leave out the last evaluation of a run that stops early."""
         if self.stopping:
-            # The evaluation after the last step is that of a finished run.
+            # The evaluation after the last step belongs to a finished run alone.
             context.state.train_state.do_valid = False
 
     def _anybody_asked(self) -> bool:

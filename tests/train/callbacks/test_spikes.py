@@ -5,7 +5,7 @@ from nld_train.train.callbacks.spikes import FEWEST, WINDOW, SpikeDetector
 
 def judge(spikes: SpikeDetector, norm: float) -> float | None:
     """Of a step that is logged."""
-    found = spikes.judge(norm)
+    found = spikes.median_if_spike(norm)
     spikes.log(norm)
     return found
 
@@ -13,8 +13,8 @@ def judge(spikes: SpikeDetector, norm: float) -> float | None:
 def test_a_norm_above_the_factor_is_a_spike() -> None:
     spikes = SpikeDetector(5.0)
     assert [judge(spikes, 2.0) for _ in range(FEWEST)] == [None] * FEWEST
-    assert spikes.judge(9.9) is None
-    assert spikes.judge(10.1) == 2.0
+    assert spikes.median_if_spike(9.9) is None
+    assert spikes.median_if_spike(10.1) == 2.0
 
 
 def test_the_first_steps_are_not_judged() -> None:
