@@ -43,14 +43,12 @@ class DualStreamAttention(MegatronModule):
     def __init__(
         self,
         config: DualStreamConfig,
-        layer_number: int,
-        attn_mask_type: object,
+        *,
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
-        *,
         pg_collection: ProcessGroupCollection,
-        **_: object,
+        **_: object,  # what else Megatron tells every core attention: layer number, mask type, communication
     ) -> None:
         super().__init__(config=config)
         assert attention_type == "self", f"attention_type {attention_type!r}: only self-attention is dual-stream"
