@@ -100,7 +100,7 @@ class InterleavedLayout:
 
 
 def interleaved_layout(length: int) -> InterleavedLayout:
-    """The layout for k = `length`, fields [k + k * k]. `offset` holds the text's order, the input has another."""
+    """The layout for k = `length`, fields [k + k * k]. `offset` holds the text's order, which the input has not."""
     number = torch.arange(length)
     after = torch.cat([number, number.repeat_interleave(length)])
     masked = torch.arange(length + length * length) >= length
