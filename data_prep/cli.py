@@ -2,8 +2,9 @@
 
 import argparse
 
-from data_prep.conversations import PAIR_NAMES, ROLES
-from data_prep.inspect_file import inspect_token_file, value_text
+from data_prep.conversations import PAIR_NAMES
+from data_prep.inspect_file import chat_lines, inspect_token_file, value_text
+from data_prep.messages import ROLES
 from data_prep.prepare_chat import ChatOptions, prepare_chat
 from data_prep.prepare_text import PreparationOptions, TextOptions, prepare_text
 from data_prep.sources import TEXT_KEY
@@ -17,12 +18,15 @@ PREFIX.supervised.bin (which tokens count) and PREFIX.manifest.json (with what w
 A line of a .jsonl or a row of a .parquet is one conversation, in one of these forms:
   {{"messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}
   {{"conversations": [{{"from": "human", "value": "..."}}, {{"from": "gpt", "value": "..."}}]}}
-  {{"question": "...", "answer": "..."}}, where "system" may stand beside them
+  {{"question": "...", "answer": "..."}}, a pair
 pairs: {PAIR_NAMES}
 roles: {", ".join(ROLES)}
+beside them: system, history, tools; in a turn: tool_calls, reasoning_content, weight 0 (or train false) for an answer
+that is context. A field that is not read is named with its count; docs/data.md has every form as an example.
 
-It is written as the tokenizer's chat template writes it; ChatML where the folder has none. Answers and their end marks
-count, all else is context. What a message spells is text, never a control token. A run that was cut off goes on where
+It is written as the tokenizer's chat template writes it; ChatML where the folder has none. Answers, their calls and
+their end marks count, all else is context. What a message spells is text, never a control token. What the template
+leaves out is said with its count. A run that was cut off goes on where
 it stopped: give the same command again. Until the end, twice the output's size is needed on disk."""
 
 Subparsers = argparse._SubParsersAction  # argparse names no public type for it
@@ -137,6 +141,24 @@ def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "--thinking", action="store_true", help="answers continue a prompt with thinking on (default: off)"
     )
     parser.add_argument("--last-turn-only", action="store_true", help="only the last answer of a conversation counts")
+    parser.add_argument(
+        "--chosen", action="store_true", help="of preferences take the chosen answer; leave out rows with label false"
+    )
+    parser.add_argument(
+        "--allow-losses",
+        action="store_true",
+        help="take answers too whose reasoning or call the template leaves out, or a tool result before them",
+    )
+    parser.add_argument(
+        "--date", metavar="YYYY-MM-DD", help="what a template with a clock writes (default: the day of the first start)"
+    )
+    parser.add_argument(
+        "--mask-id",
+        type=int,
+        default=ChatOptions().mask_id,
+        metavar="ID",
+        help="the recipe's diffusion.mask_token_id, which may be no text (default: %(default)s)",
+    )
     add_options(parser, ChatOptions())
     parser.set_defaults(run=run_prepare_chat)
 
@@ -147,6 +169,10 @@ def run_prepare_chat(args: argparse.Namespace) -> int:
         max_bad_lines=args.max_bad_lines,
         thinking=args.thinking,
         last_turn_only=args.last_turn_only,
+        chosen=args.chosen,
+        allow_losses=args.allow_losses,
+        date=args.date,
+        mask_id=args.mask_id,
         overwrite=args.overwrite,
     )
     manifest = prepare_chat(args.input, args.output, args.tokenizer, options)
@@ -157,6 +183,8 @@ def run_prepare_chat(args: argparse.Namespace) -> int:
         f"{manifest.tokens:,} tokens, {chat.supervised_tokens / manifest.tokens:.1%} of them supervised; "
         f"dropped {manifest.bad_lines:,} ({value_text(chat.dropped)})"
     )
+    for line in chat_lines(chat):
+        print(line)
     return 0
 
 

@@ -1,102 +1,200 @@
-"""From a line of a chat file to a conversation: which forms are known, and what makes one bad.
+"""From a row of a chat file to a conversation: which forms are known, and what makes one bad.
 
-Known forms, the first that fits:
-  {"messages": [{"role": "user", "content": "..."}, ...]}
-  {"conversations": [{"from": "human", "value": "..."}, ...]}
-  a pair of PAIRS, such as {"question": "...", "answer": "..."}, with the text of "system" as a system turn where given
-A text is a string, or a list of parts {"type": "text", "text": "..."}.
+A row's keys are used, refused, or named as not read. docs/data.md has every form as an example.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from data_prep.sources import RecordValue, is_unicode
-from nld_train.data.chat_template import ChatProblem, Message
-
-LISTS = ("messages", "conversations")
-SPELLINGS = (("role", "content"), ("from", "value"))  # of a message
-PAIRS = (  # question, more of it where the field is there and not empty, answer
-    ("prompt", None, "response"),
-    ("prompt", None, "completion"),
-    ("instruction", "input", "output"),
-    ("instruction", "context", "response"),
-    ("question", None, "answer"),
-    ("query", None, "response"),
+from data_prep.messages import (
+    LABEL_KEYS,
+    PICTURE_KEYS,
+    ROLE_KEYS,
+    TOOL_KEYS,
+    WEIGHT_KEYS,
+    Reading,
+    is_empty,
+    parse_tools,
+    read_reasoning,
+    read_text,
+    read_turns,
+    read_weight,
+    reads_nothing,
+    refuse_fields,
 )
-SYSTEM = "system"
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
-# Read by some templates beside the messages' text: what they write from these could not be told from their own text.
-UNREAD = ("tools", "tool_calls", "function_call", "reasoning_content")
-PAIR_NAMES = ", ".join(f"{question}{f'[+{more}]' if more else ''}+{answer}" for question, more, answer in PAIRS)
+from data_prep.sources import RecordValue
+from nld_train.data.chat_template import REASONING_KEYS, ChatProblem, Message
+
+LISTS = ("messages", "conversations", "conversation", "dialogue")
+PAIRS = (  # question, answer
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+)
+MORE = ("input", "context")  # of a question, behind it, where the field is there and not empty
+SYSTEMS = ("system", "system_prompt")
+HISTORY = "history"
+CHOSEN, REJECTED = "chosen", "rejected"
+REFUSED = (*PICTURE_KEYS, "documents", "chat_template_kwargs", "train_detail")
+PAIR_NAMES = ", ".join(f"{question}+{answer}" for question, answer in PAIRS)
 FORMS = f"{', '.join(LISTS)}, {PAIR_NAMES}"
+FALSE_ROW = "a row that is marked as bad: label false"
 
 
-def read_conversation(found: RecordValue) -> list[Message]:
-    """The turns of one line or row. Raises ChatProblem where it is not one of the known forms."""
+class LeftOut(Exception):
+    """Why a row is left out, as the user asked for: it is counted, and is no bad line."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row, read."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    unread: frozenset[str] = frozenset()  # fields of the row that nothing used
+    notes: frozenset[str] = frozenset()  # what else there is to say of it
+
+
+def read_conversation(
+    found: RecordValue, chosen: bool = False, template_reads: Callable[[str], bool] = reads_nothing
+) -> Conversation:
+    """The turns of one line or row.
+
+    chosen: of a preference, the better half. template_reads: whether the chat template looks at a field of a message.
+    Raises ChatProblem where it is not one of the known forms, and LeftOut for a row that `chosen` leaves out.
+    """
     if found.problem:
         raise ChatProblem(found.problem)
-    value = found.value
+    value = {"messages": found.value} if _holds_turns(found.value) else found.value
     if not isinstance(value, dict):
         raise ChatProblem(f"not an object: a JSON {type(value).__name__}")
-    refuse_unread(value)
-    turns = next((value[name] for name in LISTS if value.get(name) is not None), None)
-    if turns is None:
-        return read_pair(value)
-    if not isinstance(turns, list) or not turns:
-        raise ChatProblem("no messages: their list is empty, or is no list")
-    return [read_message(turn) for turn in turns]
+    reading = Reading(template_reads)
+    if len(value) == 1 and not value.keys().isdisjoint(LISTS):  # nothing stands beside the turns, as in most files
+        messages = read_turns(next(iter(value.values())), reading)
+        return Conversation(tuple(messages), tuple(reading.tools), frozenset(reading.unread), frozenset(reading.notes))
+    refuse_fields(value, REFUSED)
+    row = _take_chosen(value) if _is_preference(value, chosen) else value
+    known = _check_label(row, chosen)
+    messages, used = _read_row(row, reading)
+    messages = _join_system(_read_beside(row, reading), messages)
+    if not read_weight(row, "assistant", reading):
+        raise ChatProblem("weight 0 of a whole row: nothing of it would be supervised")
+    tools = [tool for name in TOOL_KEYS if not is_empty(row.get(name)) for tool in parse_tools(row[name])]
+    reading.leave_unread("", row, (*used, *known, *SYSTEMS, HISTORY, *TOOL_KEYS, *WEIGHT_KEYS))
+    return Conversation(
+        tuple(messages), tuple(tools or reading.tools), frozenset(reading.unread), frozenset(reading.notes)
+    )
 
 
-def refuse_unread(value: Mapping[str, object]) -> None:
-    for name in UNREAD:
-        if value.get(name):
-            raise ChatProblem(f"field {name!r} is not read: write it into the text of a message")
+def _is_preference(value: Mapping[str, object], chosen: bool) -> bool:
+    """Whether a row has a better and a worse answer. Raises ChatProblem where that is not asked for."""
+    found = [name for name in (CHOSEN, REJECTED) if not is_empty(value.get(name))]
+    if found and not (chosen and CHOSEN in found):
+        do = "--chosen takes the chosen one" if CHOSEN in found else "it has none that is chosen"
+        raise ChatProblem(f"a preference, with the fields {', '.join(found)}: {do}")
+    return bool(found)
 
 
-def read_message(turn: object) -> Message:
-    if not isinstance(turn, dict):
-        raise ChatProblem(f"a message is no object: {type(turn).__name__}")
-    refuse_unread(turn)
-    role_key, text_key = next((pair for pair in SPELLINGS if pair[0] in turn), (None, None))
-    if role_key is None or text_key is None:
-        raise ChatProblem("a message without a role")
-    role = turn[role_key]
-    if not isinstance(role, str) or role not in ROLES:
-        raise ChatProblem(f"unknown role: {role!r}, known are {', '.join(ROLES)}")
-    return Message(ROLES[role], text_of(turn.get(text_key)))
+def _take_chosen(value: Mapping[str, object]) -> dict[str, object]:
+    """A preference as a row with its better answer alone: the whole conversation where it is one, else behind the
+    prompt, whose own answers are context."""
+    rest = {key: found for key, found in value.items() if key not in (CHOSEN, REJECTED)}
+    found = value[CHOSEN]
+    turns = found if isinstance(found, list) else [found]
+    turns = [{"role": "assistant", "content": turn} if isinstance(turn, str) else turn for turn in turns]
+    roles = [turn.get("role", turn.get("from")) for turn in turns if isinstance(turn, dict)]
+    if any(role in ("user", "human") for role in roles):
+        ignored = (*LISTS, "prompt", "question", "instruction", "input")
+        return {key: found for key, found in rest.items() if key not in ignored} | {"messages": turns}
+    name = next((name for name in (*LISTS, "prompt", "question", "instruction") if not is_empty(rest.get(name))), None)
+    if name is None:
+        raise ChatProblem("a preference without a prompt")
+    return rest | {name: None, "prompt": rest[name], "completion": turns}
 
 
-def text_of(content: object) -> str:
-    """The text of a message: a string, or the joined parts of a list. No content is an empty text."""
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        return "".join(text_of_part(part) for part in content)
-    if not isinstance(content, str):
-        raise ChatProblem(f"a message is no text: {type(content).__name__}")
-    if not is_unicode(content):
-        raise ChatProblem("half a surrogate pair in a message")
-    return content
+def _check_label(row: Mapping[str, object], chosen: bool) -> tuple[str, ...]:
+    """The key of a label that says whether an answer is good, as it is used. Raises ChatProblem for a bad one."""
+    found = {name: row[name] for name in LABEL_KEYS if row.get(name) in (0, 1)}  # True and False among them
+    if not all(found.values()):
+        raise LeftOut(FALSE_ROW) if chosen else ChatProblem(f"{FALSE_ROW}; --chosen leaves such rows out")
+    return tuple(found)
 
 
-def text_of_part(part: object) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise ChatProblem(f"a message is no text: a part of type {kind!r}")
-    return text_of(part.get("text"))
+def _read_row(row: Mapping[str, object], reading: Reading) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns of a row but for what stands beside them, and the keys that were used."""
+    there = [name for name in LISTS if row.get(name) is not None]
+    lists = [name for name in there if not is_empty(row[name])] or there[:1]
+    if len(lists) > 1:
+        raise ChatProblem(f"two lists of turns: {' and '.join(lists)}")
+    if not lists:
+        return _read_pair(row, reading)
+    refuse_fields(row, ("context",), "beside a list of turns ")
+    if read_reasoning(row)[0]:
+        raise ChatProblem("reasoning beside a list of turns: which answer does it belong to")
+    return read_turns(row[lists[0]], reading), (lists[0],)
 
 
-def read_pair(value: Mapping[str, object]) -> list[Message]:
-    """A question and its answer, behind a system turn where there is one."""
-    pair = next((pair for pair in PAIRS if pair[0] in value and pair[2] in value), None)
+def _read_pair(row: Mapping[str, object], reading: Reading) -> tuple[list[Message], tuple[str, ...]]:
+    """A question and its answer. Lists of turns may stand in their place; then the answer's turns alone count."""
+    pairs = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
+    pair = next((pair for pair in pairs if not is_empty(row[pair[1]])), pairs[0] if pairs else None)
     if pair is None:
-        raise ChatProblem(f"unknown form: fields {', '.join(sorted(value)) or 'none'}, known are {FORMS}")
-    question, more, answer = pair
-    asked = [text_of(value[question]), text_of(value.get(more)) if more else ""]
-    system = text_of(value.get(SYSTEM))
-    turns = [Message("system", system)] if system else []
-    return [*turns, Message("user", "\n\n".join(filter(None, asked))), Message("assistant", text_of(value[answer]))]
+        raise ChatProblem(f"unknown form: fields {', '.join(sorted(row)) or 'none'}, known are {FORMS}")
+    question, answer = pair
+    reasoning, key = read_reasoning(row)
+    used = (question, answer, *MORE, *(name for name in REASONING_KEYS if reasoning and not is_empty(row.get(name))))
+    more = [read_text(row[name]) for name in MORE if name != question and not is_empty(row.get(name))]
+    if _holds_turns(row[question]):
+        if more:
+            raise ChatProblem(f"more of a question beside a list of turns: {' and '.join(MORE)}")
+        asked = read_turns(row[question], reading, context=True)
+    else:
+        asked = [Message("user", "\n\n".join(filter(None, [read_text(row[question]), *more])))]
+    if _holds_turns(row[answer]):
+        told = read_turns(row[answer], reading)
+    else:
+        told = [Message("assistant", read_text(row[answer]))]
+    if reasoning:
+        told = [replace(told[0], reasoning=reasoning, reasoning_key=key), *told[1:]]
+    return [*asked, *told], used
+
+
+def _holds_turns(value: object) -> bool:
+    turns = value if isinstance(value, list) and value else [None]
+    return all(isinstance(turn, dict) and not turn.keys().isdisjoint(ROLE_KEYS) for turn in turns)
+
+
+def _read_beside(row: Mapping[str, object], reading: Reading) -> list[Message]:
+    """What stands beside the turns of a row and before them: a system text and earlier turns."""
+    texts = {read_text(row[name]) for name in SYSTEMS if not is_empty(row.get(name))}
+    if len(texts) > 1:
+        raise ChatProblem(f"two system texts that differ: {' and '.join(SYSTEMS)}")
+    before = [Message("system", text) for text in texts]
+    history = row.get(HISTORY)
+    if is_empty(history):
+        return before
+    if not isinstance(history, list):
+        raise ChatProblem(f"history is no list: {type(history).__name__}")
+    if _holds_turns(history):
+        return [*before, *read_turns(history, reading)]
+    for turn in history:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ChatProblem("history that is neither turns nor pairs of question and answer")
+        before += [Message("user", read_text(turn[0])), Message("assistant", read_text(turn[1]))]
+    return before
+
+
+def _join_system(before: list[Message], messages: list[Message]) -> list[Message]:
+    """What stands before the turns, and the turns; a system text that both begin with stands once. Raises ChatProblem
+    where the two differ."""
+    systems = [turns[0].content for turns in (before, messages) if turns and turns[0].role == "system"]
+    if len(systems) < 2:
+        return [*before, *messages]
+    if systems[0] != systems[1]:
+        raise ChatProblem("two system texts that differ: beside the turns and as the first one")
+    return [*before, *messages[1:]]

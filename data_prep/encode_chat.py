@@ -2,10 +2,11 @@
 
 import functools
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_prep.conversations import read_conversation
+from data_prep.conversations import LeftOut, read_conversation
 from data_prep.encode import ChunkTask, PieceReport, job_tokenizer
 from data_prep.sources import FilePiece, TextRecord, read_values
 from nld_train.data import supervision
@@ -29,19 +30,31 @@ class ChatJob:
     template_tokens: tuple[tuple[str, str], ...]  # what the template is given beside it
     thinking: bool
     last_turn_only: bool
+    chosen: bool  # of preferences, the better answer
+    allow_losses: bool  # also answers that lost what they rest on
+    day: str | None  # YYYY-MM-DD, what a template with a clock is told; None: it has no clock
+
+
+@dataclass(frozen=True)
+class ChatReport(PieceReport):
+    """What became of one piece, and what there is to say of its conversations."""
+
+    unread: dict[str, int] = field(default_factory=dict)  # field -> conversations in which it was not read
+    losses: dict[str, int] = field(default_factory=dict)  # what the template did not write, with its count
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> rows that the options leave out
 
 
 @functools.lru_cache(maxsize=1)
 def job_encoder(job: ChatJob) -> ChatEncoder:
     """The job's tokenizer and template, loaded once per process."""
     tokenizer = job_tokenizer(job.tokenizer_folder, job.tokenizer_sha256)
-    template = load_chat_template(tokenizer, job.thinking)
+    template = load_chat_template(tokenizer, job.thinking, job.day)
     same = (template.sha256, template.tokens) == (job.template_sha256, job.template_tokens)
     assert same, f"the template of {job.tokenizer_folder} changed during the run"
-    return ChatEncoder(tokenizer, template, job.last_turn_only)
+    return ChatEncoder(tokenizer, template, job.last_turn_only, job.allow_losses)
 
 
-def finish_part(task: ChunkTask[ChatJob]) -> tuple[PieceReport, ...]:
+def finish_part(task: ChunkTask[ChatJob]) -> tuple[ChatReport, ...]:
     """The reports of a part, one per piece. It is made, whole or not at all, unless an earlier run has left it."""
     path = Path(f"{task.prefix}{REPORTS}")
     if path.is_file():
@@ -52,40 +65,53 @@ def finish_part(task: ChunkTask[ChatJob]) -> tuple[PieceReport, ...]:
     return reports
 
 
-def read_piece_reports(path: Path) -> tuple[PieceReport, ...]:
+def read_piece_reports(path: Path) -> tuple[ChatReport, ...]:
+    """The reports that an earlier run left."""
     content = json.loads(path.read_text(encoding="utf-8"))
     for report in content:
         report["piece"] = FilePiece(**report["piece"])
         report["bad"] = tuple(TextRecord(**record) for record in report["bad"])
-    return tuple(PieceReport(**report) for report in content)
+    return tuple(ChatReport(**report) for report in content)
 
 
-def encode_conversations(task: ChunkTask[ChatJob], partial: Path) -> tuple[PieceReport, ...]:
+def encode_conversations(task: ChunkTask[ChatJob], partial: Path) -> tuple[ChatReport, ...]:
     """Write the conversations of a chunk, in order."""
     encoder = job_encoder(task.job)
     dtype = token_dtype(encoder.tokenizer.vocab_size)
     with TokenFileWriter(partial, dtype) as tokens, SupervisionWriter(partial) as supervised:
-        reports = tuple(encode_chat_piece(piece, encoder, tokens, supervised) for piece in task.chunk)
+        reports = tuple(
+            encode_conversation_piece(piece, encoder, task.job.chosen, tokens, supervised) for piece in task.chunk
+        )
         tokens.finish()
         supervised.finish()
     return reports
 
 
-def encode_chat_piece(
-    piece: FilePiece, encoder: ChatEncoder, tokens: TokenFileWriter, supervised: SupervisionWriter
-) -> PieceReport:
+def encode_conversation_piece(
+    piece: FilePiece, encoder: ChatEncoder, chosen: bool, tokens: TokenFileWriter, supervised: SupervisionWriter
+) -> ChatReport:
+    """Write the conversations of one piece, in order; bad ones are reported. chosen: as `read_conversation` has it."""
     records = documents = count = text_bytes = 0
     bad = []
+    unread, losses, left_out = Counter[str](), Counter[str](), Counter[str]()
     for found in read_values(piece):
         records += 1
         try:
-            encoded = encoder.conversation(read_conversation(found))
+            conversation = read_conversation(found, chosen, encoder.template.reads)
+            encoded = encoder.conversation(conversation.messages, conversation.tools)
         except ChatProblem as problem:
             bad.append(TextRecord(found.line, problem=str(problem)))
             continue
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+            continue
         tokens.append(encoded.tokens)
         supervised.append(encoded.supervised)
+        unread.update(conversation.unread)
+        losses.update(conversation.notes)
+        losses.update(encoded.notes)
         documents += 1
         count += encoded.tokens.size
         text_bytes += encoded.text_bytes
-    return PieceReport(piece, records, documents, count, text_bytes, tuple(bad))
+    counts = (dict(unread), dict(losses), dict(left_out))
+    return ChatReport(piece, records, documents, count, text_bytes, tuple(bad), *counts)

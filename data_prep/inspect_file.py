@@ -47,6 +47,20 @@ def manifest_lines(manifest: Manifest) -> Iterator[str]:
             yield f"{name}: {value_text(value)}"
 
 
+def chat_lines(chat: ChatManifest) -> Iterator[str]:
+    """What a user must know of a chat file that was just made, beyond its size."""
+    yield f"template: {chat.template}" + (f"; its clock said {chat.date}" if chat.date is not None else "")
+    if chat.unread:
+        yield f"fields that were not read: {counts_text(chat.unread)}"
+    for name, count in (chat.losses | chat.left_out).items():
+        yield f"{name}: {count:,}"
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """Names with their counts, in one line."""
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+
+
 def value_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count:,} {name}" for name, count in value.items()) or "none"

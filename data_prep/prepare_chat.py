@@ -10,16 +10,17 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import ChunkTask
-from data_prep.encode_chat import REPORTS, ChatJob, finish_part
+from data_prep.encode import ChunkTask, PieceReport
+from data_prep.encode_chat import REPORTS, ChatJob, ChatReport, finish_part
 from data_prep.pool import run_ordered
 from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
 from data_prep.progress_tally import show_progress
@@ -27,15 +28,17 @@ from data_prep.sources import LINES, TABLE, cut_into_chunks, find_files
 from nld_train.data import manifest as manifest_file
 from nld_train.data import supervision
 from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
+from nld_train.data.chat_template import check_day
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
-from nld_train.data.tokenizer import load_tokenizer
+from nld_train.data.tokenizer import MASK_ID, begin_of_text_id, check_mask_id, load_tokenizer
 from nld_train.errors import UserError
-from nld_train.files import refuse_existing, staged_files
+from nld_train.files import refuse_existing, staged_files, write_text
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part
+DATE = "date"  # in the folder of the parts: what a template with a clock is told
 SUFFIXES = (".bin", supervision.SUFFIX, manifest_file.SUFFIX, ".idx")
 
 
@@ -45,6 +48,28 @@ class ChatOptions(PreparationOptions):
 
     thinking: bool = False  # given to the chat template as enable_thinking
     last_turn_only: bool = False  # only the last answer of a conversation is supervised
+    chosen: bool = False  # of preferences, the better answer; bad rows are left out
+    allow_losses: bool = False  # also answers that lost their reasoning, a call, or a tool result they rest on
+    date: str | None = None  # YYYY-MM-DD, for a template with a clock; None: the day on which the preparation began
+    mask_id: int = MASK_ID  # checked to be no text; the recipe's diffusion.mask_token_id
+
+
+@dataclass
+class ChatOutcome(PreparationCounts):
+    """Counts over the reports so far, with what there is to say of the conversations."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, report: PieceReport) -> None:
+        """Count a report. Raises UserError beyond the limit of bad lines."""
+        super().add(report)
+        assert isinstance(report, ChatReport), "the parts of chat files have reports of their own"
+        for total, found in (
+            (self.unread, report.unread), (self.losses, report.losses), (self.left_out, report.left_out)
+        ):  # fmt: skip
+            total.update(found)
 
 
 def prepare_chat(
@@ -59,28 +84,60 @@ def prepare_chat(
     prefix = Path(output_prefix)
     if not options.overwrite:
         refuse_existing([Path(f"{prefix}{suffix}") for suffix in SUFFIXES])
-    encoder = load_chat_encoder(load_tokenizer(tokenizer_folder), options.thinking, options.last_turn_only)
-    files = find_chats(inputs)
-    job = ChatJob(
-        str(tokenizer_folder),
-        encoder.tokenizer.fingerprint,
-        encoder.template.sha256,
-        encoder.template.tokens,
+    encoder = load_chat_encoder(
+        load_tokenizer(tokenizer_folder),
         options.thinking,
         options.last_turn_only,
+        options.allow_losses,
+        None if options.date is None else check_day(options.date),
     )
-    outcome = PreparationCounts(options.max_bad_lines)
-    with parts_folder(prefix, parts_key(job, files)) as folder:
+    check_mask_id(encoder.tokenizer, options.mask_id, "--mask-id")
+    begin_of_text_id(encoder.tokenizer)
+    files = find_chats(inputs)
+    outcome = ChatOutcome(options.max_bad_lines)
+    with parts_folder(prefix, parts_key(options, encoder, files)) as folder:
+        encoder = with_kept_date(encoder, folder)
+        job = describe_job(encoder, options)
         chunks = enumerate(cut_into_chunks(files, PIECE_BYTES))
         tasks = [ChunkTask(job, chunk, str(folder / f"part-{number}")) for number, chunk in chunks]
         encode_parts(tasks, folder, options.workers, outcome)
         with staged_files(prefix, SUFFIXES, options.overwrite) as partial:
-            summary, chat = join_parts(partial, tasks, encoder, outcome)
+            summary, chat = join_parts(partial, tasks, encoder, outcome, options)
             if summary.documents == 0:
                 raise UserError("no conversation in the input", "at least one with an answer", "check the inputs")
             manifest = make_manifest(inputs, len(files), encoder.tokenizer, None, summary, outcome, chat)
             write_manifest(partial, manifest)
     return manifest
+
+
+def describe_job(encoder: ChatEncoder, options: ChatOptions) -> ChatJob:
+    """What the processes need to make the same encoder."""
+    template = encoder.template
+    return ChatJob(
+        tokenizer_folder=str(encoder.tokenizer.folder),
+        tokenizer_sha256=encoder.tokenizer.fingerprint,
+        template_sha256=template.sha256,
+        template_tokens=template.tokens,
+        thinking=options.thinking,
+        last_turn_only=options.last_turn_only,
+        chosen=options.chosen,
+        allow_losses=options.allow_losses,
+        day=template.date,
+    )
+
+
+def with_kept_date(encoder: ChatEncoder, folder: Path) -> ChatEncoder:
+    """The encoder with the date that the parts in the folder were begun with: one run has one date, also where it is
+    killed and goes on after midnight."""
+    if encoder.template.date is None:
+        return encoder
+    path = folder / DATE
+    if not path.is_file():
+        write_text(path, encoder.template.date)
+    day = check_day(path.read_text(encoding="utf-8"))
+    return ChatEncoder(
+        encoder.tokenizer, replace(encoder.template, date=day), encoder.last_turn_only, encoder.allow_losses
+    )
 
 
 def find_chats(inputs: Sequence[str | Path]) -> list[Path]:
@@ -92,10 +149,11 @@ def find_chats(inputs: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def parts_key(job: ChatJob, files: Sequence[Path]) -> str:
-    """Names everything that the parts depend on: another key, other parts."""
+def parts_key(options: ChatOptions, encoder: ChatEncoder, files: Sequence[Path]) -> str:
+    """Names everything that the parts depend on: another key, other parts. Of the date only one that was given."""
+    job = asdict(describe_job(encoder, options)) | {"day": options.date}
     seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    content = (FORMAT_VERSION, version("nld-train"), PIECE_BYTES, asdict(job), seen)
+    content = (FORMAT_VERSION, version("nld-train"), PIECE_BYTES, job, seen)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -158,7 +216,7 @@ def encode_parts(tasks: Sequence[ChunkTask[ChatJob]], folder: Path, workers: int
 
 
 def join_parts(
-    partial: Path, tasks: Sequence[ChunkTask[ChatJob]], encoder: ChatEncoder, outcome: PreparationCounts
+    partial: Path, tasks: Sequence[ChunkTask[ChatJob]], encoder: ChatEncoder, outcome: ChatOutcome, options: ChatOptions
 ) -> tuple[TokenFileSummary, ChatManifest]:
     """One file of all parts, in the order of the input."""
     dtype: np.dtype = token_dtype(encoder.tokenizer.vocab_size)
@@ -171,6 +229,14 @@ def join_parts(
         conversations=summary.documents,
         supervised_tokens=supervised.supervised_tokens,
         dropped=dict(sorted(outcome.reasons.items())),
+        left_out=dict(sorted(outcome.left_out.items())),
+        unread=dict(sorted(outcome.unread.items())),
+        losses=dict(sorted(outcome.losses.items())),
+        losses_allowed=options.allow_losses,
+        chosen=options.chosen,
+        template=encoder.template.source,
+        date=encoder.template.date,
+        bos_token_id=begin_of_text_id(encoder.tokenizer),
         template_sha256=encoder.template.sha256,
         end_of_turn_id=encoder.end_mark(),
         thinking=encoder.template.thinking,

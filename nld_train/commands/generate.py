@@ -129,7 +129,7 @@ def run_generate(args: argparse.Namespace) -> int:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from nld_train.decode.load import load_drafter_adapter, load_model, load_text_tokenizer
+    from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer
 
     disable_progress_bar()
     dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
@@ -137,6 +137,7 @@ def run_generate(args: argparse.Namespace) -> int:
     if args.adapter is not None:
         load_drafter_adapter(model, Path(args.model), Path(args.adapter))
     tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
+    draw_text_only(model, tokenizer)
     encode: Callable[[str], NDArray[np.integer]] = tokenizer.encode
     if args.chat:
         encode, end_of_turn = chat_prompts(tokenizer, args.thinking)

@@ -53,7 +53,7 @@ FIXED: dict[str, Any] = {
 class SpecialTokenIds:
     """What a checkpoint folder says of decoding, beyond the network's shape."""
 
-    bos_token_id: int
+    bos_token_id: int | None  # None: the tokenizer has none
     eos_token_id: int
     mask_token_id: int
     block_size: int
@@ -62,7 +62,7 @@ class SpecialTokenIds:
         """Raises: UserError for an id outside the vocabulary."""
         for name in ("bos_token_id", "eos_token_id", "mask_token_id"):
             token_id = getattr(self, name)
-            if not 0 <= token_id < vocab_size:
+            if token_id is not None and not 0 <= token_id < vocab_size:
                 raise UserError(
                     f"{name}={token_id}", f"ids below vocab_size={vocab_size}", "use the id that the tokenizer gives it"
                 )

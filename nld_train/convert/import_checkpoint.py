@@ -27,7 +27,7 @@ from nld_train.convert.weight_table import (
     parameter_count,
     weight_mappings,
 )
-from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, named_token, token_id
+from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, end_of_document_id, load_tokenizer
 from nld_train.errors import UserError
 from nld_train.json_file import write_json_object
 from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
@@ -81,9 +81,10 @@ def folder_token_ids(described: FolderConfig, tokenizer: TextTokenizer) -> Speci
     """
     ours = DiffusionConfig()
     said = {"mask_token_id": ours.mask_token_id, "block_size": ours.block_size} | described.content
-    for name, token in (("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")):
-        if said.get(name) is None:
-            said[name] = token_id(tokenizer, named_token(tokenizer, token))
+    if said.get("bos_token_id") is None:
+        said["bos_token_id"] = begin_of_text_id(tokenizer)
+    if said.get("eos_token_id") is None:
+        said["eos_token_id"] = end_of_document_id(tokenizer)
     return read_config_token_ids(said, described.model.vocab_size)
 
 

@@ -7,26 +7,18 @@ ids in import.json and a copy of the tokenizer beside it.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nld_train.config import ModelConfig, require
+from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.convert.config_json import SpecialTokenIds
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import check_megatron_shapes
-from nld_train.data.tokenizer import (
-    TextTokenizer,
-    control_token,
-    end_of_document_id,
-    load_tokenizer,
-    named_token,
-    token_id,
-)
+from nld_train.data.manifest import end_of_turn_id, manifest_path, parse_blend
+from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, end_of_document_id, load_tokenizer
 from nld_train.errors import UserError
 from nld_train.fields import from_tree
 from nld_train.json_file import read_json_object
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
 from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
 from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, checkpoints_folder, step_folder
-
-END_OF_TURN = control_token(11)
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ def open_checkpoint_source(output: Path, step: int | None = None) -> CheckpointS
 def open_source_tokenizer(output: Path, given: Path | None, vocab_size: int) -> TextTokenizer:
     """The tokenizer of the model: `given`, or the import's copy, or the one that the run names.
 
-    Raises: UserError where it is missing, or its vocabulary is not the model's.
+    Raises: UserError where it is missing, or its vocabulary is larger than the model's.
     """
     folder = given or (
         output / TOKENIZER if (output / IMPORT).is_file() else Path(read_frozen_run(output).data.tokenizer)
@@ -75,11 +67,11 @@ def open_source_tokenizer(output: Path, given: Path | None, vocab_size: int) -> 
 
 
 def check_vocabulary_size(tokenizer: TextTokenizer, vocab_size: int) -> None:
-    """Raises: UserError unless tokenizer and model have one vocabulary."""
+    """Raises: UserError where the tokenizer has ids that the model lacks. A model may have more: it was padded."""
     require(
-        tokenizer.vocab_size == vocab_size,
+        tokenizer.vocab_size <= vocab_size,
         f"{tokenizer.folder} has a vocabulary of {tokenizer.vocab_size:,}",
-        f"the model's {vocab_size:,}",
+        f"at most the model's {vocab_size:,}",
         "give the tokenizer that the model was trained with",
     )
 
@@ -93,11 +85,28 @@ def read_output_token_ids(output: Path, tokenizer: TextTokenizer, chat: bool) ->
     """Ids and block size. `chat`: generation ends with a turn, not with a document. Raises: UserError."""
     if (output / IMPORT).is_file():
         traits = from_tree(SpecialTokenIds, read_json_object(output / IMPORT, TRAINED_OR_IMPORTED)["traits"], "traits.")
+        traits = replace(traits, eos_token_id=template_end(tokenizer)) if chat else traits
     else:
-        diffusion = read_frozen_run(output).diffusion
-        bos = token_id(tokenizer, named_token(tokenizer, "bos_token"))
-        traits = SpecialTokenIds(bos, end_of_document_id(tokenizer), diffusion.mask_token_id, diffusion.block_size)
-    if chat:
-        traits = replace(traits, eos_token_id=token_id(tokenizer, END_OF_TURN))
-    traits.check(tokenizer.vocab_size)
+        run = read_frozen_run(output)
+        end = turn_end(run, tokenizer) if chat else end_of_document_id(tokenizer)
+        bos, diffusion = begin_of_text_id(tokenizer), run.diffusion
+        traits = SpecialTokenIds(bos, end, diffusion.mask_token_id, diffusion.block_size)
+    traits.check(read_frozen_model(output).vocab_size)
     return traits
+
+
+def turn_end(run: RunConfig, tokenizer: TextTokenizer) -> int:
+    """The token with which a run's answers end: that of its chat files, or, where these are not here, that of the
+    template. Raises: UserError."""
+    prefixes = [prefix for _, prefix in parse_blend(run.data.blend) if manifest_path(prefix).is_file()]
+    found = end_of_turn_id(prefixes) if run.data.chat else None
+    return template_end(tokenizer) if found is None else found
+
+
+def template_end(tokenizer: TextTokenizer) -> int:
+    """The token with which the tokenizer's chat template ends answers. Raises: UserError."""
+    from nld_train.data.chat_encoder import (
+        load_chat_encoder,  # here, not above: it renders, and importing transformers takes seconds
+    )
+
+    return load_chat_encoder(tokenizer, thinking=False).end_mark()

@@ -1,35 +1,37 @@
 """Conversations to tokens and supervision, through any chat template that can be split.
 
-A template is a program: where it puts a message's text is found by rendering the conversation with a mark in place of
-every text. The marked text shows what the template wrote itself; putting the texts back must give what the template
-makes of the real conversation, or the conversation is refused. So control tokens come from the template alone, and what
-a message spells is text.
+A template is a program. Where it puts the texts of a conversation is found in these steps:
 
-An answer counts from the end of its prompt (what the template writes when asked for an answer at that point) to the
-first control token behind it, its end mark.
+1. Render the conversation with a mark in place of every text (chat_marks.py). What is left is what the template wrote
+   itself, and control tokens are looked for there alone: what a message spells is text.
+2. Find the answers in it, each from the end of its prompt to its last end mark (chat_answers.py). Where the template
+   has `{% generation %}` marks of its own, these say what is supervised, and are compared with what was found.
+3. Cut it into chunks: control tokens, and stretches of text that are supervised, or not, as a whole. Conversations of
+   one shape share the chunks.
+4. Put the texts back. The whole must be what the template makes of the real conversation, or it is refused. Then every
+   stretch of text is tokenised by itself.
+
+A text that the template left out is counted by kind. An answer that lost its own reasoning or a call, or rests on a
+tool result that was left out, is refused unless `allow_losses`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.chat_template import ChatProblem, ChatTemplate, Message, load_chat_template
+from nld_train.data.chat_answers import LOST_TOOLS, PROBE, AnswerFinder, AnswerSpan, MarkedText, find_losses
+from nld_train.data.chat_marks import MARK, Marked, TextStore, mark_all, put_back
+from nld_train.data.chat_template import END_THINK, THINK, ChatProblem, ChatTemplate, Message, load_chat_template
 from nld_train.data.token_file import token_dtype
 from nld_train.data.tokenizer import FILE, TextTokenizer, parse_tokenizer_file
 from nld_train.errors import UserError
 
-MARK = re.compile("\ue000([0-9]+)\ue001")  # private characters: only marks are looked for, never texts
-THINK, END_THINK = "<think>", "</think>"
 PLANS = 4096  # kept: conversations of one shape share a plan
-PROBE = (
-    Message("user", "What is two and two?"),
-    Message("assistant", "It is four."),
-    Message("user", "And three and three?"),
-    Message("assistant", "It is six."),
-)
 ALLOWED = "a Jinja chat template that writes every message as it is and ends answers with a control token"
 
 
@@ -47,16 +49,7 @@ class TemplatePlan:
     """What the template makes of every conversation of one shape."""
 
     chunks: tuple[TemplateChunk, ...]
-    end_marks: frozenset[int]  # control ids that end supervised answers
-
-
-@dataclass(frozen=True)
-class MarkedMessage:
-    """A message with marks in place of its texts."""
-
-    message: Message
-    texts: tuple[str, ...]  # what the marks stand for
-    first: int  # number of the first mark
+    notes: Mapping[str, int]  # what there is to say of such a conversation, with its count
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ class EncodedConversation:
     tokens: NDArray[np.integer]  # [n] in the dtype of token files
     supervised: NDArray[np.bool_]  # [n]
     text_bytes: int  # UTF-8, of the rendered conversation
+    notes: Mapping[str, int]  # what the template left out, and where it does not end answers as elsewhere
 
 
 @dataclass
@@ -73,50 +67,65 @@ class ChatEncoder:
     tokenizer: TextTokenizer
     template: ChatTemplate
     last_turn_only: bool = False
+    allow_losses: bool = False
     plans: dict[object, TemplatePlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.controls = {name: number for number, name in self.tokenizer.control_tokens().items()}
         names = sorted(self.controls, key=len, reverse=True)
         self.pieces = re.compile("|".join([MARK.pattern, *map(re.escape, names)]))
+        self.finder = AnswerFinder(self.template, self.pieces, self.controls)
 
-    def conversation(self, messages: Sequence[Message]) -> EncodedConversation:
-        """Tokens and supervision of a conversation. Raises ChatProblem without an answer, with an empty one, and where
-        the template cannot be split."""
+    def conversation(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> EncodedConversation:
+        """Tokens and supervision of a conversation. Raises ChatProblem without a supervised answer, with an empty one,
+        where the template cannot be split, and where it loses what a supervised answer rests on."""
         answers = [message for message in messages if message.role == "assistant"]
         if not answers:
             raise ChatProblem("no answer: the assistant says nothing")
+        counted = [message for message in (answers[-1:] if self.last_turn_only else answers) if message.counts]
+        if not counted:
+            raise ChatProblem("no supervised answer: all of them have weight 0")
         for message in answers:
-            check_answer(message.content)
-        return self._encode(messages, prompt=False)
+            if message.counts and not message.calls:
+                check_answer(message.content or "")
+        return self._encode(messages, tools, prompt=False)
 
-    def prompt(self, messages: Sequence[Message]) -> NDArray[np.integer]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> NDArray[np.integer]:
         """Tokens [n] of a conversation that asks for an answer. Raises ChatProblem."""
-        return self._encode(messages, prompt=True).tokens
+        return self._encode(messages, tools, prompt=True).tokens
 
     def end_mark(self) -> int:
-        """The control id that ends an answer. Raises ChatProblem."""
-        ends = self.plan(mark_messages(PROBE), prompt=False).end_marks
-        if len(ends) != 1:
-            raise ChatProblem(f"answers end with different control tokens: {sorted(ends)}")
-        return next(iter(ends))
+        """The control id that ends a turn of the assistant: the last one that the ends of all answers of a small
+        conversation begin with, or, where they have none in common, the last one of a conversation's end. Raises
+        ChatProblem."""
+        return self._end_of_turn
 
-    def plan(self, marked: Sequence[MarkedMessage], prompt: bool) -> TemplatePlan:
-        key = (prompt, *((item.message.role, item.message.content) for item in marked))
+    @cached_property
+    def _end_of_turn(self) -> int:
+        marked = mark_all(PROBE, TextStore(self.pieces))
+        whole = MarkedText(self.template.render([item.message for item in marked]), marked)
+        *_, last = ends = [span.ends for span in self.finder.find_spans(whole, (), last_only=False)]
+        shared = 0
+        while all(len(end) > shared and end[shared] == last[shared] for end in ends):
+            shared += 1
+        return last[(shared or len(last)) - 1]
+
+    def plan(self, marked: Sequence[Marked], tools: Sequence[object], prompt: bool) -> TemplatePlan:
+        """The plan of all conversations that are alike but for what the marks stand for."""
+        key = (prompt, repr(tools) if tools else None, *(item.key for item in marked))
         if key not in self.plans:
             if len(self.plans) >= PLANS:
                 self.plans.clear()
-            self.plans[key] = self._make_plan(marked, prompt)
+            self.plans[key] = self._make_plan(marked, tools, prompt)
         return self.plans[key]
 
-    def _encode(self, messages: Sequence[Message], prompt: bool) -> EncodedConversation:
-        marked = mark_messages(messages)
-        plan = self.plan(marked, prompt)
-        texts = [text for item in marked for text in item.texts]
-        spelled = ["".join(texts[p] if isinstance(p, int) else p for p in chunk.parts) for chunk in plan.chunks]
-        whole = "".join(spelled)
-        if whole != self.template.render(messages, prompt):
-            raise ChatProblem("the chat template changes the text of a message")
+    def _encode(self, messages: Sequence[Message], tools: Sequence[object], prompt: bool) -> EncodedConversation:
+        store = TextStore(self.pieces)
+        marked = mark_all(messages, store)
+        spelled_tools = store.mark_spelling(list(tools)) if tools else ()
+        plan = self.plan(marked, spelled_tools, prompt)
+        rendered = self.template.render(messages, prompt, tools)
+        spelled = self._spell(plan, store.texts, rendered)
         ids = iter(
             self.tokenizer.encode_all([s for s, c in zip(spelled, plan.chunks, strict=True) if c.control is None])
         )
@@ -125,19 +134,87 @@ class ChatEncoder:
         supervised = np.repeat([chunk.supervised for chunk in plan.chunks], [len(row) for row in rows])
         if tokens.size and supervised[0]:
             raise ChatProblem("nothing stands before the answer")
-        return EncodedConversation(tokens, supervised, len(whole.encode()))
+        return EncodedConversation(tokens, supervised, len(rendered.encode()), plan.notes)
 
-    def _make_plan(self, marked: Sequence[MarkedMessage], prompt: bool) -> TemplatePlan:
-        text = self.template.render([item.message for item in marked], prompt)
-        spans = [] if prompt else self._spans(text, marked)
-        starts = {start for start, _, _ in spans}
+    def _spell(self, plan: TemplatePlan, texts: Sequence[str], rendered: str) -> list[str]:
+        """What stands in each chunk of a rendered conversation. Raises ChatProblem where the plan does not make it."""
+        spelled = ["".join(texts[p] if isinstance(p, int) else p for p in chunk.parts) for chunk in plan.chunks]
+        if "".join(spelled) == rendered:
+            return spelled
+        found = put_back([part for chunk in plan.chunks for part in chunk.parts], texts, rendered)
+        if found is None:
+            raise ChatProblem("the chat template changes the text of a message")
+        pieces = iter(found)
+        return ["".join(next(pieces) for _ in chunk.parts) for chunk in plan.chunks]
+
+    def _end_notes(self, spans: Sequence[AnswerSpan]) -> Counter[str]:
+        """How many answers end otherwise than a turn does."""
+        names, end = self.tokenizer.control_tokens(), self.end_mark()
+        return Counter(
+            f"answers that end with {' '.join(names[number] for number in span.ends) or 'no control token'}"
+            f", not with {names[end]}"
+            for span in spans
+            if end not in span.ends
+        )
+
+    def _make_plan(self, marked: Sequence[Marked], tools: Sequence[object], prompt: bool) -> TemplatePlan:
+        messages = [item.message for item in marked]
+        text = self.template.render(messages, prompt, tools)
+        if prompt:
+            return TemplatePlan(tuple(self._chunks(text, [])), {})
+        whole = MarkedText(text, marked)
+        spans = self.finder.find_spans(whole, tools, self.last_turn_only)
+        notes, harmful = find_losses(whole, tools, {span.message for span in spans})
+        if tools and text == self.template.render(messages):  # a name in a call is no description
+            notes[LOST_TOOLS] = 1
+        if harmful and not self.allow_losses:
+            raise ChatProblem(f"{harmful[0]}: --allow-losses takes it all the same")
+        stretches = [(span.start, span.end) for span in spans]
+        if self.template.has_generation_marks:
+            stretches = self._generation_stretches(whole, tools, spans, notes)
+        self._check_inside(text, spans)
+        return TemplatePlan(tuple(self._chunks(text, stretches)), notes + self._end_notes(spans))
+
+    def _generation_stretches(
+        self, whole: MarkedText, tools: Sequence[object], spans: Sequence[AnswerSpan], notes: Counter[str]
+    ) -> list[tuple[int, int]]:
+        """What stands between the template's own marks of answers that count. Differences from ours are noted."""
+        theirs = self.template.generation_spans([item.message for item in whole.marked], tools)
+        used = []
+        for span in spans:
+            mine = [(start, end) for start, end in theirs if start < span.end and end > span.start]
+            used += mine
+            if not mine:
+                notes["answers outside of the template's generation marks, not supervised"] += 1
+            elif mine[-1][1] < span.end:
+                notes["answers with end marks outside of the template's generation marks, not supervised"] += 1
+            elif mine != [(span.start, span.end)] and whole.text[mine[0][0] : mine[-1][1]].strip() != (
+                whole.text[span.start : span.end].strip()
+            ):
+                notes["answers whose generation marks differ from prompt and end marks"] += 1
+        if not used:
+            raise ChatProblem("the chat template's generation marks leave out every answer")
+        return used
+
+    def _check_inside(self, text: str, spans: Sequence[AnswerSpan]) -> None:
+        """Raise ChatProblem where the token that ends a turn also stands inside of an answer: generation would stop
+        there."""
+        end = self.end_mark()
+        for span in spans:
+            found = self.pieces.finditer(text, span.start, span.text_end)
+            if end in (self.controls[piece[0]] for piece in found if not piece[1]) or span.ends.count(end) > 1:
+                name = self.tokenizer.control_tokens()[end]
+                raise ChatProblem(f"the token that ends answers stands inside of one: {name}")
+
+    def _chunks(self, text: str, stretches: Sequence[tuple[int, int]]) -> list[TemplateChunk]:
+        """A marked text cut into control tokens and stretches that are supervised, or not, as a whole."""
         chunks: list[TemplateChunk] = []
-        for place, part, control in self._parts(text, starts):
-            supervised = any(start <= place < end for start, end, _ in spans)
+        for place, part, control in self._parts(text, {edge for stretch in stretches for edge in stretch}):
+            supervised = any(start <= place < end for start, end in stretches)
             joins = chunks and control is None and chunks[-1].control is None and chunks[-1].supervised == supervised
             before = chunks.pop().parts if joins else ()
             chunks.append(TemplateChunk((*before, part), control, supervised))
-        return TemplatePlan(tuple(chunks), frozenset(control for _, _, control in spans))
+        return chunks
 
     def _parts(self, text: str, cuts: set[int]) -> Iterator[tuple[int, str | int, int | None]]:
         """(place, part, control id or None) of a marked text, in order; the template's own text is cut at `cuts`."""
@@ -150,83 +227,6 @@ class ChatEncoder:
                 done, number = found.end(), found[1]
                 yield (upto, int(number), None) if number else (upto, found[0], self.controls[found[0]])
 
-    def _spans(self, text: str, marked: Sequence[MarkedMessage]) -> list[tuple[int, int, int]]:
-        """(start, end, end mark) of every supervised answer in a marked text."""
-        answers = [number for number, item in enumerate(marked) if item.message.role == "assistant"]
-        spans = [self._span(text, marked, number) for number in (answers[-1:] if self.last_turn_only else answers)]
-        if any(before[1] > after[0] for before, after in zip(spans, spans[1:], strict=False)):
-            raise ChatProblem("the chat template changes the order of answers")
-        return spans
-
-    def _span(self, text: str, marked: Sequence[MarkedMessage], number: int) -> tuple[int, int, int]:
-        item = marked[number]
-        places = {int(found[1]): found.span() for found in MARK.finditer(text)}
-        last = item.first + len(item.texts) - 1
-        if last not in places:
-            raise ChatProblem("the chat template leaves out an answer")
-        end = next((found for found in self.pieces.finditer(text, places[last][1])), None)
-        if end is None or end[1]:
-            raise ChatProblem("no control token of the tokenizer ends an answer")
-        start = self._start(text, marked, number, places)
-        return start, end.end(), self.controls[end[0]]
-
-    def _start(
-        self, text: str, marked: Sequence[MarkedMessage], number: int, places: dict[int, tuple[int, int]]
-    ) -> int:
-        """Where an answer starts: behind its prompt; where it does not begin with that, with what its author wrote."""
-        item = marked[number]
-        before = [earlier.message for earlier in marked[:number]]
-        if before:
-            prompt = self.template.render(before, generation_prompt=True)
-            if text.startswith(prompt) and prompt != self.template.render(before):
-                return len(prompt)
-        first = next(mark for mark in range(item.first, item.first + len(item.texts)) if mark in places)
-        place = places[first][0]
-        lead = item.message.content.partition("\ue000")[0] if first == item.first else ""
-        if text.endswith(lead, 0, place):
-            return place - len(lead)
-        tag, bare = lead.strip(), text[:place].rstrip() if lead.strip() else text[:place]
-        if bare.endswith(tag):  # the template changed the white space
-            return len(bare) - len(tag)
-        raise ChatProblem("the chat template changes how an answer begins")
-
-
-def mark_messages(messages: Sequence[Message]) -> list[MarkedMessage]:
-    """The messages with marks, numbered through."""
-    marked, first = [], 0
-    for message in messages:
-        pieces = split_message_text(message)
-        texts = [piece for piece, is_text in pieces if is_text]
-        numbers = iter(range(first, first + len(texts)))
-        content = "".join(f"\ue000{next(numbers)}\ue001" if is_text else piece for piece, is_text in pieces)
-        marked.append(MarkedMessage(Message(message.role, content), tuple(texts), first))
-        first += len(texts)
-    return marked
-
-
-def split_message_text(message: Message) -> list[tuple[str, bool]]:
-    """A message's text cut into (piece, whether a mark may stand for it). White space at its ends and the tags of a
-    thinking part are no such pieces: templates look at them."""
-    if message.role != "assistant" or END_THINK not in message.content:
-        return split_off_space(message.content)
-    thinking, answer = message.content.split(END_THINK, 1)
-    indent = len(thinking) - len(thinking.lstrip())
-    opened = indent + len(THINK) if thinking.startswith(THINK, indent) else 0
-    return [
-        (thinking[:opened], False),
-        *split_off_space(thinking[opened:]),
-        (END_THINK, False),
-        *split_off_space(answer),
-    ]
-
-
-def split_off_space(text: str) -> list[tuple[str, bool]]:
-    core = text.strip()
-    if not core:
-        return [(text, False)]
-    start = text.index(core)
-    return [(text[:start], False), (core, True), (text[start + len(core) :], False)]
-
 
 def check_answer(text: str) -> None:
     """Raise ChatProblem for an answer that says nothing behind its thinking part."""
@@ -236,12 +236,19 @@ def check_answer(text: str) -> None:
         raise ChatProblem("empty answer")
 
 
-def load_chat_encoder(tokenizer: TextTokenizer, thinking: bool, last_turn_only: bool = False) -> ChatEncoder:
+def load_chat_encoder(
+    tokenizer: TextTokenizer,
+    thinking: bool,
+    last_turn_only: bool = False,
+    allow_losses: bool = False,
+    day: str | None = None,
+) -> ChatEncoder:
     """The encoder of a tokenizer folder, tried on a small conversation.
 
-    Raises UserError where the template is broken, cannot be split, or does not go with the tokenizer.
+    day: YYYY-MM-DD, what a template with a clock is told; None: today. Raises UserError where the template is broken,
+    cannot be split, or does not go with the tokenizer.
     """
-    encoder = ChatEncoder(tokenizer, load_chat_template(tokenizer, thinking), last_turn_only)
+    encoder = ChatEncoder(tokenizer, load_chat_template(tokenizer, thinking, day), last_turn_only, allow_losses)
     try:
         encoder.end_mark()
         supervised = encoder.conversation(PROBE)

@@ -1,38 +1,63 @@
-"""The chat template of a tokenizer folder, rendered as transformers' `apply_chat_template` renders it."""
+"""A chat template at work: it is rendered exactly as transformers' `apply_chat_template` renders it."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import cached_property
 from typing import Any
 
-from nld_train.data.tokenizer import CONFIG, TextTokenizer, config_token, read_tokenizer_config
+from nld_train.data.template_files import TEMPLATE, FoundTemplate, find_templates
+from nld_train.data.tokenizer import TextTokenizer, named_tokens
 from nld_train.errors import UserError
 
-TEMPLATE = "chat_template.jinja"
-TEMPLATE_KEY = "chat_template"  # in tokenizer_config.json, where older folders keep it
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+__all__ = ["DEFAULT_TEMPLATE", "TEMPLATE", "ChatProblem", "ChatTemplate", "Message", "load_chat_template"]
+
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for reasoning
+THINK, END_THINK = "<think>", "</think>"
+CLOCK = "strftime_now"  # the function by which a template asks for the time
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # ChatML of the published family: every turn is a header, its text and an end mark; the first turn is the system's,
 # empty where none is given. An answer without a thinking part gets an empty one, with which its prompt ends; one that
-# only closes it gets the opening, with which its prompt ends when thinking is on.
+# only closes it gets the opening, with which its prompt ends when thinking is on. Tools stand in the system turn, calls
+# at the end of an answer.
 DEFAULT_TEMPLATE = """\
 {%- if messages and messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] -%}
+    {%- set system = messages[0]['content'] or '' -%}
     {%- set turns = messages[1:] -%}
 {%- else -%}
     {%- set system = '' -%}
     {%- set turns = messages -%}
 {%- endif -%}
-{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
+{{- '<|im_start|>system\\n' + system -}}
+{%- if tools -%}
+    {{- ('\\n\\n' if system else '') + 'These tools can be called, one described per line:\\n<tools>\\n' -}}
+    {%- for tool in tools -%}
+        {{- (tool | tojson) + '\\n' -}}
+    {%- endfor -%}
+    {{- '</tools>\\nA call is written as\\n<tool_call>\\n' -}}
+    {{- '{"name": THE NAME OF A TOOL, "arguments": AN OBJECT}\\n</tool_call>' -}}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
 {%- for turn in turns -%}
+    {%- set content = turn['content'] or '' -%}
     {{- '<|im_start|>' + turn['role'] + '\\n' -}}
-    {%- if turn['role'] == 'assistant' and '</think>' not in turn['content'] -%}
+    {%- if turn['role'] == 'assistant' and turn['reasoning_content'] -%}
+        {{- '<think>\\n' + turn['reasoning_content'] + '\\n</think>\\n\\n' -}}
+    {%- elif turn['role'] == 'assistant' and '</think>' not in content -%}
         {{- '<think></think>' -}}
-    {%- elif turn['role'] == 'assistant' and not turn['content'].lstrip().startswith('<think>') -%}
+    {%- elif turn['role'] == 'assistant' and not content.lstrip().startswith('<think>') -%}
         {{- '<think>\\n' -}}
     {%- endif -%}
-    {{- turn['content'] + '<|im_end|>\\n' -}}
+    {{- content -}}
+    {%- for call in turn['tool_calls'] or [] -%}
+        {%- set written = {'name': call['function']['name'], 'arguments': call['function']['arguments']} -%}
+        {{- ('' if loop.first and not content else '\\n') + '<tool_call>\\n' -}}
+        {{- (written | tojson) + '\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
@@ -50,7 +75,12 @@ class Message:
     """One turn of a conversation."""
 
     role: str  # system, user, assistant, tool
-    content: str
+    content: str | None  # None: a turn that only calls tools
+    reasoning: str = ""  # of an answer, where it stands beside its content
+    reasoning_key: str = REASONING_KEYS[0]  # the name under which the data had it
+    calls: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "function": {"name": ..., "arguments": ...}}
+    fields: Mapping[str, object] = field(default_factory=dict)  # what else the data says of it, such as "name"
+    counts: bool = True  # False: an answer that is context and is not supervised
 
 
 class ChatProblem(Exception):
@@ -66,59 +96,104 @@ class ChatTemplate:
     origin: str  # where it was found, for messages
     tokens: tuple[tuple[str, str], ...]  # named tokens of the tokenizer, such as ("bos_token", "<s>")
     thinking: bool  # given to the template as enable_thinking
+    tools_text: str | None = None  # the template named "tool_use", taken where a conversation has tools
+    date: str | None = None  # YYYY-MM-DD: the day that a template with a clock writes; None: it has no clock
+    source: str = ""  # the kind of place where it was found, for the manifest
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """The SHA-256 of the text, and of the template for tools where there is one."""
+        return hashlib.sha256("\0".join(filter(None, (self.text, self.tools_text))).encode()).hexdigest()
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+    @cached_property
+    def has_generation_marks(self) -> bool:
+        """Whether the template marks by `{% generation %}` what an assistant wrote."""
+        return GENERATION.search(self.text) is not None
+
+    @cached_property
+    def _known_names(self) -> dict[str, bool]:
+        return {}
+
+    def reads(self, name: str) -> bool:
+        """Whether the template looks at a field of this name, of a message or of anything else."""
+        if name not in self._known_names:
+            pattern = rf"""(?:\.|\[\s*['"]|\.get\(\s*['"]|['"]){re.escape(name)}(?![\w-])"""
+            self._known_names[name] = re.search(pattern, f"{self.text}{self.tools_text or ''}") is not None
+        return self._known_names[name]
+
+    def message_fields(self, message: Message) -> dict[str, Any]:
+        """A message as the template is given it.
+
+        Reasoning stands under the name that the data gave it, or under the one that the template reads; in front of the
+        content where the template knows only tags. A field that the template does not look at is left out.
+        """
+        given: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning:
+            key = next(filter(self.reads, (message.reasoning_key, *REASONING_KEYS)), None)
+            if key is not None:
+                given[key] = message.reasoning
+            elif END_THINK in self.text:
+                given["content"] = f"{THINK}\n{message.reasoning}\n{END_THINK}\n\n{message.content or ''}"
+        if message.calls:
+            given["tool_calls"] = list(message.calls)
+        given.update((name, value) for name, value in message.fields.items() if self.reads(name))
+        return given
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Sequence[object] = ()) -> str:
         """The text of a conversation. Raises ChatProblem where the template refuses it."""
+        return self._render(messages, tools, add_generation_prompt=generation_prompt)[0]
+
+    def generation_spans(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> list[tuple[int, int]]:
+        """(start, end) in the text of what stands between the template's own `{% generation %}` marks. Raises
+        ChatProblem."""
+        return self._render(messages, tools, return_assistant_tokens_mask=True)[1]
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any], **asked: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
         # Here, not above: importing transformers takes seconds.
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         named: dict[str, Any] = dict(self.tokens)
+        if self.date is not None:
+            named[CLOCK] = date.fromisoformat(self.date).strftime
+        text = self.tools_text if tools and self.tools_text is not None else self.text
         try:
             rendered: Any = render_jinja_template(
-                [[vars(message) for message in messages]],
-                chat_template=self.text,
-                add_generation_prompt=generation_prompt,
+                [[self.message_fields(message) for message in messages]],
+                tools=list(tools) or None,
+                chat_template=text,
                 enable_thinking=self.thinking,
+                **asked,
                 **named,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise ChatProblem(f"the chat template refuses it: {' '.join(str(error).split())}") from error
-        return rendered[0][0]
+        return rendered[0][0], rendered[1][0] if rendered[1] else []
 
 
-def load_chat_template(tokenizer: TextTokenizer, thinking: bool) -> ChatTemplate:
-    """The template of a tokenizer folder: chat_template.jinja, else the key of tokenizer_config.json, else ChatML.
+def load_chat_template(tokenizer: TextTokenizer, thinking: bool, day: str | None = None) -> ChatTemplate:
+    """The template of a tokenizer folder, as `find_templates` finds it, else ChatML.
 
-    Raises UserError where one is there but cannot be read.
+    day: YYYY-MM-DD, what a template with a clock is told; None: today. Raises UserError where a template is there but
+    cannot be read, or `day` is no date.
     """
-    config = read_tokenizer_config(tokenizer.folder) if (tokenizer.folder / CONFIG).is_file() else {}
-    tokens = tuple((key, token) for key in NAMED_TOKENS if (token := config_token(config, key)) is not None)
-    text, origin = find_chat_template(tokenizer.folder, config)
-    return ChatTemplate(text, origin, tokens, thinking)
-
-
-def find_chat_template(folder: Path, config: dict[str, object]) -> tuple[str, str]:
-    """Text and origin of a folder's template."""
-    path = folder / TEMPLATE
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8: {error}", "a Jinja template", "copy the file again") from error
-    found = config.get(TEMPLATE_KEY)
-    if isinstance(found, list):  # several by name
-        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), found)
+    found = find_templates(tokenizer.folder)
     if found is None:
-        return DEFAULT_TEMPLATE, f"the default ChatML ({folder} has no chat template)"
-    if not isinstance(found, str):
-        raise UserError(
-            f"{folder / CONFIG}: {TEMPLATE_KEY} is a {type(found).__name__} without a default",
-            "one Jinja template as a string",
-            f"write the template into {path}",
-        )
-    return found, f"{folder / CONFIG}, key {TEMPLATE_KEY}"
+        origin = f"the default ChatML ({tokenizer.folder} has no chat template)"
+        found = FoundTemplate(DEFAULT_TEMPLATE, origin, "default ChatML")
+    tokens = tuple(named_tokens(tokenizer).items())
+    template = ChatTemplate(found.text, found.origin, tokens, thinking, found.tools_text, source=found.source)
+    if CLOCK not in f"{found.text}{found.tools_text or ''}":
+        return template
+    return replace(template, date=check_day(day) if day is not None else date.today().isoformat())
+
+
+def check_day(day: str) -> str:
+    """The day as it was given. Raises UserError where it is no date."""
+    try:
+        date.fromisoformat(day)
+    except ValueError as error:
+        raise UserError(f"--date {day}: {error}", "a day as YYYY-MM-DD", "write for example 2026-11-27") from error
+    return day

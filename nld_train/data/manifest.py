@@ -13,7 +13,8 @@ from nld_train.data.token_file import REMAKE, TokenFile, bin_path, file_sha256, 
 from nld_train.data.tokenizer import tokenizer_fingerprint
 from nld_train.errors import UserError
 
-FORMAT_VERSION = 2  # 1: without `chat`
+FORMAT_VERSION = 3  # 1: without `chat`; 2: `chat` without what the template did not write
+PLAIN_TEXT_VERSIONS = (2, 3)  # alike where `chat` is None
 SUFFIX = ".manifest.json"
 COUNT_TOKENS = 1 << 24
 
@@ -25,7 +26,15 @@ class ChatManifest:
     conversations: int  # each is one document
     supervised_tokens: int
     dropped: dict[str, int]  # reason -> conversations left out; their sum is `bad_lines`
+    left_out: dict[str, int]  # reason -> rows that the options leave out, such as the bad ones of a preference
+    unread: dict[str, int]  # field -> conversations in which it was filled and not read
+    losses: dict[str, int]  # what the template did not write, and where answers end otherwise, with its count
+    losses_allowed: bool  # also of answers that lost what they rest on
+    chosen: bool  # of preferences, the better answer
+    template: str  # where the tokenizer's folder keeps it: a file's name, or "default ChatML"
     template_sha256: str  # of the chat template's text
+    date: str | None  # YYYY-MM-DD, what a template with a clock was told; None: it has none
+    bos_token_id: int | None  # of the tokenizer; None: it has none
     end_of_turn_id: int  # the control token that ends an answer, itself supervised
     thinking: bool  # what the template was given as enable_thinking
     last_turn_only: bool  # the last answer of a conversation counts, the others are context
@@ -73,8 +82,9 @@ def read_manifest(prefix: str | Path) -> Manifest:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}", "the manifest as written", REMAKE) from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version!r}", f"{FORMAT_VERSION}", REMAKE)
+    known = PLAIN_TEXT_VERSIONS if isinstance(content, dict) and content.get("chat") is None else (FORMAT_VERSION,)
+    if version not in known:
+        raise UserError(f"{path} has format_version {version!r}", " or ".join(map(str, known)), REMAKE)
     check_manifest_keys(path, Manifest, content)
     if content["chat"] is not None:
         check_manifest_keys(path, ChatManifest, content["chat"])
@@ -137,6 +147,20 @@ def check_token_file_tokenizer(
             "name that tokenizer, or " + REMAKE,
         )
     return manifest
+
+
+def end_of_turn_id(prefixes: Sequence[str]) -> int | None:
+    """The token with which the answers of chat files end, None where there is no file. Raises UserError where two files
+    disagree: a server stops at one token."""
+    found: dict[int, str] = {}
+    for prefix in prefixes:
+        chat = read_manifest(prefix).chat
+        if chat is not None:
+            found.setdefault(chat.end_of_turn_id, prefix)
+    if len(found) > 1:
+        got = ", ".join(f"{token} in {prefix}" for token, prefix in found.items())
+        raise UserError(f"answers end with different tokens: {got}", "one token for all files", "use one chat template")
+    return next(iter(found), None)
 
 
 def parse_blend(entries: Sequence[str]) -> list[tuple[float | None, str]]:

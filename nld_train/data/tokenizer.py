@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from tokenizers import Tokenizer
 
 from nld_train.data.token_file import file_sha256, token_dtype
 from nld_train.errors import UserError
+from nld_train.json_file import read_json_object
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
+TOKENIZER_FOLDER = "a tokenizer's folder"
+SPECIAL_MAP = "special_tokens_map.json"  # where older folders name the special tokens
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONTROL_IDS = 101  # ids 0..100 are control tokens in the published family
 MASK_ID = 100
 NAMED_CONTROLS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>"}
@@ -110,15 +115,16 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
     """Load a tokenizer folder. Raises UserError where it is missing, broken, or takes plain text for control tokens."""
     path = tokenizer_file(folder)
     library = parse_tokenizer_file(path)
-    library.no_truncation()
-    library.no_padding()
     library.encode_special_tokens = True  # "</s>" in a document is text
     check_text_stays_text(library, path)
     return TextTokenizer(Path(folder), library, file_sha256(path), max(library.get_vocab().values()) + 1)
 
 
 def parse_tokenizer_file(path: Path) -> Tokenizer:
-    """Parse tokenizer.json, its outline first: the library has no error class of its own to catch."""
+    """Parse tokenizer.json, with the truncation and padding switched off that training tools leave in it.
+
+    Raises UserError where it is no tokenizer, or has parts that the installed library does not know.
+    """
     allowed, do = f"a {FILE} of the tokenizers library", "download or make it again"
     try:
         text = path.read_text(encoding="utf-8")
@@ -127,7 +133,19 @@ def parse_tokenizer_file(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not JSON: {one_line(error)}", allowed, do) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path} holds no model", allowed, do)
-    return Tokenizer.from_str(text)
+    try:
+        library = Tokenizer.from_str(text)
+    except Exception as error:
+        if type(error) is not Exception:  # the library has no error class of its own
+            raise
+        raise UserError(
+            f"{path} cannot be read by tokenizers {version('tokenizers')}: {one_line(error)}",
+            f"a {FILE} that this library knows; newer ones write files with new parts",
+            "update the library, or save the tokenizer again with this one",
+        ) from error
+    library.no_truncation()
+    library.no_padding()
+    return library
 
 
 def one_line(error: Exception) -> str:
@@ -146,36 +164,48 @@ def check_text_stays_text(library: Tokenizer, path: Path) -> None:
 
 
 def named_token(tokenizer: TextTokenizer, key: str) -> str:
-    """The token that tokenizer_config.json names under `key`, such as eos_token. Raises UserError without one."""
-    path = tokenizer.folder / CONFIG
-    if not path.is_file():
+    """The token that the folder names under `key`, such as eos_token. Raises UserError without one."""
+    folder = tokenizer.folder
+    if not (folder / CONFIG).is_file() and not (folder / SPECIAL_MAP).is_file():
         raise UserError(
-            f"no {CONFIG} in {tokenizer.folder}",
-            f"a folder whose {CONFIG} names {key}",
-            "copy the whole tokenizer folder",
+            f"no {CONFIG} in {folder}", f"a folder whose {CONFIG} names {key}", "copy the whole tokenizer folder"
         )
-    token = config_token(read_tokenizer_config(tokenizer.folder), key)
+    token = named_tokens(tokenizer).get(key)
     if token is None:
-        raise UserError(f"{path} names no {key}", f"{key} as a string", f"add {key} to the file")
+        raise UserError(f"{folder / CONFIG} names no {key}", f"{key} as a string", f"add {key} to the file")
     return token
+
+
+def named_tokens(tokenizer: TextTokenizer) -> dict[str, str]:
+    """The special tokens that a folder names, by key, as transformers finds them: in tokenizer_config.json, and in
+    special_tokens_map.json where the former lists no added tokens, as in older folders. Raises UserError where a file
+    is no JSON object."""
+    config_path, map_path = tokenizer.folder / CONFIG, tokenizer.folder / SPECIAL_MAP
+    found = read_json_object(config_path, TOKENIZER_FOLDER) if config_path.is_file() else {}
+    if "added_tokens_decoder" not in found and map_path.is_file():
+        found = found | read_json_object(map_path, TOKENIZER_FOLDER)
+    more = found.get("extra_special_tokens")
+    found = found | more if isinstance(more, dict) else found
+    keys = [*NAMED_TOKENS, *sorted(key for key in found if key.endswith("_token") and key not in NAMED_TOKENS)]
+    return {key: token for key in keys if (token := config_token(found, key)) is not None}
+
+
+def begin_of_text_id(tokenizer: TextTokenizer) -> int | None:
+    """The id of bos_token; None where the folder names none, as many families do. Raises UserError for a token that the
+    vocabulary lacks."""
+    token = named_tokens(tokenizer).get("bos_token")
+    return None if token is None else token_id(tokenizer, token)
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, object]:
     """tokenizer_config.json. Raises UserError where it is no JSON object."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {one_line(error)}", "a JSON object", "copy the file again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}", "a JSON object", "copy the file again")
-    return config
+    return read_json_object(folder / CONFIG, TOKENIZER_FOLDER)
 
 
 def config_token(config: dict[str, object], key: str) -> str | None:
-    """The token under a key of tokenizer_config.json; None where it names none."""
+    """The token under a key of a tokenizer's file; None where it names none."""
     token = config.get(key)
-    if isinstance(token, dict):  # older folders write the token with its flags
+    if isinstance(token, dict):  # a token with its flags, as AddedToken objects are written
         token = token.get("content")
     return token if isinstance(token, str) else None
 
@@ -193,7 +223,7 @@ def token_id(tokenizer: TextTokenizer, token: str) -> int:
 
 
 def end_of_document_id(tokenizer: TextTokenizer) -> int:
-    """The id appended to every document: eos_token of tokenizer_config.json."""
+    """The id appended to every document: that of eos_token."""
     return token_id(tokenizer, named_token(tokenizer, "eos_token"))
 
 
@@ -206,3 +236,38 @@ def chat_token_ids(tokenizer: TextTokenizer) -> ChatTokenIds:
         im_end=token_id(tokenizer, control_token(11)),
         mask=token_id(tokenizer, control_token(MASK_ID)),
     )
+
+
+def text_ids(tokenizer: TextTokenizer) -> frozenset[int]:
+    """The ids that stand for text: those of the vocabulary that are no control tokens."""
+    return frozenset(tokenizer.library.get_vocab().values()) - set(tokenizer.control_tokens())
+
+
+def check_mask_id(tokenizer: TextTokenizer, mask_id: int, setting: str) -> None:
+    """Raise UserError where the mask is an ordinary piece of text: it would never be masked, and never be generated.
+
+    setting: how the user gives the id, such as "diffusion.mask_token_id".
+    """
+    if mask_id not in text_ids(tokenizer):
+        return
+    free = free_mask_id(tokenizer)
+    beyond = "" if free < tokenizer.vocab_size else f" and model.vocab_size={-(-(free + 1) // 128) * 128} or more"
+    raise UserError(
+        f"{setting}={mask_id} is the text {tokenizer.library.id_to_token(mask_id)!r} in {tokenizer.folder / FILE}",
+        "a reserved control token, or an id without text",
+        f"set {setting}={free}{beyond}",
+    )
+
+
+def free_mask_id(tokenizer: TextTokenizer) -> int:
+    """An id that can serve as mask: mask_token where the folder names one, else the last control token that is reserved
+    by its name and otherwise unused, else the first id without text."""
+    tokens = named_tokens(tokenizer)
+    if "mask_token" in tokens:
+        return token_id(tokenizer, tokens["mask_token"])
+    spare = ("mask", "reserved", "special_", "unused", "extra", "placeholder")
+    for number, name in sorted(tokenizer.control_tokens().items(), reverse=True):
+        if name not in tokens.values() and any(word in name.lower() for word in spare):
+            return number
+    taken = set(tokenizer.library.get_vocab().values())
+    return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -61,12 +61,24 @@ def expected_shapes(config: NemotronLabsDiffusionConfig) -> dict[str, Shape]:
 
 
 def load_text_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
-    """Load the tokenizer of a folder. Raises: UserError where its vocabulary has not the model's `vocab_size` ids."""
+    """Load the tokenizer of a folder. Raises: UserError where it has ids that the model of `vocab_size` lacks."""
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size != vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{folder / 'tokenizer.json'} with a vocabulary of {tokenizer.vocab_size}",
-            f"the model's {vocab_size}",
+            f"at most the model's {vocab_size}",
             "put the model's own tokenizer into the folder",
         )
     return tokenizer
+
+
+def draw_text_only(model: NemotronLabsDiffusionModel, tokenizer: TextTokenizer) -> None:
+    """Let the model never predict an id that the tokenizer has no token for, such as those of a padded vocabulary."""
+    taken = set(tokenizer.library.get_vocab().values())
+    empty = torch.tensor([number for number in range(model.config.vocab_size) if number not in taken])
+    if empty.numel():
+
+        def without_empty(module: torch.nn.Module, given: object, logits: torch.Tensor) -> torch.Tensor:
+            return logits.index_fill(-1, empty.to(logits.device), -torch.inf)
+
+        model.diffusion_head.register_forward_hook(without_empty)

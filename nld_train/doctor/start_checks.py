@@ -12,7 +12,8 @@ import torch
 
 from nld_train.config import RunConfig, require
 from nld_train.convert.config_json import read_folder_config
-from nld_train.data.manifest import Manifest, check_token_file_tokenizer, parse_blend
+from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
+from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
@@ -49,8 +50,10 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
 
 
 def check_run_data(run: RunConfig) -> None:
-    """Refuse token files that are missing or damaged, or that are of another kind, tokenizer or vocabulary."""
-    for _, prefix in parse_blend(run.data.blend):
+    """Refuse token files that are missing or damaged, or that are of another kind, tokenizer or vocabulary; and what
+    the export would refuse after training."""
+    blend = parse_blend(run.data.blend)
+    for _, prefix in blend:
         manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
         _check_data_kind(prefix, manifest, run)
         vocabulary = manifest.vocab_size
@@ -60,6 +63,13 @@ def check_run_data(run: RunConfig) -> None:
             "at most the model's vocabulary",
             "set model.vocab_size, or prepare the data with the model's tokenizer",
         )
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    check_mask_id(tokenizer, run.diffusion.mask_token_id, "diffusion.mask_token_id")
+    begin_of_text_id(tokenizer)
+    if run.data.chat:
+        end_of_turn_id([prefix for _, prefix in blend])
+    else:
+        end_of_document_id(tokenizer)
 
 
 def _check_data_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:

@@ -5,16 +5,20 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_prep.train_tokenizer import train_tokenizer
 from nld_train import cli
 from nld_train.convert.actions import ExportRequest, export_checkpoint, import_folder, verify_folder
 from nld_train.data.chat_template import DEFAULT_TEMPLATE
+from nld_train.data.manifest import Manifest, read_manifest, write_manifest
 from nld_train.errors import UserError
+from tests.chat_files import conversation, write_chat_file
 
 
 def asked(run: Path, target: Path, **changes) -> ExportRequest:
@@ -82,6 +86,38 @@ def test_a_run_on_conversations_is_exported_for_chat(random_run, copy_of, tmp_pa
     assert (tmp_path / "hf" / "chat_template.jinja").read_text() == DEFAULT_TEMPLATE
 
 
+def test_the_end_of_a_turn_is_that_of_the_chat_files(random_run, copy_of, tmp_path) -> None:
+    """Whatever the tokenizer calls its marks; a tokenizer without a beginning of text is as good as any."""
+    run_json = copy_of(random_run) / "run.json"
+    said = json.loads(run_json.read_text())
+    prefix = write_chat_file(tmp_path / "chat", [conversation(9, prompt=3, seed=0)])
+    write_manifest(prefix, replace_end(read_manifest(prefix), 2))
+    tokenizer = shutil.copytree(said["data"]["tokenizer"], tmp_path / "plain")
+    (tokenizer / "special_tokens_map.json").unlink()
+    (tokenizer / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    said["data"] |= {"chat": True, "blend": [str(prefix)], "tokenizer": str(tokenizer)}
+    said["diffusion"]["document_mask"] = True
+    run_json.write_text(json.dumps(said))
+    export_checkpoint(asked(run_json.parent, tmp_path / "hf", verified=False))
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "hf" / name).read_text())
+        assert (content["bos_token_id"], content["eos_token_id"]) == (None, 2)
+
+
+def replace_end(manifest: Manifest, token: int) -> Manifest:
+    assert manifest.chat is not None
+    return replace(manifest, chat=replace(manifest.chat, end_of_turn_id=token))
+
+
+def test_a_padded_vocabulary_is_exported(random_run, tmp_path) -> None:
+    train_tokenizer([Path(__file__).parent], tmp_path / "small", vocab_size=380)
+    export_checkpoint(asked(random_run, tmp_path / "hf", tokenizer=tmp_path / "small", verified=False))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["vocab_size"] == 400
+    train_tokenizer([Path(__file__).parent], tmp_path / "large", vocab_size=420)
+    with pytest.raises(UserError, match="vocabulary of 420; allowed: at most the model's 400"):
+        export_checkpoint(asked(random_run, tmp_path / "no", tokenizer=tmp_path / "large", verified=False))
+
+
 def test_an_export_is_replaced_only_when_asked(random_run, tmp_path) -> None:
     export_checkpoint(asked(random_run, tmp_path / "hf", verified=False))
     with pytest.raises(UserError, match="hf exists already"):
@@ -138,7 +174,7 @@ BAD = {
     "architecture": r"describes \['LlamaForCausalLM'\]",
     "truncated": r"model.safetensors has [\d,]+ bytes of [\d,]+; allowed: a whole safetensors file",
     "shape": r"mlp.gate_proj.weight has the shape \[128, 64\]; allowed: \[120, 64\] by its config.json",
-    "vocabulary": "has a vocabulary of 400; allowed: the model's 384",
+    "vocabulary": "has a vocabulary of 400; allowed: at most the model's 384",
     "mask": "mask_token_id=400; allowed: ids below vocab_size=400",
     "unmapped": "holds tensors that nothing maps: encoder.rotary.inv_freq",
     "missing": "lacks diffusion_head.weight",

@@ -98,11 +98,11 @@ def test_padding_is_added_on_import_and_stripped_on_export(exported, tmp_path) -
         write_imported_output(exported, tmp_path / "out", padded_vocab=399)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(exported, copy_of, tmp_path) -> None:
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(exported, copy_of, tmp_path) -> None:
     from data_prep.train_tokenizer import train_tokenizer
 
     folder = copy_of(exported)
-    train_tokenizer([exported], tmp_path / "other", vocab_size=380)
+    train_tokenizer([exported], tmp_path / "other", vocab_size=420)
     shutil.copyfile(tmp_path / "other" / "tokenizer.json", folder / "tokenizer.json")
-    with pytest.raises(UserError, match="has a vocabulary of 380; allowed: the model's 400"):
+    with pytest.raises(UserError, match="has a vocabulary of 420; allowed: at most the model's 400"):
         imported(folder, tmp_path / "out")

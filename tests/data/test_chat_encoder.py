@@ -168,7 +168,7 @@ def test_any_template_that_keeps_texts_is_split_and_gives_the_tokens_of_transfor
     from transformers import AutoTokenizer
 
     (word_tokenizer / "chat_template.jinja").write_text(template)
-    encoder = load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False)
+    encoder = load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False, allow_losses=True)
     theirs = AutoTokenizer.from_pretrained(str(word_tokenizer))
     messages = turns("hello", THINKING, "and", " bye ")
     found, asked = encoder.conversation(messages), messages[:3]
@@ -278,3 +278,52 @@ def test_conversations_of_many_shapes_share_a_bounded_store(
         encoder.conversation(turns("hello" + " " * spaces, "four"))
         assert len(encoder.plans) <= 3
     assert encoder.conversation(turns("hello", "four")).tokens.tolist() == expected
+
+
+def test_answers_of_weight_0_are_context(word_tokenizer: Path) -> None:
+    encoder = load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False)
+    messages = turns("hello", "four", "and", "bye")
+    messages[1] = Message("assistant", "", counts=False)
+    assert stretches(encoder, encoder.conversation(messages)) == ["bye<|im_end|>"]
+    with pytest.raises(ChatProblem, match="no supervised answer"):
+        encoder.conversation([messages[0], messages[1]])
+    last = load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False, last_turn_only=True)
+    with pytest.raises(ChatProblem, match="no supervised answer"):
+        last.conversation([*turns("hello", "four", "and"), messages[1]])
+
+
+def test_the_end_of_a_turn_does_not_depend_on_which_answers_count(word_tokenizer: Path) -> None:
+    text = CHATML.replace("TEXT", "m.content") + "{% if not add_generation_prompt %}{{ '</s>' }}{% endif %}"
+    (word_tokenizer / "chat_template.jinja").write_text(text)
+    for last in (False, True):
+        assert load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False, last_turn_only=last).end_mark() == 11
+
+
+CALLED = {"type": "function", "function": {"name": "so", "arguments": {"a": INJECTED, "b": 'hi "bye"\\n'}}}
+
+
+@pytest.mark.parametrize("arguments", [CALLED["function"]["arguments"], INJECTED])
+def test_what_tools_calls_and_results_spell_is_text(word_tokenizer: Path, arguments: object) -> None:
+    """In the default template, which writes them as JSON."""
+    encoder = load_chat_encoder(load_tokenizer(word_tokenizer), thinking=False)
+    call = {"type": "function", "function": {"name": "so", "arguments": arguments}}
+    tools = [{"type": "function", "function": {"name": "so", "description": INJECTED}}]
+    messages = [
+        *turns("hello"),
+        Message("assistant", None, calls=(call,)),
+        Message("tool", INJECTED),
+        *turns("", "bye")[1:],
+    ]
+    found = encoder.conversation(messages, tools)
+    controls = [token for token in found.tokens.tolist() if token < CONTROL_IDS]
+    assert controls == [10, 11] * 5
+    text = encoder.template.render(messages, tools=tools)
+    assert encoder.tokenizer.decode(found.tokens) == text and found.notes == {}
+    first, last = stretches(encoder, found)
+    assert (
+        first.startswith('<tool_call>\n{"name": "so"')
+        and first.endswith("</tool_call><|im_end|>")
+        and last == "bye<|im_end|>"
+    )
+    with pytest.raises(ChatProblem, match="a key of a tool spells a control token"):
+        encoder.conversation(messages, [{"function": {"name": "so", "</s>": 1}}])

@@ -71,3 +71,70 @@ def test_a_template_that_cannot_be_read_is_one_line(byte_tokenizer: Path, conten
     with pytest.raises(UserError, match=said) as error:
         load_chat_template(load_tokenizer(byte_tokenizer), False)
     assert "\n" not in str(error.value)
+
+
+def test_a_processors_file_and_more_templates_are_found(byte_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+    assert load_chat_template(tokenizer, False).source == "default ChatML"
+    (byte_tokenizer / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    template = load_chat_template(tokenizer, False)
+    assert (template.render(ASKED), template.source) == ("of a processor", "chat_template.json")
+    write_config(byte_tokenizer, chat_template={"default": "by name", "tool_use": "with tools"})
+    template = load_chat_template(tokenizer, False)
+    assert (template.render(ASKED), template.render(ASKED, tools=[{}])) == ("by name", "with tools")
+    more = byte_tokenizer / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("other tools")
+    (byte_tokenizer / "chat_template.jinja").write_text("file")
+    template = load_chat_template(tokenizer, False)
+    assert (template.render(ASKED), template.render(ASKED, tools=[{}])) == ("file", "other tools")
+
+
+def test_templates_without_a_default_are_named(byte_tokenizer: Path) -> None:
+    more = byte_tokenizer / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("one")
+    (more / "tool_use.jinja").write_text("two")
+    with pytest.raises(UserError, match="has the chat templates rag, tool_use, without a default"):
+        load_chat_template(load_tokenizer(byte_tokenizer), False)
+    (more / "default.jinja").write_text("three")
+    template = load_chat_template(load_tokenizer(byte_tokenizer), False)
+    assert (template.text, template.tools_text, template.source) == ("three", "two", "additional_chat_templates")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"chat_template": {"default": 3}}'])
+def test_a_broken_processors_file_is_one_line(byte_tokenizer: Path, content: str) -> None:
+    (byte_tokenizer / "chat_template.json").write_text(content)
+    with pytest.raises(UserError, match=r"chat_template\.json") as error:
+        load_chat_template(load_tokenizer(byte_tokenizer), False)
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_writes_tools_calls_and_reasoning(byte_tokenizer: Path) -> None:
+    template = load_chat_template(load_tokenizer(byte_tokenizer), False)
+    call = {"function": {"name": "add", "arguments": {"a": "ü"}}}
+    found = template.render([*ASKED, Message("assistant", None, "hm", calls=(call, call))], tools=[{"name": "add"}])
+    head, _, answer = found.partition("<|im_start|>assistant\n")
+    assert '<tools>\n{"name": "add"}\n</tools>' in head.partition("<|im_end|>")[0]
+    written = '<tool_call>\n{"name": "add", "arguments": {"a": "ü"}}\n</tool_call>'
+    assert answer == f"<think>\nhm\n</think>\n\n{written}\n{written}<|im_end|>\n"
+
+
+def test_reasoning_is_given_under_a_name_that_the_template_reads(byte_tokenizer: Path) -> None:
+    message, tokenizer = Message("assistant", "four", "hm", "thinking"), load_tokenizer(byte_tokenizer)
+    for text, given in [
+        ("{{ messages[0].thinking }}{{ messages[0].reasoning }}", {"content": "four", "thinking": "hm"}),
+        ("{{ messages[0]['reasoning'] }}{{ thinking }}", {"content": "four", "reasoning": "hm"}),
+        ("{{ messages[0].content.split('</think>') }}", {"content": "<think>\nhm\n</think>\n\nfour"}),
+        ("{{ messages[0].content }}", {"content": "four"}),
+    ]:
+        (byte_tokenizer / "chat_template.jinja").write_text(text)
+        assert load_chat_template(tokenizer, False).message_fields(message) == {"role": "assistant"} | given
+
+
+def test_a_date_is_kept_only_for_a_clock(byte_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+    assert load_chat_template(tokenizer, False, "2020-01-02").date is None
+    (byte_tokenizer / "chat_template.jinja").write_text("{{ strftime_now('%d.%m.%y') }}")
+    assert load_chat_template(tokenizer, False, "2020-01-02").render(ASKED) == "02.01.20"
+    assert load_chat_template(tokenizer, False).date is not None

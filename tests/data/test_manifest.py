@@ -13,6 +13,7 @@ from nld_train.data.manifest import (
     Manifest,
     check_token_file,
     check_token_file_tokenizer,
+    end_of_turn_id,
     manifest_path,
     parse_blend,
     read_manifest,
@@ -57,6 +58,14 @@ def make_chat(prefix: Path) -> Manifest:
         conversations=2,
         supervised_tokens=2,
         dropped={"empty answer": 3},
+        left_out={},
+        unread={"id": 2},
+        losses={},
+        losses_allowed=False,
+        chosen=False,
+        template="chat_template.jinja",
+        date=None,
+        bos_token_id=1,
         template_sha256="0" * 64,
         end_of_turn_id=11,
         thinking=False,
@@ -96,7 +105,10 @@ def test_a_chat_manifest_comes_back_as_written(tmp_path: Path) -> None:
         (lambda prefix: supervised_path(prefix).unlink(), "no file"),
         (lambda prefix: supervised_path(prefix).write_bytes(b"\0"), "1 bytes"),
         (lambda prefix: edit(prefix, lambda content: content["chat"].pop("thinking")), "unknown thinking"),
-        (lambda prefix: edit(prefix, lambda content: content.update(chat=1)), "unknown conversations"),
+        (
+            lambda prefix: edit(prefix, lambda content: content.update(chat=1)),
+            "unknown bos_token_id, chosen, conversations",
+        ),
         (lambda prefix: edit(prefix, lambda content: content.update(format_version=1)), "format_version 1"),
     ],
 )
@@ -181,3 +193,24 @@ def test_entropy_of_known_frequencies(tmp_path: Path) -> None:
     assert unigram_entropy(tmp_path / "one") == pytest.approx(0)
     pooled = -(5 / 8 * math.log(5 / 8) + 3 * math.log(1 / 8) / 8)
     assert unigram_entropy(tmp_path / "even", tmp_path / "one") == pytest.approx(pooled)
+
+
+def test_plain_text_of_the_version_before_is_read_and_conversations_are_not(tmp_path: Path) -> None:
+    make(tmp_path / "text", [[3, 2]])
+    edit(tmp_path / "text", lambda content: content.update(format_version=2))
+    assert read_manifest(tmp_path / "text").format_version == 2
+    make_chat(tmp_path / "chat")
+    edit(tmp_path / "chat", lambda content: content.update(format_version=2))
+    with pytest.raises(UserError, match="format_version 2; allowed: 3"):
+        read_manifest(tmp_path / "chat")
+
+
+def test_answers_of_all_files_end_alike(tmp_path: Path) -> None:
+    make(tmp_path / "text", [[3, 2]])
+    make_chat(tmp_path / "a")
+    make_chat(tmp_path / "b")
+    assert end_of_turn_id([str(tmp_path / name) for name in ("text", "a", "b")]) == 11
+    assert end_of_turn_id([str(tmp_path / "text")]) is None
+    edit(tmp_path / "b", lambda content: content["chat"].update(end_of_turn_id=2))
+    with pytest.raises(UserError, match=r"different tokens: 11 in .*a, 2 in .*b"):
+        end_of_turn_id([str(tmp_path / name) for name in ("a", "b")])

@@ -8,10 +8,13 @@ from nld_train.data import tokenizer as module
 from nld_train.data.tokenizer import (
     CONTROL_IDS,
     ChatTokenIds,
+    begin_of_text_id,
     chat_token_ids,
+    check_mask_id,
     control_token,
     end_of_document_id,
     load_tokenizer,
+    named_tokens,
     split_text,
     tokenizer_fingerprint,
 )
@@ -123,3 +126,59 @@ def test_a_config_without_a_usable_eos_is_refused(byte_tokenizer: Path, config: 
     path.unlink() if config is None else path.write_text(config)
     with pytest.raises(UserError, match=said):
         end_of_document_id(load_tokenizer(byte_tokenizer))
+
+
+def rewrite(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | changes))
+
+
+TOKEN = {"content": "<s>", "lstrip": False, "normalized": False, "special": True}
+
+
+@pytest.mark.parametrize("bos", ["<s>", TOKEN, {"__type": "AddedToken", **TOKEN}])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_are_those_that_transformers_finds(byte_tokenizer: Path, name: str, bos: object) -> None:
+    from transformers import AutoTokenizer
+
+    (byte_tokenizer / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    rewrite(byte_tokenizer, name, bos_token=bos, eos_token="</s>")
+    tokenizer = load_tokenizer(byte_tokenizer)
+    assert (begin_of_text_id(tokenizer), end_of_document_id(tokenizer)) == (1, 2)
+    if name == "tokenizer_config.json" and bos is TOKEN:
+        return  # transformers itself does not read this form here
+    theirs = AutoTokenizer.from_pretrained(str(byte_tokenizer)).special_tokens_map
+    assert named_tokens(tokenizer) == {key: str(token) for key, token in theirs.items()}
+
+
+def test_no_beginning_of_text_is_no_error(byte_tokenizer: Path) -> None:
+    rewrite(byte_tokenizer, "tokenizer_config.json", bos_token=None)
+    assert begin_of_text_id(load_tokenizer(byte_tokenizer)) is None
+
+
+def test_a_file_of_a_newer_library_is_one_line(byte_tokenizer: Path) -> None:
+    rewrite(byte_tokenizer, "tokenizer.json", pre_tokenizer={"type": "OfTheFuture", "depth": 3})
+    with pytest.raises(UserError, match=r"cannot be read by tokenizers [0-9.]+: .*newer ones write") as error:
+        load_tokenizer(byte_tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_that_is_text_is_refused_and_a_free_one_proposed(byte_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(byte_tokenizer)
+    check_mask_id(tokenizer, 100, "--mask-id")
+    check_mask_id(tokenizer, 357, "--mask-id")  # behind the last id: no text
+    with pytest.raises(UserError, match=r"--mask-id=165 is the text 'a' .* set --mask-id=100$"):
+        check_mask_id(tokenizer, tokenizer.library.token_to_id("a"), "--mask-id")
+
+
+def test_without_a_reserved_token_an_id_behind_the_text_is_proposed(byte_tokenizer: Path) -> None:
+    """As in vocabularies of byte-level BPE with one control token, whose id 100 is text."""
+    path = byte_tokenizer / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] in (1, 2)]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"m=100 is the text .* set m=357 and model.vocab_size=384 or more$"):
+        check_mask_id(load_tokenizer(byte_tokenizer), 100, "m")
+    rewrite(byte_tokenizer, "tokenizer_config.json", mask_token="</s>")
+    with pytest.raises(UserError, match=r"set m=2$"):
+        check_mask_id(load_tokenizer(byte_tokenizer), 100, "m")

@@ -54,7 +54,11 @@ def test_every_option_of_prepare_chat_arrives(
     source, prefix = tmp_path / "a.jsonl", tmp_path / "chat"
     source.write_text('{"question": "one", "answer": "two"}\nbroken\n')
     words = ["data", "prepare-chat", source, "--tokenizer", tokenizer, "--output", prefix, "--workers", 1]
-    words += ["--max-bad", 1, "--thinking", "--last-turn-only"]
+    words += ["--max-bad", 1, "--thinking", "--last-turn-only", "--chosen", "--allow-losses"]
+    with pytest.raises(UserError, match="--date soon"):
+        nld(*words, "--date", "soon")
+    with pytest.raises(UserError, match="--mask-id=300 is the text"):
+        nld(*words, "--mask-id", 300)
     assert nld(*words) == 0
     assert "1 conversations" in (said := capsys.readouterr().out) and "dropped 1 (1 broken JSON)" in said
     with pytest.raises(UserError, match="exists"):
@@ -62,6 +66,7 @@ def test_every_option_of_prepare_chat_arrives(
     assert nld(*words, "--overwrite") == 0
     chat = read_manifest(prefix).chat
     assert chat is not None and chat.thinking and chat.last_turn_only and chat.dropped == {"broken JSON": 1}
+    assert chat.chosen and chat.losses_allowed
     capsys.readouterr()
     assert nld("data", "inspect", prefix, "--tokenizer", tokenizer) == 0
     said = capsys.readouterr().out

@@ -1,10 +1,13 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pyarrow
@@ -239,3 +242,86 @@ def test_killed_and_run_again_the_files_are_the_same_bytes(tmp_path: Path, token
     assert left_behind(tmp_path) == [f"chat{suffix}" for suffix in SUFFIXES]
     prepare_chat([source], tmp_path / "whole" / "chat", tokenizer, ONE)  # one process, other cuts, no interruption
     assert read(output(tmp_path)) == read(tmp_path / "whole" / "chat")
+
+
+CLOCK = "{{ '<|im_start|>' + strftime_now('%Y-%m-%d') + '<|im_end|>' }}"
+
+
+@pytest.fixture
+def clock_tokenizer(tokenizer: Path, tmp_path: Path) -> Path:
+    folder = shutil.copytree(tokenizer, tmp_path / "clock")
+    path = folder / "chat_template.jinja"
+    path.write_text(CLOCK + path.read_text())
+    return folder
+
+
+def first_text(prefix: Path, tokenizer: Path) -> str:
+    return load_tokenizer(tokenizer).decode(TokenFile(prefix)[0])
+
+
+def test_a_clock_says_one_date_also_after_midnight(
+    tmp_path: Path, clock_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preparation that was cut off keeps the date of its first start; one that is given is kept as well."""
+    monkeypatch.setattr(module, "PIECE_BYTES", 100)
+    source = write_bad(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="more than 1 bad lines"):
+        prepare_chat([source], output(tmp_path), clock_tokenizer, ChatOptions(workers=1, max_bad_lines=1))
+    (folder,) = (tmp_path / "out").glob(".chat.parts-*")
+    assert (folder / "date").read_text() == date.today().isoformat()
+    (folder / "date").write_text("2020-02-29")  # it was begun then
+    for part in folder.glob("part-*"):
+        part.unlink()
+    manifest = prepare_chat([source], output(tmp_path), clock_tokenizer, ChatOptions(workers=1, max_bad_lines=5))
+    assert manifest.chat is not None and manifest.chat.date == "2020-02-29"
+    assert first_text(output(tmp_path), clock_tokenizer).startswith("<|im_start|>2020-02-29<|im_end|>")
+    given = ChatOptions(workers=1, max_bad_lines=5, date="2021-03-04", overwrite=True)
+    prepare_chat([source], output(tmp_path), clock_tokenizer, given)
+    assert first_text(output(tmp_path), clock_tokenizer).startswith("<|im_start|>2021-03-04<|im_end|>")
+    with pytest.raises(UserError, match="--date tomorrow"):
+        prepare_chat([source], output(tmp_path), clock_tokenizer, replace(given, date="tomorrow"))
+
+
+def test_what_is_not_read_not_written_or_left_out_is_in_the_manifest(tmp_path: Path, tokenizer: Path) -> None:
+    folder = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    no_system = "{% if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(f"{{% for m in messages %}}{no_system}{{% endfor %}}")
+    rows = [{"id": i, "source": "web", **conversation(i), "rating": 5 if i else None} for i in range(4)]
+    rows.append({"prompt": "a", "completion": "b", "label": False})
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    chat = prepare_chat([source], output(tmp_path), folder, ChatOptions(workers=1, chosen=True)).chat
+    assert chat is not None
+    assert chat.unread == {"id": 4, "rating": 3, "source": 4}
+    assert chat.losses == {"system text not written by this template": 2}
+    assert chat.left_out == {"a row that is marked as bad: label false": 1} and chat.dropped == {}
+    assert (chat.template, chat.date, chat.bos_token_id, chat.chosen) == ("chat_template.jinja", None, 1, True)
+    assert read_manifest(output(tmp_path)).chat == chat
+
+
+def test_reasoning_that_a_template_cuts_is_refused_or_counted(tmp_path: Path, tokenizer: Path) -> None:
+    folder = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    body = "{{ '<|im_start|>' + m.role + '\\n' + m.content.split('</think>')[-1] + '<|im_end|>' }}"
+    (folder / "chat_template.jinja").write_text(f"{{% for m in messages %}}{body}{{% endfor %}}")
+    source = write_lines(tmp_path / "a.jsonl", [{"question": "a", "answer": "<think>so</think>b"}])
+    with pytest.raises(UserError, match="removes the reasoning of an answer: --allow-losses"):
+        prepare_chat([source], output(tmp_path), folder, ONE)
+    chat = prepare_chat([source], output(tmp_path), folder, ChatOptions(workers=1, allow_losses=True)).chat
+    assert chat is not None and chat.losses_allowed and chat.losses == {"reasoning removed from answers": 1}
+
+
+def test_a_mask_that_is_text_is_refused_before_anything_is_read(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(UserError, match="--mask-id=300 is the text .* set --mask-id=100"):
+        prepare_chat([tmp_path / "none.jsonl"], output(tmp_path), tokenizer, ChatOptions(workers=1, mask_id=300))
+
+
+def test_saved_truncation_and_padding_change_nothing(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [conversation(1)])
+    prepare_chat([source], output(tmp_path), tokenizer, ONE)
+    folder = shutil.copytree(tokenizer, tmp_path / "saved")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    content["padding"] = {"strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                          "pad_type_id": 0, "pad_token": "<unk>"}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    prepare_chat([source], tmp_path / "saved" / "chat", folder, ONE)
+    assert TokenFile(tmp_path / "saved" / "chat")[0].tolist() == TokenFile(output(tmp_path))[0].tolist()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nld_train.decode.load import load_model, load_text_tokenizer
+from nld_train.decode.load import draw_text_only, load_model, load_text_tokenizer
 from nld_train.errors import UserError
 
 CPU = torch.device("cpu")
@@ -68,8 +68,30 @@ def test_a_broken_folder_is_refused_in_one_line(folder, break_it, named):
 
 def test_a_tokenizer_with_another_vocabulary_is_refused(folder):
     assert load_text_tokenizer(folder, 400).vocab_size == 400
-    with pytest.raises(UserError, match="vocabulary of 400; allowed: the model's 2048"):
-        load_text_tokenizer(folder, 2048)
+    assert load_text_tokenizer(folder, 512).vocab_size == 400  # a padded vocabulary
+    with pytest.raises(UserError, match="vocabulary of 400; allowed: at most the model's 384"):
+        load_text_tokenizer(folder, 384)
+
+
+def test_ids_without_text_are_never_drawn(folder):
+    """Those behind the tokenizer's last id, and those of a gap in it."""
+    model = load_model(folder, None, CPU)
+    ids = torch.arange(5)[None]
+    before = model(ids, use_causal_mask=True).logits
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    gone = [token for token, number in vocabulary.items() if number >= 380 or number == 370]
+    kept = {token: number for token, number in vocabulary.items() if token not in gone}
+    merges = [merge for merge in content["model"]["merges"] if {*merge, "".join(merge)} <= kept.keys()]
+    content["model"] |= {"vocab": kept, "merges": merges}
+    path.write_text(json.dumps(content))
+    tokenizer = load_text_tokenizer(folder, 400)
+    draw_text_only(model, tokenizer)
+    after = model(ids, use_causal_mask=True).logits
+    empty = torch.zeros(400, dtype=torch.bool)
+    empty[380:], empty[370] = True, True
+    assert torch.equal(after[..., ~empty], before[..., ~empty]) and (after[..., empty] == -torch.inf).all()
 
 
 def test_the_dtype_is_that_of_the_configuration_unless_another_is_given(folder):

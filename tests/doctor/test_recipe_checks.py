@@ -95,7 +95,10 @@ def test_a_file_read_many_times_is_noted(run: RunConfig) -> None:
 def test_the_tokenizer_says_what_the_mask_is(run: RunConfig, folder: Path) -> None:
     assert check_tokenizer(run).verdict == "ok" and "<SPECIAL_100>" in check_tokenizer(run).found
     as_text = replace(run, diffusion=replace(run.diffusion, mask_token_id=300))
-    assert check_tokenizer(as_text).verdict == "note"
+    refusal = check_tokenizer(as_text)
+    assert refusal.verdict == "FAIL" and "is the text" in refusal.found
+    beyond = replace(run, diffusion=replace(run.diffusion, mask_token_id=400))
+    assert check_tokenizer(beyond).verdict == "ok" and "400 is without text" in check_tokenizer(beyond).found
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
     assert check_tokenizer(run).verdict == "FAIL"
 
