@@ -1,16 +1,29 @@
-"""`nld data prepare | prepare-chat | inspect | train-tokenizer | stdlib | stdlib-chat`."""
+"""`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | stdlib | stdlib-chat`."""
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 
 from data_prep.conversations import PAIR_NAMES
 from data_prep.inspect_file import chat_lines, inspect_token_file, value_text
 from data_prep.messages import ROLES
+from data_prep.parts import read_shard
 from data_prep.prepare_chat import ChatOptions, prepare_chat
-from data_prep.prepare_text import PreparationOptions, TextOptions, prepare_text
-from data_prep.sources import TEXT_KEY
+from data_prep.prepare_text import (
+    PreparationOptions,
+    TextOptions,
+    merge_shards,
+    plan_work,
+    prepare_shard,
+    prepare_text,
+    refuse_outputs,
+)
+from data_prep.sources import SHARED_SUFFIXES, SUFFIXES, TEXT_KEY
 from data_prep.stdlib import copy_stdlib
 from data_prep.stdlib_chat import write_stdlib_chat
+from data_prep.text_encoder import AUTO, ENGINES, PLAIN
 from data_prep.train_tokenizer import VOCAB_SIZE, train_tokenizer
+from nld_train.data.manifest import Manifest
 
 CHAT_DETAIL = f"""Writes PREFIX.bin, PREFIX.idx,
 PREFIX.supervised.bin (which tokens count) and PREFIX.manifest.json (with what was dropped, and why).
@@ -40,6 +53,7 @@ def add_data_commands(
     parser = subparsers.add_parser("data", help="make token files from text or conversations, and look into them")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     add_prepare(commands)
+    add_merge(commands)
     add_prepare_chat(commands)
     add_inspect(commands)
     add_train_tokenizer(commands)
@@ -67,9 +81,13 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "prepare",
         "turn text into a token file for training",
         "Writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.\n"
-        "A .jsonl file holds one document per line, a .parquet file one per row; any other file is one document.\n"
-        "Text must be UTF-8.",
-        "nld data prepare corpus/web.jsonl corpus/code --tokenizer tokenizer --output data/mix --workers 16",
+        "One document per line of .jsonl, .ndjson and .json; per element of a .json list; per row of .parquet,\n"
+        ".arrow, .csv and .tsv. Any other file is one document. .gz, .zst, .bz2 and .xz are unpacked.\n"
+        "Text must be UTF-8. Files of folders that are not read are counted by kind. A run that was cut off goes on\n"
+        "where it stopped: give the same command again. Until the end, twice the output's size is needed on disk.",
+        "nld data prepare corpus/web.jsonl corpus/code --tokenizer tokenizer --output data/mix --workers 16\n"
+        "  nld data prepare table.csv --text-key body --tokenizer tokenizer --output data/table\n\n"
+        f"taken from folders:\n  {' '.join(SUFFIXES)}",
     )
     parser.add_argument("input", nargs="+", help="a file, or a folder to search for files with a known suffix")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with tokenizer.json")
@@ -79,16 +97,26 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "--text-key",
         default=defaults.text_key,
         metavar="KEY",
-        help="field of a .jsonl line or column of a .parquet (default: %(default)s)",
+        help="field or column that holds the text of a record (default: %(default)s)",
     )
     parser.add_argument(
         "--suffix",
         nargs="+",
-        default=defaults.suffixes,
         metavar=".EXT",
-        help=f"suffixes to take from folders (default: {' '.join(defaults.suffixes)})",
+        help="suffixes to take from folders (default: those of records and of text, see below; "
+        f"{', '.join(SHARED_SUFFIXES)} where the first record has the text key)",
     )
     parser.add_argument("--no-eos", action="store_true", help="do not end documents with the tokenizer's eos token")
+    parser.add_argument(
+        "--engine",
+        default=defaults.engine,
+        choices=(AUTO, PLAIN, *ENGINES),
+        help="what encodes: a fast engine that gives the same ids where one is installed, or the plain library "
+        "(default: %(default)s; see docs/data_text.md)",
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="make the parts of share I of N alone; then `nld data merge` puts all together"
+    )
     parser.set_defaults(run=run_prepare)
 
 
@@ -108,22 +136,85 @@ def add_options(parser: argparse.ArgumentParser, defaults: PreparationOptions) -
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
-def run_prepare(args: argparse.Namespace) -> int:
-    options = TextOptions(
+def prepare_options(args: argparse.Namespace) -> TextOptions:
+    """The options of a parsed `nld data prepare`. Raises UserError for values out of range."""
+    return TextOptions(
         workers=args.workers,
         text_key=args.text_key,
         max_bad_lines=args.max_bad_lines,
-        suffixes=tuple(args.suffix),
+        suffixes=tuple(args.suffix) if args.suffix else None,
         append_eos=not args.no_eos,
+        engine=args.engine,
         overwrite=args.overwrite,
     )
-    manifest = prepare_text(args.input, args.output, args.tokenizer, options)
+
+
+def check_preparation(args: argparse.Namespace) -> None:
+    """What a parsed `nld data prepare` would be refused for before it encodes. Raises UserError."""
+    refuse_outputs(Path(args.output), args.overwrite)
+    plan_work(args.input, args.tokenizer, prepare_options(args))
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    options = prepare_options(args)
+    if args.shard is not None:
+        return run_prepare_shard(args, options)
+    print_manifest(args.output, prepare_text(args.input, args.output, args.tokenizer, options))
+    return 0
+
+
+def run_prepare_shard(args: argparse.Namespace, options: TextOptions) -> int:
+    shard = read_shard(args.shard)
+    result = prepare_shard(args.input, args.output, args.tokenizer, options, shard)
     print(
-        f"wrote {args.output}.bin, .idx, .manifest.json: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-        f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
-        f"{manifest.empty_files:,} empty files"
+        f"shard {shard} is done: {result.parts:,} parts, {result.documents:,} documents, {result.tokens:,} tokens; "
+        f"skipped {result.bad_lines:,} bad lines; {result.missing:,} parts of other shards are missing"
     )
     return 0
+
+
+def add_merge(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "merge",
+        "put the parts of all shards together",
+        "The same bytes as one `nld data prepare`.\nNothing but the parts beside the output is read.",
+        "nld data prepare corpus --tokenizer tokenizer --output data/mix --shard 1/2\n"
+        "  nld data prepare corpus --tokenizer tokenizer --output data/mix --shard 2/2\n"
+        "  nld data merge data/mix",
+    )
+    parser.add_argument("prefix", metavar="PREFIX", help="the --output of the shards")
+    defaults = TextOptions()
+    parser.add_argument(
+        "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
+    )
+    parser.add_argument(
+        "--max-bad-lines", type=int, metavar="K", help="of all shards together (default: as many as of one shard)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.set_defaults(run=run_merge)
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    limit = 0 if args.max_bad_lines is None else args.max_bad_lines
+    PreparationOptions(workers=args.workers, max_bad_lines=limit)  # checks them
+    print_manifest(args.prefix, merge_shards(args.prefix, args.workers, args.max_bad_lines, args.overwrite))
+    return 0
+
+
+def print_manifest(prefix: str, manifest: Manifest) -> None:
+    """The summary of a token file that was made."""
+    print(
+        f"wrote {prefix}.bin, .idx, .manifest.json: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
+        f"{manifest.empty_files:,} empty files{not_read(manifest.unread)}"
+    )
+
+
+def not_read(unread: Mapping[str, int]) -> str:
+    """What the folders held beside the input, for the summary."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread.items())
+    return f"; not read in the folders: {kinds}" if kinds else ""
 
 
 def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -134,7 +225,7 @@ def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         CHAT_DETAIL,
         "nld data prepare-chat chats.jsonl more.parquet --tokenizer tokenizer --output data/chat --max-bad 100",
     )
-    parser.add_argument("input", nargs="+", help="a .jsonl or .parquet file, or a folder to search for them")
+    parser.add_argument("input", nargs="+", help="a file of records, or a folder to search for them")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder, with its chat template")
     parser.add_argument("--output", required=True, metavar="PREFIX", help="where the four files go")
     parser.add_argument(

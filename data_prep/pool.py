@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from nld_train.errors import UserError
 
-WAITING_PER_WORKER = 4
+WAITING_PER_WORKER = 32  # tasks handed out: so many others go on while one large file takes its time
 
 
 def run_ordered[Task, Result](
@@ -48,15 +48,24 @@ def run_ordered[Task, Result](
 @contextlib.contextmanager
 def interrupt_held() -> Iterator[None]:
     """Hold Ctrl-C back while the block runs. A process started in it never sees one: that is left to the parent."""
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    # The mask is that of this thread: Ctrl-C may come through a thread of a library, and is then only noted.
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number)) if is_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def obey_parent() -> None:
     """In a worker: use one thread, and end when the parent is gone."""
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of the fast engines
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism: no thread pool in each
     threading.Thread(target=exit_with_parent, daemon=True).start()
 

@@ -21,10 +21,11 @@ import numpy as np
 
 from data_prep.encode import ChunkTask, PieceReport
 from data_prep.encode_chat import REPORTS, ChatJob, ChatReport, finish_part
+from data_prep.file_forms import RECORD_SUFFIXES, split_suffix
 from data_prep.pool import run_ordered
 from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
 from data_prep.progress_tally import show_progress
-from data_prep.sources import LINES, TABLE, cut_into_chunks, find_files
+from data_prep.sources import LINES, cut_into_chunks, find_files
 from nld_train.data import manifest as manifest_file
 from nld_train.data import supervision
 from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
@@ -142,10 +143,11 @@ def with_kept_date(encoder: ChatEncoder, folder: Path) -> ChatEncoder:
 
 def find_chats(inputs: Sequence[str | Path]) -> list[Path]:
     """The input files. Raises UserError for one of another kind."""
-    files = find_files(inputs, (LINES, TABLE))
+    files = find_files(inputs, RECORD_SUFFIXES)
     for path in files:
-        if path.suffix.lower() not in (LINES, TABLE):
-            raise UserError(f"{path}", f"{LINES} and {TABLE} files", f"write a conversation per line into a {LINES}")
+        if split_suffix(path.name)[0] not in RECORD_SUFFIXES:
+            allowed = f"{', '.join(RECORD_SUFFIXES)} files"
+            raise UserError(f"{path}", allowed, f"write a conversation per line into a {LINES}")
     return files
 
 

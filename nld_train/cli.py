@@ -44,6 +44,10 @@ def command_parser(name: str | None) -> argparse.ArgumentParser:
 
 def parse_words(words: list[str]) -> argparse.Namespace:
     """The parsed command line; its `run` is a function from it to an exit status."""
+    if words[:2] == ["launch", "data"]:
+        from nld_train.commands.launch_data import parse_launch_data
+
+        return parse_launch_data(words[2:])
     top = command_parser(words[0] if words and words[0] in COMMANDS else None)
     args, rest = top.parse_known_args(words)
     if rest and (args.command not in WITH_OVERRIDES or any(word.startswith("-") for word in rest)):

@@ -29,17 +29,25 @@ def hidden_workspace(target: Path) -> Iterator[Path]:
             f"cannot write in {target.parent}: {error.strerror}", "a folder with write access", "choose another output"
         ) from error
     try:
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{target.parent}: {error.strerror}",
-                "a disk with room for the output",
-                "free some space, or choose another output",
-            ) from error
-        raise
+        with full_disk_refused(target.parent):
+            yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def full_disk_refused(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, or of a used-up quota, into a UserError about `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder}: {error.strerror}",
+            "a disk with room for the output",
+            "free some space and give the same command again, or choose another output",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -55,9 +63,15 @@ def staged_files(prefix: Path, suffixes: Sequence[str], overwrite: bool) -> Iter
     with hidden_workspace(prefix) as folder:
         partial = folder / prefix.name
         yield partial
-        finals[-1].unlink(missing_ok=True)
-        for suffix, final in zip(suffixes, finals, strict=True):
-            os.replace(f"{partial}{suffix}", final)
+        publish_files(partial, prefix, suffixes)
+
+
+def publish_files(partial: Path, prefix: Path, suffixes: Sequence[str]) -> None:
+    """Give `partial` + suffix files the names PREFIX + suffix, on one file system; the order of the renames is that of
+    `staged`."""
+    Path(f"{prefix}{suffixes[-1]}").unlink(missing_ok=True)
+    for suffix in suffixes:
+        os.replace(f"{partial}{suffix}", f"{prefix}{suffix}")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ says where; slurm/site.env.example explains its lines.
   nld launch nld_8b_sft --executor slurm --after out/nld_8b/stage2_joint --then-export out/nld_8b/hf
                                                   and a job behind it that makes the Hugging Face folder
   nld launch tiny_stage1_ar --executor local      the same as nld train
+  nld launch data corpus --tokenizer tokenizer --output data/mix --shards 64
+                                                  text, not a recipe: `nld launch data --help`
   nld launch nld_8b_stage1_ar --executor nemo-run through nemo-run's Slurm executor; --nemo local: its local one
 
 Nothing is submitted where the site file, the layout, the data or the weights to start from are wrong, or where Slurm

@@ -3,18 +3,18 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from nld_train.data.supervision import Supervision, supervised_path
-from nld_train.data.token_file import REMAKE, TokenFile, bin_path, file_sha256, idx_path
+from nld_train.data.token_file import REMAKE, TokenFile, bin_path, digest_like, idx_path
 from nld_train.data.tokenizer import tokenizer_fingerprint
 from nld_train.errors import UserError
 
-FORMAT_VERSION = 3  # 1: without `chat`; 2: `chat` without what the template did not write
-PLAIN_TEXT_VERSIONS = (2, 3)  # alike where `chat` is None
+FORMAT_VERSION = 3  # 1: without `chat`; 2: without `unread`, and `chat` without what the template did not write
+PLAIN_TEXT_VERSIONS = (2, 3)  # alike where `chat` is None, but for `unread`
 SUFFIX = ".manifest.json"
 COUNT_TOKENS = 1 << 24
 
@@ -62,6 +62,7 @@ class Manifest:
     bin_sha256: str
     idx_sha256: str
     chat: ChatManifest | None = None  # None: plain text, every token counts
+    unread: dict[str, int] = field(default_factory=dict)  # kind -> files of the input folders that were not read
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -94,7 +95,7 @@ def read_manifest(prefix: str | Path) -> Manifest:
 
 def check_manifest_keys(path: Path, section: type, content: object) -> None:
     """Raise UserError unless `content` has the fields of a dataclass, and no others."""
-    named = {field.name for field in fields(section)}
+    named = {entry.name for entry in fields(section)}
     wrong = named ^ set(content) if isinstance(content, dict) else named
     if wrong:
         raise UserError(f"{path}: missing or unknown {', '.join(sorted(wrong))}", "the manifest as written", REMAKE)
@@ -129,7 +130,7 @@ def check_token_file_hashes(prefix: str | Path, manifest: Manifest) -> None:
     if manifest.chat is not None:
         digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
     for path, digest in digests.items():
-        found = file_sha256(path)
+        found = digest_like(digest, path)
         if found != digest:
             raise UserError(f"{path} has SHA-256 {found}", f"{digest} as in {manifest_path(prefix)}", REMAKE)
 

@@ -6,8 +6,7 @@ code, sequences, sequences + 1), then int32 lengths, int64 byte offsets into .bi
 
 import hashlib
 import struct
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,9 @@ TYPE_CODES: dict[int, np.dtype] = {
     8: np.dtype("<u2"),
 }  # Megatron numbers more types; token files use these two
 COPY_BYTES = 1 << 22
+INDEX_DOCUMENTS = 1 << 20  # of an index that is being written, held in memory at a time
+DIGEST_BLOCK = 1 << 26  # bytes; blocks of a large file are hashed each by itself, so that several processes can
+BLOCK_DIGESTS = "sha256-of-64MiB-blocks:"  # says which kind of digest follows
 REMAKE = "make the token file again with `nld data prepare`"
 
 
@@ -54,6 +56,67 @@ def file_sha256(path: Path) -> str:
     for block in file_chunks(path):
         digest.update(block)
     return digest.hexdigest()
+
+
+def join_digests(digests: list[bytes]) -> str:
+    """The digest of a file by the SHA-256 of its consecutive DIGEST_BLOCKs: of one block that of the block, in hex;
+    of more, BLOCK_DIGESTS and the SHA-256 of their digests."""
+    assert digests, "a file has at least one block, be it empty"
+    if len(digests) == 1:
+        return digests[0].hex()
+    return BLOCK_DIGESTS + hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def block_digest_of(path: Path) -> str:
+    """What `join_digests` gives for a file."""
+    digests, digest, room = [], hashlib.sha256(), DIGEST_BLOCK
+    with path.open("rb") as stream:
+        while block := stream.read(min(COPY_BYTES, room)):
+            digest.update(block)
+            room -= len(block)
+            if room == 0:
+                digests.append(digest.digest())
+                digest, room = hashlib.sha256(), DIGEST_BLOCK
+    if room < DIGEST_BLOCK or not digests:
+        digests.append(digest.digest())
+    return join_digests(digests)
+
+
+def digest_like(known: str, path: Path) -> str:
+    """The digest of a file, of the kind that `known` is."""
+    return block_digest_of(path) if known.startswith(BLOCK_DIGESTS) else file_sha256(path)
+
+
+def write_index(path: Path, dtype: np.dtype, documents: int, lengths: Callable[[], Iterator[NDArray[np.int32]]]) -> str:
+    """Write a PREFIX.idx; returns its SHA-256 in hex. `lengths()` gives the lengths of all documents, in tokens, block
+    by block: it is called twice, and no more than a block is held in memory."""
+    code = next(code for code, known in TYPE_CODES.items() if known == dtype)
+    with HashedFile(path) as out:
+        out._write(HEADER.pack(MAGIC, VERSION, code, documents, documents + 1))
+        written = 0
+        for block in lengths():
+            out._write(block.astype("<i4", copy=False).tobytes())
+            written += block.size
+        assert written == documents, f"{written} lengths for {documents} documents"
+        offset = 0  # bytes
+        for block in lengths():
+            ends = offset + np.cumsum(block, dtype="<i8") * dtype.itemsize
+            out._write((ends - block.astype("<i8") * dtype.itemsize).tobytes())
+            offset = int(ends[-1]) if ends.size else offset
+        for start in range(0, documents + 1, INDEX_DOCUMENTS):
+            out._write(np.arange(start, min(start + INDEX_DOCUMENTS, documents + 1), dtype="<i8").tobytes())
+        return out._close()
+
+
+def read_blocks(path: Path, dtype: np.dtype, offset: int, count: int) -> Iterator[NDArray]:
+    """`count` numbers of a file from a byte offset on, block by block."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while count:
+            block = np.fromfile(stream, dtype, min(count, INDEX_DOCUMENTS))
+            assert block.size, f"{path} ends {count} numbers too early"
+            count -= block.size
+            yield block
 
 
 class HashedFile:
@@ -94,7 +157,7 @@ class TokenFileSummary:
 
 
 class TokenFileWriter(HashedFile):
-    """Streams documents into PREFIX.bin and, at `finish`, writes PREFIX.idx. Holds 4 bytes per document in memory.
+    """Streams documents into PREFIX.bin and their lengths into PREFIX.lengths, from which `finish` writes PREFIX.idx.
 
     It writes under the names it is given: give it a prefix inside `staging.staged` to publish whole files only.
     """
@@ -104,14 +167,23 @@ class TokenFileWriter(HashedFile):
         super().__init__(bin_path(prefix))
         self.prefix = prefix
         self.dtype = dtype
-        self._lengths = array("i")
+        self._lengths_path = Path(f"{prefix}.lengths")
+        self._lengths = self._lengths_path.open("wb")
+        self._documents = self._tokens = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._lengths.close()
+        self._lengths_path.unlink(missing_ok=True)
 
     def append(self, tokens: NDArray[np.integer]) -> None:
         """Add one document, `tokens` [n] of the writer's dtype, n >= 1."""
         assert tokens.dtype == self.dtype, f"got {tokens.dtype} tokens for a {self.dtype} file"
         assert tokens.ndim == 1 and tokens.size > 0, f"a document is a non-empty row of tokens, got {tokens.shape}"
         self._write(tokens.tobytes())
-        self._lengths.append(tokens.size)
+        self._count(np.array([tokens.size], dtype="<i4"))
 
     def append_file(self, prefix: str | Path) -> None:
         """Add every document of another token file, block by block."""
@@ -119,27 +191,28 @@ class TokenFileWriter(HashedFile):
         assert index.dtype == self.dtype, f"got a {index.dtype} file for a {self.dtype} file"
         for block in file_chunks(bin_path(prefix)):
             self._write(block)
-        self._lengths.frombytes(index.lengths.tobytes())
+        for lengths in read_blocks(idx_path(prefix), np.dtype("<i4"), HEADER.size, len(index.lengths)):
+            self._count(lengths)
+
+    def _count(self, lengths: NDArray[np.int32]) -> None:
+        self._lengths.write(lengths.tobytes())
+        self._documents += lengths.size
+        self._tokens += int(lengths.sum(dtype=np.int64))
 
     def finish(self) -> TokenFileSummary:
         """Close PREFIX.bin and write PREFIX.idx."""
         bin_sha256 = self._close()
-        lengths = np.frombuffer(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8")
-        with idx_path(self.prefix).open("wb") as stream:
-            code = next(code for code, dtype in TYPE_CODES.items() if dtype == self.dtype)
-            stream.write(HEADER.pack(MAGIC, VERSION, code, lengths.size, lengths.size + 1))
-            stream.write(lengths.tobytes())
-            stream.write(((ends - lengths) * self.dtype.itemsize).tobytes())
-            stream.write(np.arange(lengths.size + 1, dtype="<i8").tobytes())
+        self._lengths.close()
         bin_file, idx_file = bin_path(self.prefix), idx_path(self.prefix)
+        count, path = self._documents, self._lengths_path
+        idx_sha256 = write_index(idx_file, self.dtype, count, lambda: read_blocks(path, np.dtype("<i4"), 0, count))
         return TokenFileSummary(
-            documents=lengths.size,
-            tokens=int(lengths.sum(dtype=np.int64)),
+            documents=count,
+            tokens=self._tokens,
             bin_bytes=bin_file.stat().st_size,
             idx_bytes=idx_file.stat().st_size,
             bin_sha256=bin_sha256,
-            idx_sha256=file_sha256(idx_file),
+            idx_sha256=idx_sha256,
         )
 
 

@@ -1,9 +1,19 @@
+import base64
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nld_train.data.token_file import TokenFile, TokenFileWriter, bin_path, file_sha256, idx_path, token_dtype
+from nld_train.data.token_file import (
+    TokenFile,
+    TokenFileWriter,
+    bin_path,
+    file_sha256,
+    idx_path,
+    token_dtype,
+    write_index,
+)
 from nld_train.errors import UserError
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 65_000]]
@@ -116,3 +126,34 @@ def test_our_bytes_are_those_of_megatrons_own_builder(tmp_path: Path, dtype: typ
     ours = write(tmp_path / "ours", DOCUMENTS, 65_499 if dtype is np.uint16 else 131_072)
     for path in (bin_path, idx_path):
         assert path(ours).read_bytes() == path(tmp_path / "theirs").read_bytes()
+
+
+def test_an_index_is_written_in_blocks_of_bounded_memory(tmp_path: Path) -> None:
+    """What is held does not grow with the documents: 1e9 of them once took 36 GB."""
+    block = np.full(1 << 18, 3, dtype=np.int32)
+    peaks = []
+    for blocks in (4, 16):
+        tracemalloc.start()
+        write_index(tmp_path / "a.idx", np.dtype("<i4"), blocks * block.size, lambda n=blocks: iter([block] * n))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "a.idx").stat().st_size > 80e6 > 4 * peaks[1] and peaks[1] < 1.1 * peaks[0]
+
+
+# Written by datatrove 0.10.1, MegatronDocumentTokenizer(eos_token="</s>"), for three documents.
+DATATROVE_BIN = "eAF6AX4BfQGOAQIApQACAIUBQQGqAGwAvABrAYgBQQG0AKUAtwC3AAIA"
+DATATROVE_IDX = (
+    "TU1JRElEWAAAAQAAAAAAAAAIAwAAAAAAAAAEAAAAAAAAAAYAAAACAAAADQAAAAAAAAAAAAAADAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAQAAAAAAAAAC"
+    "AAAAAAAAAAMAAAAAAAAA"
+)
+
+
+def test_what_datatroves_megatron_stage_writes_is_read(tmp_path: Path) -> None:
+    bin_path(tmp_path / "a").write_bytes(base64.b64decode(DATATROVE_BIN))
+    idx_path(tmp_path / "a").write_bytes(base64.b64decode(DATATROVE_IDX))
+    documents = read(tmp_path / "a")
+    assert [len(document) for document in documents] == [6, 2, 13]
+    assert all(document[-1] == 2 for document in documents) and TokenFile(tmp_path / "a").dtype == np.uint16
+    write(tmp_path / "ours", documents)
+    for path in (bin_path, idx_path):
+        assert path(tmp_path / "ours").read_bytes() == path(tmp_path / "a").read_bytes()

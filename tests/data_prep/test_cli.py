@@ -98,3 +98,49 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path, corpus: Path, nld: Nld)
     with pytest.raises(UserError, match=r"no tokenizer\.json in .*missing") as error:
         nld("data", "prepare", corpus, "--tokenizer", tmp_path / "missing", "--output", tmp_path / "data")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_what_is_not_read_of_a_folder_is_in_the_summary_and_the_manifest(
+    tmp_path: Path, tokenizer: Path, nld: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.md", "b.png", "c.png", "package.json"):
+        (folder / name).write_text("{}")
+    assert nld("data", "prepare", folder, "--tokenizer", tokenizer, "--output", tmp_path / "x", "--workers", 1) == 0
+    assert "; not read in the folders: 1 .json without 'text', 2 .png\n" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "x").unread == {".json without 'text'": 1, ".png": 2}
+
+
+def test_files_can_be_taken_from_folders_by_suffix_alone(
+    tmp_path: Path, tokenizer: Path, nld: Callable[..., int]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("id,body\n1,one\n")
+    (tmp_path / "in" / "b.md").write_text("two")
+    words = ["--suffix", ".csv", "--text-key", "body", "--workers", 1]
+    assert nld("data", "prepare", tmp_path / "in", "--tokenizer", tokenizer, "--output", tmp_path / "x", *words) == 0
+    assert read_manifest(tmp_path / "x").unread == {".md": 1}
+
+
+def test_shards_are_made_and_merged(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: Path,
+    nld: Nld,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("data_prep.prepare_text.PIECE_BYTES", 5000)
+    common = [corpus, "--tokenizer", tokenizer, "--workers", 1]
+    for shard in ("2/2", "1/2"):
+        assert nld("data", "prepare", *common, "--output", tmp_path / "data", "--shard", shard) == 0
+    assert nld("data", "merge", tmp_path / "data", "--workers", 1) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("shard 2/2 is done: ") and said[0].endswith("2 parts of other shards are missing")
+    assert said[1].endswith("0 parts of other shards are missing") and "data.bin, .idx" in said[2]
+    assert nld("data", "prepare", *common, "--output", tmp_path / "whole") == 0
+    for suffix in (".bin", ".idx", ".manifest.json"):
+        assert Path(f"{tmp_path / 'data'}{suffix}").read_bytes() == Path(f"{tmp_path / 'whole'}{suffix}").read_bytes()
+    with pytest.raises(UserError, match="I/N"):
+        nld("data", "prepare", *common, "--output", tmp_path / "other", "--shard", "3/2")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def output(folder: Path) -> Path:
 
 
 def left_behind(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "out").iterdir()] if (folder / "out").exists() else []
+    """What lies in the output folder, but for the hidden folder of parts with which a next try goes on."""
+    names = [path.name for path in (folder / "out").iterdir()] if (folder / "out").exists() else []
+    return [name for name in names if not name.startswith(".data.parts-")]
 
 
 def test_text_comes_back_from_its_tokens_and_every_document_ends(tmp_path: Path, tokenizer: Path) -> None:
@@ -147,9 +150,13 @@ def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
 
 
 SCRIPT = """
-import sys
+import logging, sys
+from data_prep import prepare_text as module
 from data_prep.prepare_text import TextOptions, prepare_text
 from nld_train.errors import UserError
+if len(sys.argv) > 4:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    module.PIECE_BYTES = int(sys.argv[4])
 if __name__ == "__main__":
     try:
         prepare_text([sys.argv[1]], sys.argv[2], sys.argv[3], TextOptions(workers=2))
@@ -178,15 +185,15 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 @pytest.mark.parametrize("blow", ["kill worker", "interrupt", "kill parent"])
 def test_a_run_that_is_cut_off_leaves_no_output(tmp_path: Path, tokenizer: Path, blow: str) -> None:
-    source = jsonl(tmp_path / "a.jsonl", ["some words of a long document " * 30_000] * 20)
+    source = jsonl(tmp_path / "a.jsonl", ["some words of a long document " * 10_000] * 20)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, script, source, output(tmp_path), tokenizer]
+    command = [sys.executable, script, source, output(tmp_path), tokenizer, "200000"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: len(children(run.pid)) == 2)
     workers = children(run.pid)
     if blow != "interrupt":  # that one comes while the workers are starting: none may speak of it
-        wait_for(lambda: list(tmp_path.glob("out/.data.partial-*/data-0.bin")))
+        wait_for(lambda: list(tmp_path.glob("out/.data.parts-*/.part-*")))
     if blow == "kill worker":
         os.kill(workers[0], signal.SIGKILL)
     elif blow == "interrupt":
@@ -196,9 +203,87 @@ def test_a_run_that_is_cut_off_leaves_no_output(tmp_path: Path, tokenizer: Path,
     _, said = run.communicate(timeout=20)
     assert run.returncode != 0
     if blow == "kill worker":
-        assert said.startswith("UserError: a worker process was killed") and said.count("\n") == 1
+        assert said.splitlines()[-1].startswith("UserError: a worker process was killed")
     if blow == "interrupt":
-        assert said == "interrupted\n"
-    assert [name for name in left_behind(tmp_path) if not name.startswith(".")] == []
-    assert blow == "kill parent" or left_behind(tmp_path) == []
+        assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert left_behind(tmp_path) == []
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def contents(prefix: Path) -> list[bytes]:
+    return [Path(f"{prefix}{suffix}").read_bytes() for suffix in SUFFIXES]
+
+
+def test_killed_and_run_again_the_files_are_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [f"document {i}: some words" * 40 for i in range(2000)])
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, source, output(tmp_path), tokenizer, "8000"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(list(tmp_path.glob("out/.data.parts-*/*.reports.json"))) >= 5)
+    run.kill()
+    run.communicate(timeout=20)
+    wait_for(lambda: run.returncode is not None)
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/.data.parts-*/part-*")}
+    assert left_behind(tmp_path) == [] and len(finished) >= 15
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    changed: set[Path] = set()
+    while again.poll() is None:
+        seen = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
+        changed |= {path for path, time_ns in seen.items() if time_ns != finished[path]}
+        time.sleep(0.01)
+    said = again.communicate()[1]
+    assert again.returncode == 0 and "parts are finished already" in said and not changed, said
+    prepare_text([source], tmp_path / "whole" / "data", tokenizer, ONE)
+    assert contents(output(tmp_path)) == contents(tmp_path / "whole" / "data")
+    assert sorted(os.listdir(tmp_path / "out")) == [f"data{suffix}" for suffix in SUFFIXES]  # no part is left
+
+
+def test_a_higher_limit_of_bad_lines_goes_on_with_the_parts(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{\n')
+    with pytest.raises(UserError, match="more than 0 bad lines"):
+        prepare_text([tmp_path / "a.jsonl"], output(tmp_path), tokenizer, ONE)
+    with caplog.at_level(logging.INFO):
+        prepare_text([tmp_path / "a.jsonl"], output(tmp_path), tokenizer, TextOptions(workers=1, max_bad_lines=1))
+    assert "1 of 1 parts are finished already" in caplog.text
+    assert sorted(left_behind(tmp_path)) == [f"data{suffix}" for suffix in SUFFIXES]
+
+
+def test_a_larger_input_has_larger_parts() -> None:
+    assert module.part_bytes(0) == module.part_bytes(8 << 30) == 2 << 20
+    assert module.part_bytes((8 << 30) + 1) == 4 << 20
+    assert module.part_bytes(4_200_000_000_000) == 256 << 20  # a trillion tokens: 16 thousand parts
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("NO FULL DISK TESTED: mounting a small one needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path, small_disk: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 50_000)
+    source = jsonl(tmp_path / "a.jsonl", [f"document {i}: some words" * 40 for i in range(300)])
+    (small_disk / "else").write_bytes(b"x" * 1_800_000)
+    prefix = small_disk / "data"
+    with pytest.raises(UserError, match="No space left") as error:
+        prepare_text([source], prefix, tokenizer, TextOptions(workers=workers))
+    assert "\n" not in str(error.value) and not list(small_disk.glob("data*"))
+    finished = len(list(small_disk.glob(".data.parts-*/*.reports.json")))
+    assert finished > 0
+    (small_disk / "else").unlink()
+    prepare_text([source], prefix, tokenizer, TextOptions(workers=workers))
+    prepare_text([source], tmp_path / "whole" / "data", tokenizer, ONE)
+    assert contents(prefix) == contents(tmp_path / "whole" / "data")

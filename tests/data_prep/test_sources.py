@@ -1,9 +1,11 @@
+import base64
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data_prep import sources
-from data_prep.sources import FilePiece, TextRecord, cut_into_chunks, find_files, read_lines, read_piece
+from data_prep.sources import FilePiece, TextRecord, cut_into_chunks, find_files, read_lines, read_piece, search_inputs
 from nld_train.errors import UserError
 
 
@@ -29,7 +31,7 @@ def test_folders_are_searched_in_sorted_order_without_hidden_files(tmp_path: Pat
 
 def test_an_unreadable_folder_is_not_left_out_silently(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone"):
-        list(sources.walk_files(tmp_path / "gone"))
+        list(sources._walk(tmp_path / "gone", Counter()))
 
 
 def test_named_files_are_taken_in_the_order_given_whatever_their_suffix(tmp_path: Path) -> None:
@@ -105,4 +107,110 @@ def test_a_text_file_in_another_encoding_is_bad_at_its_line(tmp_path: Path) -> N
 
 def test_a_text_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
     assert records(tmp_path / "a.txt", b"one\r\ntwo\n\n") == [TextRecord(1, text="one\r\ntwo\n\n")]
-    assert list(read_piece(FilePiece(str(tmp_path / "a.txt"), 0, 10, lines=False), "text"))[0].line == 1
+    assert list(read_piece(FilePiece(str(tmp_path / "a.txt"), 0, 10, "text"), "text"))[0].line == 1
+
+
+BLANK_ENDS = [b"\n", b"\n\n\n", b"  \n", b"\t\r\n\r\n", b"   ", b"\n" * 30]
+
+
+@pytest.mark.parametrize("end", BLANK_ENDS)
+@pytest.mark.parametrize("piece_bytes", [3, 1 << 20])
+def test_blank_lines_at_the_end_are_no_error_wherever_the_cuts_fall(
+    tmp_path: Path, end: bytes, piece_bytes: int
+) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "two"}\n' + end)
+    found = [
+        record
+        for chunk in cut_into_chunks([path], piece_bytes)
+        for piece in chunk
+        for record in read_piece(piece, "text")
+    ]
+    assert [(record.text, record.problem) for record in found] == [("one", ""), ("two", "")]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\n" * 30])
+@pytest.mark.parametrize("piece_bytes", [3, 1 << 20])
+def test_blank_lines_before_another_are_named(tmp_path: Path, blank: bytes, piece_bytes: int) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n' + blank + b'{"text": "two"}\n')
+    found = [
+        record
+        for chunk in cut_into_chunks([path], piece_bytes)
+        for piece in chunk
+        for record in read_piece(piece, "text")
+    ]
+    assert [record.problem or record.text for record in found] == ["one", *["empty line"] * len(blank), "two"]
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "texts"),
+    [
+        ("a.txt", MARK + b"hello", ["hello"]),
+        ("a.txt", MARK, [""]),
+        ("a.jsonl", MARK + b'{"text": "one"}\n{"text": "two"}', ["one", "two"]),
+        ("a.jsonl", b'{"text": "one"}\n' + MARK + b'{"text": "two"}', ["one", "two"]),  # files joined by cat
+        ("a.json", MARK + b'[{"text": "one"}, {"text": "two"}]', ["one", "two"]),
+        ("a.json", MARK + b'{"text": "one"}\n', ["one"]),
+        ("a.csv", MARK + b"text,id\none,1\n", ["one"]),
+        ("a.txt", b"a\xef\xbb\xbfb", ["a\ufeffb"]),  # elsewhere it is text
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, data: bytes, texts: list[str]) -> None:
+    assert [record.text for record in records(tmp_path / name, data)] == texts
+
+
+def test_utf_16_is_named(tmp_path: Path) -> None:
+    assert records(tmp_path / "a.txt", "hello".encode("utf-16"))[0].problem == "not UTF-8: UTF-16"
+
+
+def test_what_a_folder_holds_beside_the_input_is_counted(tmp_path: Path) -> None:
+    for name in ("a.md", "b.png", "c.PNG", "README", ".hidden", ".git/x", "d/e.jsonl.gz.part", "package.json"):
+        write(tmp_path / "in" / name)
+    write(tmp_path / "in" / "rows.json", b'{"text": "one"}\n')
+    write(tmp_path / "in" / "table.csv", b"id,text\n1,one\n")
+    write(tmp_path / "in" / "other.csv", b"id,body\n1,one\n")
+    write(tmp_path / "far" / "x.md")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "in" / "broken.md").symlink_to(tmp_path / "nowhere")
+    found = search_inputs([tmp_path / "in"], sources.SUFFIXES, "text")
+    assert [path.name for path in found.files] == ["a.md", "rows.json", "table.csv"]
+    assert found.unread == {
+        ".csv without 'text'": 1,
+        ".json without 'text'": 1,
+        ".part": 1,
+        ".png": 2,
+        "hidden files": 1,
+        "hidden folders": 1,
+        "links to folders": 1,
+        "no plain file": 1,
+        "without a suffix": 1,
+    }
+
+
+def test_a_folder_without_anything_to_read_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.json"):
+        write(tmp_path / name)
+    with pytest.raises(UserError, match=r"which holds 1 \.json without 'text', 2 \.png"):
+        search_inputs([tmp_path], sources.SUFFIXES, "text")
+
+
+def test_compressed_files_of_a_folder_go_by_what_they_compress(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "b.jsonl.zst", "c.png.gz", "d.gz", "e.txt.xz", "f.JSONL.BZ2"):
+        write(tmp_path / name)
+    names = [path.name for path in find_files([tmp_path], [".jsonl", ".txt"])]
+    assert names == ["a.jsonl.gz", "b.jsonl.zst", "e.txt.xz", "f.JSONL.BZ2"]
+    assert [path.name for path in find_files([tmp_path], [".jsonl.gz"])] == ["a.jsonl.gz"]
+
+
+# Written by datatrove 0.10.1, JsonlWriter, for three documents.
+DATATROVE = (
+    "H4sICOLvCWsC/zAwMDAwLmpzb25sAE2MMQqAMBAEe19xbKViZ5e32JzmBEFFkosEQv7uNQG3WobZLVDJCocgmsJNL59JaKQZEw5vnFG70iRudLVyibJnZbiC"
+    "FE6jGfUne9lp7/PglpssD8fY5pudfkhI5BV6AAAA"
+)
+
+
+def test_what_datatroves_jsonl_writer_writes_is_read(tmp_path: Path) -> None:
+    texts = [record.text for record in records(tmp_path / "00000.jsonl.gz", base64.b64decode(DATATROVE))]
+    assert texts == ["return value * 3", "a", "def f(x):\n    pass"]

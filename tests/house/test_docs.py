@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "words"), commands())
 def test_a_shown_command_is_taken(page: str, words: str) -> None:
     args = parse_words(shlex.split(words))
-    if args.command in WITH_RECIPES and args.recipe is not None:
+    if args.command in WITH_RECIPES and "recipe" in args and args.recipe is not None:
         load_recipe(args.recipe, args.override)
 
 
