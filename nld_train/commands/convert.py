@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
+from nld_train.config import require
+
 DTYPES = ("bf16", "fp32")
+LAYOUTS = ("nld", "ministral3")
+RUNTIMES = ("transformers", "peft", "mlx-vlm", "vllm")
 RAW = argparse.RawDescriptionHelpFormatter
 
 EXPORT_HELP = """\
@@ -12,9 +16,12 @@ Write a training checkpoint as a Hugging Face folder, from any parallel layout, 
   nld convert export out/demo/stage2_joint --to out/demo/hf
   nld convert export out/nld_8b/sft --to out/nld_8b/hf              trained on chat: generation ends with a turn
   nld convert export out/demo/stage2_joint --to out/try --step 100 --dtype fp32
+  nld convert export out/demo/stage2_joint --to out/ar --as ministral3    for vLLM and others that decode left to right
 
-One tensor at a time is in memory. The folder loads with AutoModel.from_pretrained(DIR, trust_remote_code=True). Before
-it takes its name it is compared with the checkpoint: bits both ways, and logits in both modes.
+One tensor at a time is in memory. The folder loads with AutoModel or AutoModelForCausalLM and trust_remote_code=True.
+With --as ministral3 it has the same weights under the names of Ministral3ForCausalLM, and none of our code. Before it
+takes its name it is compared with the checkpoint: all bits both ways, and the logits of its first two layers in every
+mode that it has (`nld convert verify` runs as many layers as fit into memory).
 """
 IMPORT_HELP = """\
 Write a Hugging Face folder as a checkpoint that a recipe can start from.
@@ -22,16 +29,21 @@ Write a Hugging Face folder as a checkpoint that a recipe can start from.
   nld convert import models/Ministral-3-8B --to out/ministral_8b
   nld train nld_8b_stage1_ar init=out/ministral_8b
 
-Reads the format of `nld convert export`, and Ministral-3 (text weights; the vision tower is left out). A tied model is
-untied: its head starts as a copy of the embedding. A head of its own is kept.
+Reads both formats of `nld convert export`, and Ministral-3 with its vision tower (which is left out) or as text alone.
+A tied model is untied: its head starts as a copy of the embedding. A head of its own is kept. FP8 weights are
+multiplied by their scales and stored in bfloat16. Weights that are not finite are refused.
 """
 VERIFY_HELP = """\
-Compare a Hugging Face folder with the checkpoint it was exported from.
+Compare a Hugging Face folder with the checkpoint it was exported from, or with what an installed runtime makes of it.
 
   nld convert verify out/demo/stage2_joint out/demo/hf
+  nld convert verify out/demo/hf --runtime transformers
+  nld convert verify out/demo/ar --runtime vllm --python serving/bin/python      an export with --as ministral3
 
-Bits both ways, shapes, rotary frequencies, and logits in AR and diffusion mode, one row of them across the end of the
-original context. A model too large for the memory is run with as many layers as fit, and that is said.
+With a checkpoint: bits both ways, shapes, rotary frequencies, and logits in AR and diffusion mode, one row of them
+across the end of the original context. A model too large for the memory is run with as many layers as fit, and that is
+said. With a runtime: greedy tokens and their log-probabilities against ours, in float32, the runtime in a process of
+its own without the network. It must be installed, here or in the environment of --python.
 """
 
 
@@ -74,6 +86,14 @@ def add_export_parser(actions: argparse._SubParsersAction) -> None:
     )
     export.add_argument("output", type=Path, help="output folder of `nld train` or `nld convert import`")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument(
+        "--as",
+        dest="layout",
+        choices=LAYOUTS,
+        default="nld",
+        help="nld: all three ways of decoding; ministral3: left to right alone, as a class that every runtime has "
+        "(default: %(default)s)",
+    )
     export.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
     export.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer folder (default: the run's own)")
@@ -103,8 +123,10 @@ def add_import_parser(actions: argparse._SubParsersAction) -> None:
 
 def add_verify_parser(actions: argparse._SubParsersAction) -> None:
     check = actions.add_parser("verify", help="compare the two", description=VERIFY_HELP, formatter_class=RAW)
-    check.add_argument("output", type=Path, help="output folder of the run")
-    check.add_argument("folder", type=Path, help="Hugging Face folder made from it")
+    check.add_argument("output", type=Path, help="output folder of the run; with --runtime the Hugging Face folder")
+    check.add_argument("folder", type=Path, nargs="?", help="Hugging Face folder made from it")
+    check.add_argument("--runtime", choices=RUNTIMES, help="program that decodes the folder")
+    check.add_argument("--python", type=Path, metavar="PATH", help="Python that has the runtime (default: this one)")
     check.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
     check.add_argument("--layers", type=int, help="layers to run for logits (default: all that fit into memory)")
     check.set_defaults(run=run_verify)
@@ -124,6 +146,7 @@ def run_export(args: argparse.Namespace) -> int:
             shard_gb=args.shard_gb,
             verified=not args.no_verify,
             overwrite=args.overwrite,
+            layout=args.layout,
         )
     )
     return 0
@@ -144,7 +167,22 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from nld_train.convert.actions import verify_folder
+    from nld_train.convert.actions import compare_runtime, verify_folder
 
+    if args.runtime is not None:
+        require(
+            args.folder is None and args.step is None and args.layers is None,
+            "--runtime with a run, --step or --layers",
+            "`nld convert verify FOLDER --runtime NAME`",
+            "leave them out",
+        )
+        compare_runtime(args.output, args.runtime, args.python)
+        return 0
+    require(
+        args.folder is not None and args.python is None,
+        "--python without --runtime" if args.python is not None else "one folder without --runtime",
+        "OUTPUT and FOLDER, or FOLDER and --runtime",
+        "name what the folder is compared with",
+    )
     verify_folder(args.output, args.folder, args.step, args.layers)
     return 0

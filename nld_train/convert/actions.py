@@ -10,6 +10,8 @@ from nld_train.config import require
 from nld_train.convert.adapter import AdapterSource, is_drafter_output, open_adapter, write_adapter
 from nld_train.convert.export import GB, ExportOptions, write_hf_folder
 from nld_train.convert.import_checkpoint import write_imported_output
+from nld_train.convert.phases import timed_phase
+from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.source import (
     open_checkpoint_source,
     open_source_tokenizer,
@@ -18,12 +20,17 @@ from nld_train.convert.source import (
 )
 from nld_train.convert.verify import VerifyFinding, compare_folder_bits, compare_with_checkpoint, verify_import
 from nld_train.convert.verify_adapter import verify_adapter_bits, verify_adapter_logits
+from nld_train.convert.verify_runtime import verify_runtime
+from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD
 from nld_train.data.chat_template import TEMPLATE, load_chat_template
 from nld_train.files import staged_folder
 from nld_train.peft_names import FOLDER
+from nld_train.run_folder.frozen import read_frozen_run
 from nld_train.run_folder.paths import IMPORT
 
 logger = logging.getLogger(__name__)
+LAYOUTS = {"nld": NLD, "ministral3": MINISTRAL_TEXT}
+LOGIT_LAYERS = 2  # of an export, run for logits: bits are compared of all, and `nld convert verify` runs what fits
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -40,31 +47,51 @@ class ExportRequest:
     shard_gb: float | None  # None: one file
     verified: bool
     overwrite: bool
+    layout: str = "nld"  # or another name of LAYOUTS
 
 
 def export_checkpoint(asked: ExportRequest) -> None:
     """Training checkpoint -> Hugging Face folder. Raises: UserError; then nothing is left behind."""
     shard = asked.shard_gb
     require(shard is None or shard > 0, f"--shard-gb {shard}", "numbers above 0", "leave it out for one file")
-    options = ExportOptions(DTYPES[asked.dtype], None if shard is None else int(shard * GB))
+    naming = LAYOUTS[asked.layout]
+    options = ExportOptions(DTYPES[asked.dtype], None if shard is None else int(shard * GB), naming)
     adapter = open_adapter(asked.output, asked.step) if is_drafter_output(asked.output) else None
+    require(
+        adapter is None or naming is NLD,
+        f"--as {asked.layout} of {asked.output}, a drafter's run",
+        "runs of a model that decodes left to right without an adapter",
+        "export the model that it drafts for",
+    )
     output, step = (asked.output, asked.step) if adapter is None else (adapter.base, None)
-    source = open_checkpoint_source(output, step)
-    tokenizer = open_source_tokenizer(output, asked.tokenizer, source.model.vocab_size)
+    with timed_phase("reading the checkpoint's checksums"):
+        source = open_checkpoint_source(output, step)
+    tokenizer = open_source_tokenizer(output, asked.tokenizer or tokenizer_folder(output), source.model.vocab_size)
     chat = asked.chat or trained_on_chat(output)
     traits = read_output_token_ids(output, tokenizer, chat)
     check_replaceable(asked.target, "config.json")
     with staged_folder(asked.target, asked.overwrite) as partial:
-        write_hf_folder(source, traits, tokenizer.folder, partial, options)
+        with timed_phase("writing the weights"):
+            write_hf_folder(source, traits, tokenizer.folder, partial, options)
         if chat:  # also where the tokenizer's folder has none and conversations are written in the default one
             (partial / TEMPLATE).write_text(load_chat_template(tokenizer, thinking=False).text, encoding="utf-8")
         if asked.verified:
-            log_findings(compare_with_checkpoint(source, partial))
+            log_findings(compare_with_checkpoint(source, partial, LOGIT_LAYERS))
         if adapter is not None:
             add_adapter(adapter, partial, options.dtype)
             if asked.verified:
-                log_findings([*verify_adapter_bits(adapter, partial), *verify_adapter_logits(source, partial)])
+                log_findings(
+                    [*verify_adapter_bits(adapter, partial), *verify_adapter_logits(source, partial, LOGIT_LAYERS)]
+                )
     logger.info("step %d of %s is in %s", source.step, output, asked.target)
+
+
+def tokenizer_folder(output: Path) -> Path | None:
+    """Where a run's tokenizer lies; None for an import, which keeps a copy of its own."""
+    if (output / IMPORT).is_file():
+        return None
+    run = read_frozen_run(output)
+    return locate_named_path(output, run, run.data.tokenizer)
 
 
 def add_adapter(adapter: AdapterSource, folder: Path, dtype: torch.dtype) -> None:
@@ -94,9 +121,12 @@ def import_folder(folder: Path, target: Path, padded_vocab: int | None, verified
     """Hugging Face folder -> training checkpoint. Raises: UserError; then nothing is left behind."""
     check_replaceable(target, IMPORT)
     with staged_folder(target, overwrite) as partial:
-        write_imported_output(folder, partial, padded_vocab)
+        with timed_phase("writing the checkpoint"):
+            write_imported_output(folder, partial, padded_vocab)
         if verified:
-            log_findings(verify_import(open_checkpoint_source(partial), folder))
+            with timed_phase("reading the checkpoint's checksums"):
+                source = open_checkpoint_source(partial)
+            log_findings(verify_import(source, folder))
     logger.info("start a recipe of this model from it with init=%s", target)
 
 
@@ -109,6 +139,12 @@ def verify_folder(output: Path, folder: Path, step: int | None, layers: int | No
     log_findings(compare_with_checkpoint(source, folder, layers))
     if adapter is not None:
         log_findings([*verify_adapter_bits(adapter, folder), *verify_adapter_logits(source, folder, layers)])
+
+
+def compare_runtime(folder: Path, runtime: str, python: Path | None) -> None:
+    """Compare what a runtime decodes from a folder with what we do. Raises: UserError where they differ."""
+    with timed_phase(f"decoding with {runtime}"):
+        log_findings(verify_runtime(folder, runtime, python))
 
 
 def check_replaceable(target: Path, mark: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DrafterConfig, ModelConfig, require
+from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import WeightMapping, adapter_mappings, check_stored_tensors
@@ -69,7 +70,8 @@ def open_adapter(output: Path, step: int | None = None) -> AdapterSource:
     weights = StoredWeights(folder)
     expected = {unit.name: (model.layers, *unit.shape) for unit in adapter_mappings(model, run.drafter.rank)}
     check_stored_tensors(str(folder), weights.shapes, expected, "its run.json")
-    return AdapterSource(output, chosen, Path(run.init), model, run.drafter, weights)
+    base = locate_named_path(output, run, run.init)
+    return AdapterSource(output, chosen, base, model, run.drafter, weights)
 
 
 def write_adapter(source: AdapterSource, target: Path, dtype: torch.dtype) -> None:
@@ -99,6 +101,13 @@ class StoredAdapter:
         for key, value in FIXED.items():
             if content.get(key, value) != value:
                 raise UserError(f"{self.folder / CONFIG}: {key}={content[key]!r}", repr(value), "use a drafter of ours")
+        if content.get("task_type") is not None:
+            # The model tells a drafter, which is on while drafting alone, from a fine-tuned model by this key.
+            raise UserError(
+                f"{self.folder / CONFIG}: task_type={content['task_type']!r}",
+                "null, for a drafter",
+                "write null there, if this is a drafter's adapter",
+            )
         if not isinstance(content.get("r"), int) or not isinstance(content.get("lora_alpha"), int | float):
             raise UserError(f"{self.folder / CONFIG} without r or lora_alpha", "both numbers", "copy it again")
         self.rank, self.scale = content["r"], content["lora_alpha"] / content["r"]

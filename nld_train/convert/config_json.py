@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from nld_train.config import ModelConfig
-from nld_train.convert.weight_table import MINISTRAL, NLD, HFNaming
+from nld_train.convert.weight_table import MINISTRAL, MINISTRAL_TEXT, NLD, HFNaming
 from nld_train.errors import UserError
 from nld_train.fields import field_types, from_tree
 from nld_train.json_file import read_json_object
 
 ARCHITECTURE = "NemotronLabsDiffusionModel"
+CAUSAL_CLASS = "NemotronLabsDiffusionForCausalLM"  # the same weights, read causally by default
 MODEL_TYPE = "nemotron_labs_diffusion"
 MINISTRAL_ARCHITECTURE, MINISTRAL_TEXT_TYPE = "Mistral3ForConditionalGeneration", "ministral3"
+MINISTRAL_TEXT_ARCHITECTURE = "Ministral3ForCausalLM"
 DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # ModelConfig and RopeConfig in config.json's words, both directions.
 SHAPE_KEYS = {
@@ -77,15 +79,21 @@ def read_config_token_ids(said: Mapping[str, Any], vocab_size: int) -> SpecialTo
     return traits
 
 
+def rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    """The rotary numbers in config.json's words."""
+    return {"rope_type": "yarn"} | {key: getattr(model.rope, name) for name, key in ROPE_KEYS.items()}
+
+
 def make_config_json(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json; nothing in it is about training."""
-    rope = {"rope_type": "yarn"} | {key: getattr(model.rope, name) for name, key in ROPE_KEYS.items()}
+    rope = rope_parameters(model)
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "auto_map": {
             "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
             "AutoModel": f"modeling_nemotron_labs_diffusion.{ARCHITECTURE}",
+            "AutoModelForCausalLM": f"modeling_nemotron_labs_diffusion.{CAUSAL_CLASS}",
         },
         **{key: getattr(model, name) for name, key in SHAPE_KEYS.items()},
         **FIXED,
@@ -102,9 +110,37 @@ def make_config_json(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.d
         "use_cache": False,
         "max_position_embeddings": model.rope.max_position,
         "rope_parameters": rope,
-        # Readers older than rope_parameters look here.
+        # Readers older than rope_parameters look here. rope_theta stands inside of both and never beside them: with a
+        # top-level copy, transformers from 5.12 on fails where it reads the folder without our code.
         "rope_scaling": rope,
-        "rope_theta": model.rope.theta,
+    }
+
+
+def to_text_config(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json for the same weights as Ministral3ForCausalLM, which decodes left to right alone.
+
+    Mask and block size are of no use to that class; they stand there for `nld convert import`.
+    """
+    return {
+        "architectures": [MINISTRAL_TEXT_ARCHITECTURE],
+        "model_type": MINISTRAL_TEXT_TYPE,
+        **{key: getattr(model, name) for name, key in SHAPE_KEYS.items()},
+        **{key: FIXED[key] for key in ("hidden_act", "attention_dropout", "sliding_window")},
+        "tie_word_embeddings": False,
+        "bos_token_id": traits.bos_token_id,
+        "eos_token_id": traits.eos_token_id,
+        "pad_token_id": None,
+        "mask_token_id": traits.mask_token_id,
+        "block_size": traits.block_size,
+        "torch_dtype": DTYPE_NAMES[dtype],
+        "use_cache": True,
+        "max_position_embeddings": model.rope.max_position,
+        "rope_parameters": rope_parameters(model),
+        # vLLM's own class scales queries by this key alone; transformers by the one in rope_parameters.
+        "llama_4_scaling": {
+            "original_max_position_embeddings": model.rope.original_max_position,
+            "beta": model.rope.query_scale_beta,
+        },
     }
 
 
@@ -119,7 +155,7 @@ class FolderConfig:
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """Read config.json of the NLD format or of Ministral-3.
+    """Read config.json of the NLD format or of Ministral-3, with its vision tower or as text alone.
 
     Raises: UserError for a missing file, another architecture, or what the network does not compute.
     """
@@ -133,15 +169,21 @@ def read_folder_config(folder: Path) -> FolderConfig:
         if text.get("model_type") == MINISTRAL_TEXT_TYPE:
             tied = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
             return FolderConfig(parse_model_config(path, text), MINISTRAL, tied, text)
+    if architecture == [MINISTRAL_TEXT_ARCHITECTURE]:
+        return FolderConfig(
+            parse_model_config(path, content), MINISTRAL_TEXT, bool(content.get("tie_word_embeddings")), content
+        )
     raise UserError(
         f"{path} describes {architecture}",
-        f"[{ARCHITECTURE!r}], or [{MINISTRAL_ARCHITECTURE!r}] with a text_config of {MINISTRAL_TEXT_TYPE}",
-        "use a folder of one of these two formats",
+        f"[{ARCHITECTURE!r}], [{MINISTRAL_TEXT_ARCHITECTURE!r}], or [{MINISTRAL_ARCHITECTURE!r}] with a text_config "
+        f"of {MINISTRAL_TEXT_TYPE}",
+        "use a folder of one of these formats",
     )
 
 
 def parse_model_config(path: Path, content: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json gives. Raises: UserError for missing keys, or what the network does not compute."""
+    # rope_parameters is the newer name, and wins where a file has both.
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     # Older files keep rope_theta beside the other rotary numbers.
     rope = {"rope_theta": content.get("rope_theta"), **rope}

@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nld_train.convert.config_json import SpecialTokenIds, make_config_json
-from nld_train.convert.export_readme import export_readme
-from nld_train.convert.hf_folder import INDEX, WEIGHTS, copy_tokenizer_files, exported_code_files
+from nld_train.convert.config_json import SpecialTokenIds, make_config_json, to_text_config
+from nld_train.convert.export_readme import export_readme, text_readme
+from nld_train.convert.hf_folder import INDEX, WEIGHTS, exported_code_files
+from nld_train.convert.import_checkpoint import finite
 from nld_train.convert.safetensors_file import tensor_bytes, write_safetensors
+from nld_train.convert.sglang import write_sglang_config
 from nld_train.convert.source import CheckpointSource
+from nld_train.convert.tokenizer_files import export_tokenizer
 from nld_train.convert.torch_dist import StoredWeights
-from nld_train.convert.weight_table import NLD, WeightMapping, split_tensor, weight_mappings
+from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD, HFNaming, WeightMapping, split_tensor, weight_mappings
 from nld_train.json_file import write_json_object
 
 logger = logging.getLogger(__name__)
@@ -28,28 +31,33 @@ class ExportOptions:
 
     dtype: torch.dtype = torch.bfloat16
     shard_bytes: int | None = None  # None: one file, which every loader takes
+    naming: HFNaming = NLD  # or MINISTRAL_TEXT: the same weights for programs that decode left to right alone
 
 
 def write_hf_folder(
     source: CheckpointSource, traits: SpecialTokenIds, tokenizer: Path, target: Path, options: ExportOptions
 ) -> None:
     """Write everything that an export holds into the empty folder `target`. Raises: UserError."""
-    config = make_config_json(source.model, traits, options.dtype)
+    if options.naming is MINISTRAL_TEXT:
+        config, text = to_text_config(source.model, traits, options.dtype), text_readme(source, traits)
+    else:
+        config, text = make_config_json(source.model, traits, options.dtype), export_readme(source, traits)
+        write_sglang_config(traits, target)
+        for path in exported_code_files():
+            shutil.copyfile(path, target / path.name)
     write_json_object(target / "config.json", config)
     write_json_object(
         target / "generation_config.json",
         {"bos_token_id": traits.bos_token_id, "eos_token_id": traits.eos_token_id},
     )
-    copy_tokenizer_files(tokenizer, target)
-    for path in exported_code_files():
-        shutil.copyfile(path, target / path.name)
-    (target / "README.md").write_text(export_readme(source, traits), encoding="utf-8")
+    export_tokenizer(tokenizer, target, traits.eos_token_id)
+    (target / "README.md").write_text(text, encoding="utf-8")
     write_hf_weights(source, target, options)
 
 
 def write_hf_weights(source: CheckpointSource, target: Path, options: ExportOptions) -> None:
     """Write the tensors: model.safetensors, or shards and their index."""
-    shards = split_into_shards(weight_mappings(source.model, NLD), options)
+    shards = split_into_shards(weight_mappings(source.model, options.naming), options)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if options.shard_bytes is None else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -87,6 +95,6 @@ def iter_hf_tensors(weights: StoredWeights, table: Sequence[WeightMapping], dtyp
     for unit in table:
         if len(unit.parts) == 1:
             for first, last in weights.row_ranges(unit):
-                yield weights.read(unit, dtype, first, last)
+                yield finite(weights.read(unit, dtype, first, last), unit.name, weights.folder)
         else:
-            yield from split_tensor(unit, weights.read(unit, dtype))
+            yield from split_tensor(unit, finite(weights.read(unit, dtype), unit.name, weights.folder))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from nld_train.convert.config_json import FolderConfig, read_folder_config
+from nld_train.convert.fp8 import ACTIVATION_SCALES, FP8, Fp8Scale, scale_name
 from nld_train.convert.safetensors_file import SafetensorsFile
-from nld_train.convert.weight_table import Shape, check_hf_shapes
+from nld_train.convert.weight_table import Shape, check_hf_shapes, ignored_names, some_names
 from nld_train.errors import UserError
 from nld_train.json_file import read_json_object
 
@@ -19,17 +20,29 @@ MODEL_FILES = Path(__file__).resolve().parents[1] / "hf"
 
 
 class HFWeights:
-    """The tensors of a folder, whichever files they lie in."""
+    """The tensors of a folder, whichever files they lie in. FP8 tensors are read as bfloat16, times their scales."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises: UserError for files that are missing or broken, and FP8 tensors without scales."""
         self.folder = folder
         files = [SafetensorsFile(path) for path in safetensors_files(folder)]
-        self.places = {name: (file, name) for file in files for name in file.entries}
+        self.stored = {name: (file, name) for file in files for name in file.entries}
+        self.scales = {
+            name: Fp8Scale.of(name, file.entries[name].shape, self.stored)
+            for name, (file, _) in self.stored.items()
+            if file.entries[name].dtype is FP8
+        }
+        belonging = {scale_name(name) for name in self.scales} | {
+            name for name in self.stored if self.scales and name.endswith(ACTIVATION_SCALES)
+        }
+        self.places = {name: place for name, place in self.stored.items() if name not in belonging}
 
-    def tie(self, name: str, stored: str) -> None:
-        """Let a tensor answer to a second name, where the file holds none of that name."""
-        if stored in self.places:
-            self.places.setdefault(name, self.places[stored])
+    def tie(self, name: str, stored: str) -> bool:
+        """Let a tensor answer to a second name, where the file holds none of that name. Returns: whether it does."""
+        if stored not in self.places or name in self.places:
+            return False
+        self.places[name] = self.places[stored]
+        return True
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -37,12 +50,13 @@ class HFWeights:
 
     def dtype(self, name: str) -> torch.dtype:
         file, stored = self.places[name]
-        return file.entries[stored].dtype
+        return torch.bfloat16 if stored in self.scales else file.entries[stored].dtype
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Rows first..last (None: the end) of a tensor, as stored."""
+        """Rows first..last (None: the end) of a tensor, as stored, or as bfloat16 where FP8 is stored."""
         file, stored = self.places[name]
-        return file.read(stored, first, last)
+        numbers = file.read(stored, first, last)
+        return self.scales[stored].applied(numbers, first) if stored in self.scales else numbers
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -65,6 +79,18 @@ def open_hf_folder(folder: Path) -> tuple[FolderConfig, HFWeights]:
         weights.tie(described.naming.head, described.naming.embedding)
     check_hf_shapes(str(folder), weights.shapes, described.model, described.naming)
     return described, weights
+
+
+def reading_notes(described: FolderConfig, weights: HFWeights) -> list[str]:
+    """A sentence for each thing of a folder that is read as something else than it stands there."""
+    notes = []
+    if weights.scales:
+        notes.append(f"multiplied by their scales, in bfloat16: {len(weights.scales)} FP8 tensors")
+    if left_out := ignored_names(weights.places, described.naming):
+        notes.append(f"left out, as no weights of the text model: {len(left_out)} tensors ({some_names(left_out)})")
+    if described.tied and weights.places[described.naming.head] == weights.places[described.naming.embedding]:
+        notes.append("the model is tied: the head starts as a copy of the embedding")
+    return notes
 
 
 def copy_tokenizer_files(source: Path, target: Path) -> None:

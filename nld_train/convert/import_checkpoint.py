@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nld_train.config import DiffusionConfig, ModelConfig
 from nld_train.convert.config_json import FolderConfig, SpecialTokenIds, read_config_token_ids
-from nld_train.convert.hf_folder import HFWeights, copy_tokenizer_files, open_hf_folder
+from nld_train.convert.hf_folder import HFWeights, copy_tokenizer_files, open_hf_folder, reading_notes
 from nld_train.convert.safetensors_file import tensor_bytes
 from nld_train.convert.source import check_vocabulary_size
 from nld_train.convert.torch_dist import TensorRange, write_torch_dist
@@ -57,6 +58,8 @@ def write_imported_output(folder: Path, target: Path, padded_vocab: int | None =
     """
     described, weights = open_hf_folder(folder)
     model = described.model
+    for note in reading_notes(described, weights):
+        logger.info("%s", note)
     if padded_vocab is not None and padded_vocab < model.vocab_size:
         raise UserError(
             f"--pad-vocab-to {padded_vocab}", f"{model.vocab_size} or more", "give the padded size, or leave it out"
@@ -106,24 +109,33 @@ def tensor_ranges(
 
 
 def joined_tensor(unit: WeightMapping, weights: HFWeights) -> Tensor:
-    return join_tensors(unit, [weights.read(part.name) for part in unit.parts])
+    return join_tensors(unit, [finite(weights.read(part.name), part.name, weights.folder) for part in unit.parts])
 
 
 def padded_rows(unit: WeightMapping, weights: HFWeights, first: int, count: int) -> Tensor:
     """`count` rows of a tensor from `first` on, zeros behind its last one."""
     (part,) = unit.parts
-    stored = weights.read(part.name, first, first + count)
+    stored = finite(weights.read(part.name, first, first + count), part.name, weights.folder)
     missing = count - len(stored)
     return torch.cat([stored, stored.new_zeros(missing, *part.shape[1:])]) if missing else stored
+
+
+def finite(numbers: Tensor, name: str, folder: Path) -> Tensor:
+    """The numbers themselves. Raises: UserError where one of them is NaN or infinite."""
+    if numbers.numel() and not all(bound.isfinite() for bound in numbers.aminmax()):
+        raise UserError(f"{folder}: {name} holds NaN or infinite numbers", "finite weights", "use another checkpoint")
+    return numbers
 
 
 def write_initial_checkpoint(target: Path, pieces: Sequence[TensorRange]) -> None:
     """Write the pieces as step 0, with what Megatron-Bridge reads of a checkpoint to start from."""
     folder = step_folder(target, STEP)
     layers = next(piece.size[0] for piece in pieces if piece.name == QKV)
-    write_torch_dist(
-        folder, pieces, {**empty_quantisation_states(layers), "common_state/shard_0_1": {"checkpoint_version": 3.0}}
-    )
+    objects = {**empty_quantisation_states(layers), "common_state/shard_0_1": {"checkpoint_version": 3.0}}
+    try:
+        write_torch_dist(folder, pieces, objects)
+    except CheckpointException as error:  # torch's wrapping of whatever reading a piece has raised
+        raise next(cause for cause, _ in error.failures.values()) from error
     # Megatron-Core's mark of the format.
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     # JSON is YAML: the layout and what was saved beside the weights, which is nothing.

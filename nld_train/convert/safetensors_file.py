@@ -18,7 +18,7 @@ from torch import Tensor
 from nld_train.convert.weight_table import HFTensor, Shape
 from nld_train.errors import UserError
 
-DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH_BYTES = 8
 ALIGNMENT = 8  # bytes
@@ -89,6 +89,15 @@ class SafetensorsFile:
             count = file.readinto(memoryview(raw.numpy()))
         assert count == len(raw), f"{self.path} became shorter while it was read"
         return raw.view(entry.dtype).view(len(rows), *entry.shape[1:])
+
+    def read_whole(self, name: str) -> Tensor:
+        """A tensor as stored, a single number without any dimension among them."""
+        entry = self.entries[name]
+        if entry.shape:
+            return self.read(name)
+        with self.path.open("rb") as file:
+            file.seek(entry.start)
+            return torch.frombuffer(bytearray(file.read(entry.dtype.itemsize)), dtype=entry.dtype).reshape(())
 
 
 def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from nld_train.convert.config_json import FolderConfig, read_config_token_ids
 from nld_train.convert.export import bytes_text
 from nld_train.convert.exported_code import ExportedModel, fitting_layers
 from nld_train.convert.hf_folder import HFWeights, open_hf_folder
+from nld_train.convert.phases import timed_phase
 from nld_train.convert.reference_network import (
     PROBE_BLOCKS,
     ProbeRow,
@@ -20,7 +21,9 @@ from nld_train.convert.reference_network import (
 )
 from nld_train.convert.safetensors_file import tensor_bytes
 from nld_train.convert.source import CheckpointSource
+from nld_train.convert.stock import StockModel
 from nld_train.convert.weight_table import (
+    MINISTRAL_TEXT,
     NLD,
     HFNaming,
     WeightMapping,
@@ -53,25 +56,39 @@ def compare_with_checkpoint(source: CheckpointSource, folder: Path, layers: int 
     """
     described, weights = open_hf_folder(folder)
     check_description(source, described, folder)
+    with timed_phase("comparing every bit, in both directions"):
+        findings = [count_tensors(source, weights), *bits_both_ways(source, weights, described.naming)]
+    with timed_phase("comparing logits"):
+        findings += verify_logits(source, folder, described, weights, layers)
+    return findings
+
+
+def verify_logits(
+    source: CheckpointSource, folder: Path, described: FolderConfig, weights: HFWeights, layers: int | None
+) -> list[VerifyFinding]:
+    """Rotary frequencies, and the logits of every mode that the folder has, against the training-time forward."""
     traits = read_config_token_ids(described.content, source.model.vocab_size)
-    findings = [
-        count_tensors(source, weights),
-        compare_from_megatron(source, weights),
-        bits_from_hugging_face(source, weights, NLD),
-    ]
-    fitting = fitting_layers(source.model) if layers is None else layers
-    runnable = ExportedModel(folder, described, weights, fitting)
-    findings.append(compare_rotary(source, runnable))
-    network = ReferenceNetwork(source.model, source.weights, weights.dtype(NLD.head), fitting)
+    fitting = fitting_layers(source.model)
+    run = fitting if layers is None else min(fitting, layers)
+    tri_mode = ExportedModel(folder, described, weights, run) if described.naming is NLD else None
+    model = StockModel(described, weights, run) if tri_mode is None else tri_mode
+    findings = [compare_rotary(source, model)]
+    network = ReferenceNetwork(source.model, source.weights, weights.dtype(described.naming.head), run)
     for start in logit_row_starts(source, PROBE_BLOCKS * traits.block_size):
         row = make_probe_row(source.model, traits.mask_token_id, traits.block_size, start)
-        findings += compare_logits(network, runnable, row, source.model.layers)
+        noisy, clean = network.logits(row).chunk(2)
+        where = place_text(row, run, source.model.layers)
+        off = logit_distance("AR", model.ar_logits(row), clean)
+        findings.append(VerifyFinding("logits, AR", f"off by {off:.0e}, {where}"))
+        if tri_mode is not None:
+            off = logit_distance("diffusion", tri_mode.block_logits(row), noisy)
+            findings.append(VerifyFinding("logits, diffusion", f"off by {off:.0e}, {where}"))
     return findings
 
 
 def check_description(source: CheckpointSource, described: FolderConfig, folder: Path) -> None:
-    """Raises: UserError unless config.json is of the NLD format and of the checkpoint's shape."""
-    if described.naming is not NLD or described.model != source.model:
+    """Raises: UserError unless config.json is of a format that we export and of the checkpoint's shape."""
+    if described.naming not in (NLD, MINISTRAL_TEXT) or described.model != source.model:
         raise UserError(
             f"{folder}/config.json describes another model than {source.output}/model.json",
             "an export of that checkpoint",
@@ -91,32 +108,30 @@ def compare_folder_bits(source: CheckpointSource, folder: Path) -> VerifyFinding
     """Whether a folder holds a checkpoint's weights, bit for bit. Raises: UserError."""
     described, weights = open_hf_folder(folder)
     check_description(source, described, folder)
-    return compare_from_megatron(source, weights)
-
-
-def compare_from_megatron(source: CheckpointSource, weights: HFWeights) -> VerifyFinding:
-    """Megatron's tensors, converted, against the folder's."""
-    for unit in weight_mappings(source.model, NLD):
-        for first, last in comparison_ranges(source, unit):
-            made = split_tensor(unit, source.weights.read(unit, weights.dtype(unit.parts[0].name), first, last))
-            for part, tensor in zip(unit.parts, made, strict=True):
-                check_same_bits(part.name, tensor, weights.read(part.name, first, last))
-    return VerifyFinding("Megatron -> HF", f"every bit equal{rounding_remark(source, weights, NLD)}")
+    return bits_both_ways(source, weights, described.naming)[0]
 
 
 def verify_import(source: CheckpointSource, folder: Path) -> list[VerifyFinding]:
     """Compare an import with the folder that it was made from. Raises: UserError."""
     described, weights = open_hf_folder(folder)
-    return [bits_from_hugging_face(source, weights, described.naming)]
+    with timed_phase("comparing every bit"):
+        return bits_both_ways(source, weights, described.naming)[1:]
 
 
-def bits_from_hugging_face(source: CheckpointSource, weights: HFWeights, naming: HFNaming) -> VerifyFinding:
-    """The folder's tensors, converted, against Megatron's."""
+def bits_both_ways(source: CheckpointSource, weights: HFWeights, naming: HFNaming) -> list[VerifyFinding]:
+    """Megatron's tensors, converted, against the folder's, and the folder's, converted, against Megatron's.
+
+    Each tensor is read once for both. Raises: UserError that names the first tensor that differs.
+    """
     for unit in weight_mappings(source.model, naming):
         for first, last in comparison_ranges(source, unit):
-            made = join_tensors(unit, [weights.read(part.name, first, last) for part in unit.parts])
-            check_same_bits(unit.name, made, source.weights.read(unit, made.dtype, first, last))
-    return VerifyFinding("HF -> Megatron", f"every bit equal{rounding_remark(source, weights, naming)}")
+            stored = [weights.read(part.name, first, last) for part in unit.parts]
+            ours = source.weights.read(unit, stored[0].dtype, first, last)
+            for part, made, theirs in zip(unit.parts, split_tensor(unit, ours), stored, strict=True):
+                check_same_bits(part.name, made, theirs)
+            check_same_bits(unit.name, join_tensors(unit, stored), ours)
+    seen = f"every bit equal{rounding_remark(source, weights, naming)}"
+    return [VerifyFinding("Megatron -> HF", seen), VerifyFinding("HF -> Megatron", seen)]
 
 
 def comparison_ranges(source: CheckpointSource, unit: WeightMapping) -> Sequence[tuple[int, int | None]]:
@@ -140,7 +155,7 @@ def difference_error(what: str) -> UserError:
     return UserError(what, "a folder that holds this very checkpoint", "export it again, with the right --step")
 
 
-def compare_rotary(source: CheckpointSource, runnable: ExportedModel) -> VerifyFinding:
+def compare_rotary(source: CheckpointSource, runnable: ExportedModel | StockModel) -> VerifyFinding:
     """The model's own rotary frequencies against the formula."""
     found = runnable.inverse_frequencies().double()
     expected = reference_frequencies(source.model.rope, source.model.head_dim)
@@ -157,19 +172,10 @@ def logit_row_starts(source: CheckpointSource, row_length: int) -> list[int]:
     return sorted({0, crossing})
 
 
-def compare_logits(
-    network: ReferenceNetwork, runnable: ExportedModel, row: ProbeRow, layers: int
-) -> list[VerifyFinding]:
-    """Logits of both modes against the training-time forward. Raises: UserError beyond the tolerance."""
-    noisy, clean = network.logits(row).chunk(2)
-    some = "" if network.layers == layers else f" (first {network.layers} of {layers} layers)"
-    where = f"positions {row.start:,}..{row.start + len(row.clean) - 1:,}{some}"
-    return [
-        VerifyFinding("logits, AR", f"off by {logit_distance('AR', runnable.ar_logits(row), clean):.0e}, {where}"),
-        VerifyFinding(
-            "logits, diffusion", f"off by {logit_distance('diffusion', runnable.block_logits(row), noisy):.0e}, {where}"
-        ),
-    ]
+def place_text(row: ProbeRow, layers: int, whole: int) -> str:
+    """Where a row of logits stands, and how much of the model was run for it."""
+    some = "" if layers == whole else f" (first {layers} of {whole} layers)"
+    return f"positions {row.start:,}..{row.start + len(row.clean) - 1:,}{some}"
 
 
 def logit_distance(mode: str, found: Tensor, expected: Tensor) -> float:

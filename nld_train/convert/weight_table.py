@@ -3,7 +3,7 @@
 Letters: E hidden size, F ffn size, H query heads, G key/value heads, D head dimension, V vocabulary size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -47,6 +47,10 @@ NLD = HFNaming("encoder", "diffusion_head.weight")
 MINISTRAL = HFNaming(
     "language_model.model", "language_model.lm_head.weight", ignored=("vision_tower.", "multi_modal_projector.")
 )
+# What transformers calls Ministral3ForCausalLM: the text model alone.
+MINISTRAL_TEXT = HFNaming("model", "lm_head.weight")
+# Buffers that older versions of transformers stored; they follow from the configuration.
+BUFFERS = (".inv_freq",)
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,15 @@ def check_megatron_shapes(where: str, stored: Mapping[str, Shape], model: ModelC
 
 def check_hf_shapes(where: str, stored: Mapping[str, Shape], model: ModelConfig, naming: HFNaming) -> None:
     """Check the tensors of a Hugging Face folder. Raises: UserError, as `check_megatron`."""
-    ours = {name: shape for name, shape in stored.items() if not name.startswith(naming.ignored)}
+    left_out = ignored_names(stored, naming)
+    ours = {name: shape for name, shape in stored.items() if name not in left_out}
     expected = {part.name: part.shape for unit in weight_mappings(model, naming) for part in unit.parts}
     check_stored_tensors(where, ours, expected, "its config.json")
+
+
+def ignored_names(stored: Iterable[str], naming: HFNaming) -> set[str]:
+    """Names of stored tensors that are no weights of the language model: other towers, and rotary buffers."""
+    return {name for name in stored if name.startswith(naming.ignored) or name.endswith(BUFFERS)}
 
 
 def check_stored_tensors(where: str, stored: Mapping[str, Shape], expected: Mapping[str, Shape], said_by: str) -> None:

@@ -2,8 +2,17 @@
 
 from typing import Any
 
+import transformers
+
+if int(transformers.__version__.split(".")[0]) < 5:
+    # Said here, before older versions fail at the next line without a reason.
+    raise ImportError(
+        f"transformers {transformers.__version__}; allowed: 5.0 and newer; do: pip install --upgrade transformers"
+    )
+
 from transformers import PreTrainedConfig
 
+ARCHITECTURE = "NemotronLabsDiffusionModel"
 PARADIGMS = ("bidirectional", "autoregressive", "block_diff")
 # YaRN and query scale of the published 3B and 8B; the 14B has rope_theta 1e9.
 PUBLISHED_ROPE = {
@@ -38,7 +47,10 @@ class NemotronLabsDiffusionConfig(PreTrainedConfig):
     """Shape, special ids and rotary numbers; the defaults are those of the published 8B.
 
     `dlm_paradigm` is how `forward` attends where its caller does not say: causally for "autoregressive", without a
-    mask for "bidirectional" and "block_diff". `rope_scaling`, the older name, is read as `rope_parameters`.
+    mask for "bidirectional" and "block_diff" (as AutoModelForCausalLM always causally). `ar_loss_weight` and
+    `dlm_loss_weight` weigh the two terms of the loss that `labels` give: the second is null in a published config.json,
+    and then the loss is the causal one alone. `rope_scaling`, the older name, is read where there is no
+    `rope_parameters`.
 
     Raises: InputError, a ValueError of one line, for what the modeling files do not compute.
     """
@@ -93,8 +105,8 @@ class NemotronLabsDiffusionConfig(PreTrainedConfig):
         self.mlp_bias = mlp_bias
         self.attention_dropout = attention_dropout
         self.sliding_window = sliding_window
-        given = kwargs.pop("rope_scaling", None) or rope_parameters
-        self.rope_parameters = dict(PUBLISHED_ROPE if given is None else given)
+        older = kwargs.pop("rope_scaling", None)
+        self.rope_parameters = dict(rope_parameters or older or PUBLISHED_ROPE)
         self.mask_token_id = mask_token_id
         self.block_size = block_size
         self.dlm_paradigm = dlm_paradigm
@@ -107,6 +119,12 @@ class NemotronLabsDiffusionConfig(PreTrainedConfig):
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
         check_configuration(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json. It names the published architecture whichever class saved the model, because
+        that name is what other programs look up.
+        """
+        return super().to_dict() | {"architectures": [ARCHITECTURE]}
 
 
 def check_configuration(config: NemotronLabsDiffusionConfig) -> None:

@@ -39,10 +39,24 @@ def evaluation_mode(model: Any) -> Iterator[None]:
             module.training = training
 
 
+def is_drafter(model: Any) -> bool:
+    """Whether the PEFT adapters on `model` are those of a drafter: on o_proj alone, and for no task of PEFT's own.
+
+    Any other adapter, such as one of task CAUSAL_LM, is a fine-tuned model, which is the same in every mode.
+    """
+    if not hasattr(model, "peft_config"):
+        return False
+    return all(
+        config.task_type is None and config.target_modules in ("o_proj", ["o_proj"], {"o_proj"})
+        for config in model.peft_config.values()
+    )
+
+
 @contextmanager
 def adapters_switched(model: Any, on: bool) -> Iterator[None]:
-    """PEFT LoRA layers in `model` switched on or off, then back to what they were, gradient flags included."""
-    layers = [(module, module.disable_adapters) for module in model.modules() if hasattr(module, "lora_A")]
+    """A drafter's LoRA layers in `model` switched on or off, then back to what they were, gradient flags included."""
+    found = list(model.modules()) if is_drafter(model) else []
+    layers = [(module, module.disable_adapters) for module in found if hasattr(module, "lora_A")]
     flags = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
     try:
         for layer, _ in layers:
@@ -69,14 +83,16 @@ def prefill_prompts(model: Any, rows: Generations, causal: bool = True) -> tuple
     """One forward over all prompts. Returns: their cache, and the logits [B, V] behind the last token of each."""
     ids, real = pad_left([row.prompt for row in rows.rows])
     rows.count("prefill", rows.active)
+    cache = KVCache(len(ids))
     output = model(
         ids.to(model.device),
         attention_mask=None if real is None else real.to(model.device),
+        past_key_values=cache,
         use_cache=True,
         use_causal_mask=causal,
         logits_to_keep=1,
     )
-    return output.past_key_values, output.logits[:, -1]
+    return cache, output.logits[:, -1]
 
 
 def extend_cache(model: Any, ids: Tensor, cache: KVCache, causal: bool = True, keep: int = 0) -> Tensor:
@@ -102,14 +118,15 @@ def sample_next(rows: Generations, sampler: Sampler, logits: Tensor) -> None:
 
 
 def decode_ar(model: Any, rows: Generations, sampler: Sampler) -> None:
-    """One token per forward."""
-    cache, logits = prefill_prompts(model, rows)
-    while True:
-        sample_next(rows, sampler, logits)
-        if not rows.active:
-            return
-        rows.count("verify", rows.active)
-        logits = extend_cache(model, rows.last_tokens(), cache)[:, -1]
+    """One token per forward. A drafter's LoRA layers are off."""
+    with adapters_switched(model, on=False):
+        cache, logits = prefill_prompts(model, rows)
+        while True:
+            sample_next(rows, sampler, logits)
+            if not rows.active:
+                return
+            rows.count("verify", rows.active)
+            logits = extend_cache(model, rows.last_tokens(), cache)[:, -1]
 
 
 @dataclass(frozen=True)
@@ -203,20 +220,21 @@ def denoise_blocks(
 def decode_diffusion(model: Any, rows: Generations, sampler: Sampler, plan: DenoisingPlan) -> None:
     """Block by block over a causal past: seed token, denoising, and one causal forward of the finished block.
 
-    The last block is not run again: nothing would read it.
+    The last block is not run again: nothing would read it. A drafter's LoRA layers are off.
     """
-    cache, logits = prefill_prompts(model, rows, plan.causal_context)
-    while True:
-        if plan.causal_context:
-            sample_next(rows, sampler, logits)
-        block = denoise_blocks(model, rows, cache, sampler, plan)
-        for number in rows.active:
-            known = uncached_count(rows, cache, number)
-            rows.extend(number, block.ids[number, known:].tolist(), block.steps[number, known:].tolist())
-        if not rows.active:
-            return
-        rows.count("verify", rows.active)
-        logits = extend_cache(model, block.ids, cache, plan.causal_context, keep=1)[:, -1]
+    with adapters_switched(model, on=False):
+        cache, logits = prefill_prompts(model, rows, plan.causal_context)
+        while True:
+            if plan.causal_context:
+                sample_next(rows, sampler, logits)
+            block = denoise_blocks(model, rows, cache, sampler, plan)
+            for number in rows.active:
+                known = uncached_count(rows, cache, number)
+                rows.extend(number, block.ids[number, known:].tolist(), block.steps[number, known:].tolist())
+            if not rows.active:
+                return
+            rows.count("verify", rows.active)
+            logits = extend_cache(model, block.ids, cache, plan.causal_context, keep=1)[:, -1]
 
 
 def accept_draft(rows: Generations, cache: KVCache, drafted: Tensor, accepted: Tensor, behind: Tensor) -> None:

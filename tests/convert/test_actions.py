@@ -47,6 +47,7 @@ def test_an_export_is_verified_and_then_takes_its_name(random_run, tmp_path, cap
     assert left(tmp_path) == ["hf"]
     assert left(tmp_path / "hf") == [
         "README.md",
+        "cache_nemotron_labs_diffusion.py",
         "chat_template.jinja",
         "config.json",
         "configuration_nemotron_labs_diffusion.py",
@@ -55,8 +56,10 @@ def test_an_export_is_verified_and_then_takes_its_name(random_run, tmp_path, cap
         "model.safetensors",
         "modeling_ministral.py",
         "modeling_nemotron_labs_diffusion.py",
+        "objective_nemotron_labs_diffusion.py",
         "rows_nemotron_labs_diffusion.py",
         "sampling_nemotron_labs_diffusion.py",
+        "sglang_dllm.yaml",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -70,6 +73,8 @@ def test_chat_ends_with_a_turn(random_run, tmp_path) -> None:
     for name in ("config.json", "generation_config.json"):
         content = json.loads((tmp_path / "hf" / name).read_text())
         assert (content["bos_token_id"], content["eos_token_id"]) == (1, 11)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text())["eos_token"] == "<|im_end|>", name
 
 
 def test_a_run_on_conversations_is_exported_for_chat(random_run, copy_of, tmp_path) -> None:
@@ -162,7 +167,7 @@ def damaged(folder: Path, how: str) -> None:
     elif how == "mask":
         config.write_text(json.dumps(content | {"mask_token_id": 400}))
     elif how == "unmapped":
-        save_file(load_file(weights) | {"encoder.rotary.inv_freq": torch.zeros(2)}, weights)
+        save_file(load_file(weights) | {"encoder.rotary.angles": torch.zeros(2)}, weights)
     elif how == "missing":
         tensors = load_file(weights)
         del tensors["diffusion_head.weight"]
@@ -176,7 +181,7 @@ BAD = {
     "shape": r"mlp.gate_proj.weight has the shape \[128, 64\]; allowed: \[120, 64\] by its config.json",
     "vocabulary": "has a vocabulary of 400; allowed: at most the model's 384",
     "mask": "mask_token_id=400; allowed: ids below vocab_size=400",
-    "unmapped": "holds tensors that nothing maps: encoder.rotary.inv_freq",
+    "unmapped": "holds tensors that nothing maps: encoder.rotary.angles",
     "missing": "lacks diffusion_head.weight",
 }
 

@@ -150,6 +150,7 @@ def test_a_run_without_a_drafter_and_a_missing_step_are_refused(random_run: Path
         ({"peft_type": "IA3"}, "peft_type"),
         ({"target_modules": ["q_proj"]}, "target_modules"),
         ({"r": 0.5}, "without r"),
+        ({"task_type": "CAUSAL_LM"}, "task_type='CAUSAL_LM'"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(both: Path, copy_of, change: dict, said: str) -> None:

@@ -17,7 +17,7 @@ def test_the_readmes_snippet_drafts_with_stock_peft(
 ) -> None:
     """The adapter is on in drafting forwards and in no other; the text is greedy AR's."""
     python = environment(tmp_path_factory.mktemp("peft"), ["torch", "transformers", "safetensors", "peft"])
-    first, peft = snippets(both)
+    first, _, peft = snippets(both)
     code = f"""
 {first}
 greedy, _ = model.ar_generate(prompt, max_new_tokens=16)

@@ -28,6 +28,7 @@ PUBLISHED_8B = {
     "auto_map": {
         "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
         "AutoModel": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
+        "AutoModelForCausalLM": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionForCausalLM",
     },
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -57,7 +58,6 @@ PUBLISHED_8B = {
     "max_position_embeddings": 262144,
     "rope_parameters": PUBLISHED_ROPE,
     "rope_scaling": PUBLISHED_ROPE,
-    "rope_theta": 1e6,
 }
 
 
@@ -67,7 +67,21 @@ def test_the_8b_is_the_published_config_key_by_key() -> None:
 
 def test_the_14b_has_its_own_rotary_base() -> None:
     config = make_config_json(NLD_14B, TRAITS, torch.bfloat16)
-    assert config["rope_parameters"]["rope_theta"] == config["rope_theta"] == 1e9
+    assert config["rope_parameters"]["rope_theta"] == config["rope_scaling"]["rope_theta"] == 1e9
+
+
+def test_the_rotary_base_never_stands_at_top_level() -> None:
+    """There, beside rope_scaling, it breaks AutoTokenizer of transformers 5.12 and newer, and mlx-vlm."""
+    assert "rope_theta" not in make_config_json(NLD_8B, TRAITS, torch.bfloat16)
+
+
+def test_rope_parameters_win_over_the_older_name(tmp_path) -> None:
+    other = PUBLISHED_ROPE | {"rope_theta": 5e5, "factor": 2}
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_8B | {"rope_scaling": other}))
+    assert read_folder_config(tmp_path).model == NLD_8B
+    only_older = {key: value for key, value in PUBLISHED_8B.items() if key != "rope_parameters"}
+    (tmp_path / "config.json").write_text(json.dumps(only_older | {"rope_scaling": other}))
+    assert read_folder_config(tmp_path).model.rope.theta == 5e5
 
 
 @pytest.mark.parametrize("model", [TINY, NLD_3B, NLD_8B, NLD_14B])
@@ -120,7 +134,7 @@ def test_the_numbers_of_stock_transformers_are_understood(tmp_path) -> None:
         (PUBLISHED_8B | {"sliding_window": 4096}, "sliding_window=4096; allowed: None"),
         (PUBLISHED_8B | {"num_hidden_layers": "many"}, "layers='many'"),
         (
-            PUBLISHED_8B | {"rope_parameters": {"factor": 16}},
+            PUBLISHED_8B | {"rope_parameters": {"rope_theta": 1e6, "factor": 16}},
             "without rope_parameters.original_max_position_embeddings",
         ),
         (ministral(model_type="mistral"), "text_config of ministral3"),

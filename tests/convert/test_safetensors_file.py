@@ -56,7 +56,7 @@ def test_a_truncated_file_is_one_line(tmp_path, kept: int) -> None:
 
 def test_other_dtypes_and_missing_files_are_refused(tmp_path) -> None:
     save_file({"x": torch.zeros(2, dtype=torch.int8)}, tmp_path / "x")
-    with pytest.raises(UserError, match="x has the dtype I8; allowed: BF16, F32, F16"):
+    with pytest.raises(UserError, match="x has the dtype I8; allowed: BF16, F32, F16, F8_E4M3"):
         SafetensorsFile(tmp_path / "x")
     with pytest.raises(UserError, match="no y in"):
         SafetensorsFile(tmp_path / "y")

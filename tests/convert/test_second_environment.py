@@ -20,19 +20,26 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment(tmp_path_factory.mktemp("second"), ["torch", "transformers", "safetensors"])
 
 
-def environment(folder: Path, packages: list[str]) -> Path:
-    """Python of a new environment with these packages, at the versions of the lock, from uv's cache where it can be."""
+def environment(folder: Path, packages: list[str], locked: bool = True, overrides: tuple[str, ...] = ()) -> Path:
+    """Python of a new environment with these packages, from uv's cache where it can be.
+
+    locked: all packages at the versions of the lock; False: torch alone. overrides: requirements that replace those of
+    the packages themselves.
+    """
     named = ROOT / ".uv" / "path"
     if not named.is_file():
         pytest.skip("the second environment needs uv: run `make setup` first")
     uv = str((ROOT / named.read_text().strip()).resolve())
     uv = uv if Path(uv).is_file() else named.read_text().strip()
-    locked = "\n".join(LOCKED.findall((ROOT / "requirements.lock").read_text()))
-    (folder / "constraints.txt").write_text(locked)
+    pins = LOCKED.findall((ROOT / "requirements.lock").read_text())
+    pins = pins if locked else [pin for pin in pins if pin.startswith("torch==")]
+    (folder / "constraints.txt").write_text("\n".join(pins))
+    (folder / "overrides.txt").write_text("\n".join(overrides))
     made = folder / "venv"
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(made)], check=True)
     python = made / "bin" / "python"
     install = [uv, "pip", "install", "-q", "--python", str(python), "-c", str(folder / "constraints.txt"), *packages]
+    install += ["--overrides", str(folder / "overrides.txt")] if overrides else []
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"uv could not install {packages}: {done.stderr[-500:]}")
@@ -65,10 +72,11 @@ def test_the_environment_has_neither_us_nor_megatron(python: Path, tmp_path: Pat
 
 
 def test_an_export_loads_and_generates_as_its_readme_says(python: Path, exported: Path, tmp_path: Path) -> None:
-    shown = run(python, snippets(exported)[0], exported, tmp_path)
+    shown = run(python, "\n".join(snippets(exported)[:2]), exported, tmp_path)
     lines = [line for line in shown.splitlines() if " forwards " in line]
     assert [line.split("  ")[0] for line in lines] == ["left to right", "block diffusion", "self-speculation"]
     assert all("def main" in line for line in lines)
+    assert "causal model      def main" in shown and re.search(r"joint loss +\d+\.\d+", shown)
 
 
 def test_its_logits_are_those_of_this_environment(python: Path, exported: Path, tmp_path: Path) -> None:

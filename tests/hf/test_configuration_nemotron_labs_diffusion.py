@@ -33,6 +33,13 @@ def test_rotary_numbers_under_the_older_name_alone_are_not_ignored():
     assert (config.rope_parameters["factor"], config.rope_parameters["rope_theta"]) == (4.0, 5e5)
 
 
+def test_rope_parameters_win_over_the_older_name():
+    config = NemotronLabsDiffusionConfig(
+        rope_parameters=PUBLISHED_ROPE, rope_scaling=PUBLISHED_ROPE | {"rope_theta": 5e5, "factor": 2.0}
+    )
+    assert (config.rope_parameters["rope_theta"], config.rope_parameters["factor"]) == (1e6, 16.0)
+
+
 def test_a_configuration_survives_its_own_dictionary():
     config = NemotronLabsDiffusionConfig(**PUBLISHED_14B)
     again = NemotronLabsDiffusionConfig(**config.to_dict())

@@ -10,8 +10,8 @@ from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, N
 from nld_train.hf.modeling_ministral import (
     KVCache,
     build_attention_mask,
-    encode_positions,
     inverse_frequencies,
+    query_scales,
     rotary_attention_factor,
     token_places,
 )
@@ -58,7 +58,7 @@ def test_the_attention_factor_grows_with_mscale():
 
 def test_the_query_scale_steps_up_at_every_multiple_of_the_original_context():
     positions = torch.tensor([[0, 127, 128, 255, 256]])
-    scale = encode_positions(positions, TINY, 64, torch.float64).query_scale.flatten().tolist()
+    scale = query_scales(positions, TINY, torch.float64).flatten().tolist()
     assert scale == pytest.approx([1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3)])
 
 
