@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nld_train.run_folder.frozen import read_frozen_run
 
 from nld_train.convert.actions import ExportRequest, export_checkpoint
 from nld_train.convert.run_paths import locate_named_path
+from nld_train.run_folder.frozen import read_frozen_run
 from tests.convert.test_adapter import drafter_run  # noqa: F401  (a fixture)
 
 
