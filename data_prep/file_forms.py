@@ -66,7 +66,7 @@ def form_of(path: Path) -> Form:
     _check_magic(path, form, compression)
     if suffix != JSON:
         return form
-    with opened(path) as stream:
+    with open_unpacked(path) as stream:
         first = next((line for line in _first_lines(stream) if line), b"")
     return "values" if first.startswith(b"[") or first == b"{" else "lines"
 
@@ -93,7 +93,7 @@ def _check_magic(path: Path, form: Form, compression: str) -> None:
     if head and suffix != compression:
         got = f"{path} is not {name}{f', but {kind}' if kind else ''}"
         raise UserError(got, f"{name} data under {compression}", "correct its name")
-    with opened(path) as stream:
+    with open_unpacked(path) as stream:
         kind, _ = magic_of(stream.read(HEAD_BYTES))
     if kind:
         raise UserError(f"{path} holds {kind} within {name}", "text or records within", "unpack it once")
@@ -120,7 +120,7 @@ def magic_of(head: bytes) -> tuple[str, str]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked. Raises UserError where they cannot be unpacked to the end."""
     compression = split_suffix(path.name)[1]
     if not compression:

@@ -15,7 +15,7 @@ from data_prep.file_forms import (
     Form,
     form_of,
     json_values,
-    opened,
+    open_unpacked,
     split_suffix,
 )
 from data_prep.file_forms import LINES as LINES  # for prepare_chat
@@ -257,7 +257,7 @@ def read_piece(piece: FilePiece, text_key: str) -> Iterator[TextRecord]:
 
 
 def _read_text(path: Path) -> bytes:
-    with opened(path) as stream:
+    with open_unpacked(path) as stream:
         data = stream.read(DOCUMENT_BYTES + 1)
     if len(data) > DOCUMENT_BYTES:
         raise _too_large(path)
@@ -272,7 +272,7 @@ def read_values(piece: FilePiece, column: str | None = None) -> Iterator[RecordV
         yield from _read_json_lines(piece)
         return
     if piece.form == "values":
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             yield from (RecordValue(n, row) for n, row in enumerate(json_values(stream, path, DOCUMENT_BYTES), start=1))
         return
     if piece.form == "parquet":
@@ -320,7 +320,7 @@ def _ends_blank(piece: FilePiece) -> bool:
 
 def read_lines(piece: FilePiece) -> Iterator[bytes]:
     """The lines whose first byte lies in the piece; the last one is read past its end."""
-    with opened(Path(piece.path)) as stream:
+    with open_unpacked(Path(piece.path)) as stream:
         if split_suffix(piece.path)[1]:
             yield from stream
             return

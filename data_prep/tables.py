@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.file_forms import opened, split_suffix
+from data_prep.file_forms import open_unpacked, split_suffix
 from nld_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def csv_rows(path: Path) -> Iterator[object]:
     """
     csv.field_size_limit(FIELD_CHARACTERS)
     delimiter = "\t" if split_suffix(path.name)[0] == ".tsv" else ","
-    with opened(path) as stream:
+    with open_unpacked(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         try:

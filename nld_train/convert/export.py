@@ -12,7 +12,7 @@ from torch import Tensor
 from nld_train.convert.config_json import SpecialTokenIds, make_config_json, to_text_config
 from nld_train.convert.export_readme import export_readme, text_readme
 from nld_train.convert.hf_folder import INDEX, WEIGHTS, exported_code_files
-from nld_train.convert.import_checkpoint import finite
+from nld_train.convert.import_checkpoint import require_finite
 from nld_train.convert.safetensors_file import tensor_bytes, write_safetensors
 from nld_train.convert.sglang import write_sglang_config
 from nld_train.convert.source import CheckpointSource
@@ -95,6 +95,6 @@ def iter_hf_tensors(weights: StoredWeights, table: Sequence[WeightMapping], dtyp
     for unit in table:
         if len(unit.parts) == 1:
             for first, last in weights.row_ranges(unit):
-                yield finite(weights.read(unit, dtype, first, last), unit.name, weights.folder)
+                yield require_finite(weights.read(unit, dtype, first, last), unit.name, weights.folder)
         else:
-            yield from split_tensor(unit, finite(weights.read(unit, dtype), unit.name, weights.folder))
+            yield from split_tensor(unit, require_finite(weights.read(unit, dtype), unit.name, weights.folder))

@@ -18,7 +18,7 @@ Answer = dict[str, Any]
 Prompts = list[list[int]]
 
 
-def scored(logits_of: Callable[[list[int]], Any], prompt: list[int], new: int) -> Answer:
+def score_greedy(logits_of: Callable[[list[int]], Any], prompt: list[int], new: int) -> Answer:
     """Decode greedily with a function from ids to logits [n, V] (a torch tensor), without a cache."""
     ids, logprobs = list(prompt), []
     for _ in range(new):
@@ -62,7 +62,7 @@ def run_peft(folder: str, prompts: Prompts, new: int) -> tuple[str, list[Answer]
     answers = []
     with torch.no_grad():
         for prompt in prompts:
-            answers.append(scored(lambda ids: wrapped(torch.tensor([ids])).logits[0], prompt, new))
+            answers.append(score_greedy(lambda ids: wrapped(torch.tensor([ids])).logits[0], prompt, new))
             drafted, _ = wrapped.linear_spec_generate(torch.tensor([prompt]), max_new_tokens=new, eos_token_id=-1)
             greedy, _ = wrapped.ar_generate(torch.tensor([prompt]), max_new_tokens=new, eos_token_id=-1)
             assert torch.equal(drafted, greedy), "self-speculation with the adapter is not the base model's greedy text"
@@ -82,7 +82,7 @@ def run_mlx_vlm(folder: str, prompts: Prompts, new: int) -> tuple[str, list[Answ
         logits = model(mx.array([ids])).logits[0].astype(mx.float32)
         return torch.tensor(logits.tolist())
 
-    return mlx_vlm.__version__, [scored(logits_of, prompt, new) for prompt in prompts]
+    return mlx_vlm.__version__, [score_greedy(logits_of, prompt, new) for prompt in prompts]
 
 
 def run_vllm(folder: str, prompts: Prompts, new: int) -> tuple[str, list[Answer]]:
@@ -103,7 +103,7 @@ def run_vllm(folder: str, prompts: Prompts, new: int) -> tuple[str, list[Answer]
 RUNTIMES = {"transformers": run_transformers, "peft": run_peft, "mlx-vlm": run_mlx_vlm, "vllm": run_vllm}
 
 
-def main() -> None:
+def run_request() -> None:
     """Answer one request."""
     runtime, folder, request, answer = sys.argv[1:]
     asked = json.loads(Path(request).read_text(encoding="utf-8"))
@@ -112,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_request()

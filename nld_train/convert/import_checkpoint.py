@@ -109,18 +109,20 @@ def tensor_ranges(
 
 
 def joined_tensor(unit: WeightMapping, weights: HFWeights) -> Tensor:
-    return join_tensors(unit, [finite(weights.read(part.name), part.name, weights.folder) for part in unit.parts])
+    return join_tensors(
+        unit, [require_finite(weights.read(part.name), part.name, weights.folder) for part in unit.parts]
+    )
 
 
 def padded_rows(unit: WeightMapping, weights: HFWeights, first: int, count: int) -> Tensor:
     """`count` rows of a tensor from `first` on, zeros behind its last one."""
     (part,) = unit.parts
-    stored = finite(weights.read(part.name, first, first + count), part.name, weights.folder)
+    stored = require_finite(weights.read(part.name, first, first + count), part.name, weights.folder)
     missing = count - len(stored)
     return torch.cat([stored, stored.new_zeros(missing, *part.shape[1:])]) if missing else stored
 
 
-def finite(numbers: Tensor, name: str, folder: Path) -> Tensor:
+def require_finite(numbers: Tensor, name: str, folder: Path) -> Tensor:
     """The numbers themselves. Raises: UserError where one of them is NaN or infinite."""
     if numbers.numel() and not all(bound.isfinite() for bound in numbers.aminmax()):
         raise UserError(f"{folder}: {name} holds NaN or infinite numbers", "finite weights", "use another checkpoint")

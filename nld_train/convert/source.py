@@ -105,8 +105,6 @@ def turn_end(run: RunConfig, tokenizer: TextTokenizer) -> int:
 
 def template_end(tokenizer: TextTokenizer) -> int:
     """The token with which the tokenizer's chat template ends answers. Raises: UserError."""
-    from nld_train.data.chat_encoder import (
-        load_chat_encoder,  # here, not above: it renders, and importing transformers takes seconds
-    )
+    from nld_train.data.chat_encoder import load_chat_encoder
 
     return load_chat_encoder(tokenizer, thinking=False).end_mark()

@@ -81,7 +81,9 @@ def token_places(lengths: Sequence[int], width: int, real: Tensor | None, device
     return past + torch.where(real, own, behind)
 
 
-def visibility(lengths: Sequence[int], places: Tensor, real: Tensor | None, cached: bool, causal: bool) -> Visibility:
+def build_attention_mask(
+    lengths: Sequence[int], places: Tensor, real: Tensor | None, cached: bool, causal: bool
+) -> Visibility:
     """Who sees whom among the given tokens and the past: earlier places (causal), or every real one."""
     width = places.shape[1]
     even = real is None and len(set(lengths)) == 1
@@ -106,7 +108,7 @@ def column_visibility(past: int, width: int, real: Tensor | None, causal: bool, 
     """
     if real is None or bool(real.all()):
         columns = (past + torch.arange(width, device=device))[None]
-        return visibility([past], columns, None, cached=True, causal=causal)
+        return build_attention_mask([past], columns, None, cached=True, causal=causal)
     query = past + torch.arange(width, device=device)[:, None]
     key = torch.arange(past + width, device=device)
     seen = real[:, None, :] & (key <= query) if causal else real[:, None, :].expand(-1, width, -1)

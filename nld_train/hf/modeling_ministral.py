@@ -19,10 +19,10 @@ from .cache_nemotron_labs_diffusion import (
     CACHE_FIELD,
     KVCache,
     Visibility,
+    build_attention_mask,
     column_positions,
     column_visibility,
     token_places,
-    visibility,
 )
 from .configuration_nemotron_labs_diffusion import require_input
 
@@ -286,7 +286,7 @@ class MinistralEncoder(nn.Module):
         if cache is None or isinstance(cache, KVCache):
             lengths = [0] * rows if cache is None else cache.lengths
             places = chosen = token_places(lengths, width, real, embedded.device)
-            seen = visibility(lengths, places, real, cache is not None, causal)
+            seen = build_attention_mask(lengths, places, real, cache is not None, causal)
         else:
             past = cache.get_seq_length()
             chosen = column_positions(past, width, padding, embedded.device)

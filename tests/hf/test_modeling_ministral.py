@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from nld_train.hf.cache_nemotron_labs_diffusion import build_attention_mask
 from nld_train.hf.configuration_nemotron_labs_diffusion import PUBLISHED_ROPE, NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_ministral import (
     KVCache,
-    build_attention_mask,
     inverse_frequencies,
     query_scales,
     rotary_attention_factor,
