@@ -118,6 +118,7 @@ class StoredAdapter:
         check_stored_tensors(str(self.folder), stored, expected, "its adapter_config.json and this model")
 
     def read(self, unit: WeightMapping) -> Tensor:
+        """The stored tensor of a mapping: A [r, H * D] or B [E, r]."""
         (part,) = unit.parts
         return self.file.read(part.name)
 

@@ -91,7 +91,7 @@ def split_into_shards(table: Sequence[WeightMapping], options: ExportOptions) ->
 
 
 def iter_hf_tensors(weights: StoredWeights, table: Sequence[WeightMapping], dtype: torch.dtype) -> Iterator[Tensor]:
-    """The Hugging Face tensors of the units in order, as consecutive row ranges in `dtype`."""
+    """The Hugging Face tensors of the mappings in order, each as consecutive row ranges [rows, ...] in `dtype`."""
     for unit in table:
         if len(unit.parts) == 1:
             for first, last in weights.row_ranges(unit):

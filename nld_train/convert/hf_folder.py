@@ -53,7 +53,7 @@ class HFWeights:
         return torch.bfloat16 if stored in self.scales else file.entries[stored].dtype
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Rows first..last (None: the end) of a tensor, as stored, or as bfloat16 where FP8 is stored."""
+        """Rows first..last (None: the end) of a tensor, [last - first, ...], as stored, or as bfloat16 where FP8 is."""
         file, stored = self.places[name]
         numbers = file.read(stored, first, last)
         return self.scales[stored].applied(numbers, first) if stored in self.scales else numbers

@@ -109,13 +109,14 @@ def tensor_ranges(
 
 
 def joined_tensor(unit: WeightMapping, weights: HFWeights) -> Tensor:
+    """Megatron's tensor [rows of all parts, ...] of a mapping with several parts. Raises: UserError for NaN."""
     return join_tensors(
         unit, [require_finite(weights.read(part.name), part.name, weights.folder) for part in unit.parts]
     )
 
 
 def padded_rows(unit: WeightMapping, weights: HFWeights, first: int, count: int) -> Tensor:
-    """`count` rows of a tensor from `first` on, zeros behind its last one."""
+    """Rows [count, ...] of a tensor from `first` on, with zeros behind its last one."""
     (part,) = unit.parts
     stored = require_finite(weights.read(part.name, first, first + count), part.name, weights.folder)
     missing = count - len(stored)
@@ -123,7 +124,7 @@ def padded_rows(unit: WeightMapping, weights: HFWeights, first: int, count: int)
 
 
 def require_finite(numbers: Tensor, name: str, folder: Path) -> Tensor:
-    """The numbers themselves. Raises: UserError where one of them is NaN or infinite."""
+    """The numbers themselves, of any shape. Raises: UserError where one of them is NaN or infinite."""
     if numbers.numel() and not all(bound.isfinite() for bound in numbers.aminmax()):
         raise UserError(f"{folder}: {name} holds NaN or infinite numbers", "finite weights", "use another checkpoint")
     return numbers
@@ -165,7 +166,7 @@ def empty_quantisation_states(layers: int) -> dict[str, object]:
 
 
 def initial_train_state() -> dict[str, Tensor]:
-    """Megatron-Bridge's TrainState of a run that has not begun."""
+    """Megatron-Bridge's TrainState of a run that has not begun: scalars by name."""
     counters = ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
     flags = ("do_train", "do_valid", "do_test")
     return {

@@ -79,7 +79,7 @@ class SafetensorsFile:
         return UserError(f"{self.path} {what}", "a whole safetensors file", "copy or download it again")
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Rows first..last (None: the end) of a tensor, as stored."""
+        """Rows first..last (None: the end) of a tensor as stored: [last - first, ...]."""
         entry = self.entries[name]
         rows = range(entry.shape[0])[first:last]
         row_bytes = tensor_bytes(entry.dtype, entry.shape[1:])
@@ -91,7 +91,7 @@ class SafetensorsFile:
         return raw.view(entry.dtype).view(len(rows), *entry.shape[1:])
 
     def read_whole(self, name: str) -> Tensor:
-        """A tensor as stored, a single number without any dimension among them."""
+        """A tensor as stored, of any shape, a scalar [] too."""
         entry = self.entries[name]
         if entry.shape:
             return self.read(name)
@@ -106,7 +106,7 @@ def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
 
 
 def write_safetensors(path: Path, parts: Sequence[HFTensor], dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
-    """Write tensors of one dtype from `pieces`: consecutive row ranges, in the order of `parts`."""
+    """Write tensors of one dtype from `pieces`, row ranges [rows, ...] that follow each other in the order of `parts`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in parts:
@@ -121,5 +121,5 @@ def write_safetensors(path: Path, parts: Sequence[HFTensor], dtype: torch.dtype,
 
 
 def write_tensor_bytes(file: IO[bytes], piece: Tensor) -> int:
-    """Append the numbers of a tensor. Returns: bytes."""
+    """Append the numbers of a tensor of any shape. Returns: the bytes that were written."""
     return file.write(memoryview(piece.contiguous().flatten().view(torch.uint8).numpy()))

@@ -81,7 +81,7 @@ class StoredWeights:
         return list(zip(bounds, bounds[1:], strict=False))
 
     def read(self, unit: WeightMapping, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Tensor:
-        """Rows first..last (None: all up to the padding) of a unit."""
+        """Rows first..last (None: all up to the padding) of a mapping's tensor: [last - first, ...]."""
         rows = range(unit.shape[0])[first:last]
         target = torch.empty((len(rows), *unit.shape[1:]), dtype=dtype)
         offsets, shape = [rows.start] + [0] * (target.dim() - 1), list(target.shape)

@@ -146,7 +146,7 @@ def rounding_remark(source: CheckpointSource, weights: HFWeights, naming: HFNami
 
 
 def check_same_bits(name: str, made: Tensor, stored: Tensor) -> None:
-    """Raises: UserError unless two tensors are the same bit for bit."""
+    """Refuse two tensors of any shape that are not the same bit for bit. Raises: UserError."""
     if made.dtype != stored.dtype or not torch.equal(made.contiguous().view(torch.uint8), stored.view(torch.uint8)):
         raise difference_error(f"{name} differs from the checkpoint's numbers")
 
@@ -179,7 +179,7 @@ def place_text(row: ProbeRow, layers: int, whole: int) -> str:
 
 
 def logit_distance(mode: str, found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest logit where that is above 1. Raises: UserError."""
+    """Largest difference of logits [B, S, V], relative to the largest logit where that is above 1. Raises: UserError."""
     worst = (found.double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     if not worst <= TOLERANCE:
         raise difference_error(f"logits in {mode} mode are off by {worst:.1e}")

@@ -127,7 +127,10 @@ def plain_mapping(name: str, layer: int | None, part: str, shape: Shape) -> Weig
 
 
 def split_tensor(unit: WeightMapping, tensor: Tensor) -> list[Tensor]:
-    """Megatron's tensor as the unit's parts; of a unit with one part, any range of its rows. Inverse of `join`."""
+    """Megatron's tensor [rows, ...] as the mapping's parts [rows of the part, ...], which `join_tensors` undoes.
+
+    With one part, `tensor` may be any range of its rows.
+    """
     if len(unit.parts) == 1:
         return [tensor]
     shares = [part.shape[0] // unit.groups for part in unit.parts]
@@ -136,7 +139,7 @@ def split_tensor(unit: WeightMapping, tensor: Tensor) -> list[Tensor]:
 
 
 def join_tensors(unit: WeightMapping, tensors: Sequence[Tensor]) -> Tensor:
-    """The unit's parts as Megatron's tensor. Inverse of `split`."""
+    """The mapping's parts [rows of the part, ...] as Megatron's tensor [rows, ...], which `split_tensor` undoes."""
     return torch.cat([tensor.unflatten(0, (unit.groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
 
 

@@ -84,7 +84,10 @@ def token_places(lengths: Sequence[int], width: int, real: Tensor | None, device
 def build_attention_mask(
     lengths: Sequence[int], places: Tensor, real: Tensor | None, cached: bool, causal: bool
 ) -> Visibility:
-    """Who sees whom among the given tokens and the past: earlier places (causal), or every real one."""
+    """Who sees whom among the given tokens and the past: earlier places (causal), or every real one.
+
+    places [B, S]; real [B, S] bool, or None where every token is real. The mask is [B, 1, S, past + S].
+    """
     width = places.shape[1]
     even = real is None and len(set(lengths)) == 1
     if even and (not causal or width == 1):

@@ -11,8 +11,8 @@ from statistics import quantiles
 
 ROOT = Path(__file__).parents[2]
 CODE = ("nld_train", "data_prep")
-# [B, L], [R, V / ranks], [2], or a tensor without dimensions.
-SHAPE = re.compile(r"\[[^\]\n]*(?:[A-Z0-9]|rows)[^\]\n]*\]|\bscalar\b")
+# [B, L], [R, V / ranks], [] or a scalar, or said to be of any shape; tokens[i] is none.
+SHAPE = re.compile(r"(?<!\w)\[[\w\s',/*+().-]*\]|\b[Ss]calars?\b|\bany shape\b")
 MOST_PARAMETERS = 6
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
