@@ -106,7 +106,7 @@ def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
 
 
 def write_safetensors(path: Path, parts: Sequence[HFTensor], dtype: torch.dtype, pieces: Iterable[Tensor]) -> None:
-    """Write tensors of one dtype from `pieces`, row ranges [rows, ...] that follow each other in the order of `parts`."""
+    """Write tensors of one dtype from `pieces`, consecutive row ranges [rows, ...] in the order of `parts`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in parts:

@@ -179,7 +179,7 @@ def place_text(row: ProbeRow, layers: int, whole: int) -> str:
 
 
 def logit_distance(mode: str, found: Tensor, expected: Tensor) -> float:
-    """Largest difference of logits [B, S, V], relative to the largest logit where that is above 1. Raises: UserError."""
+    """Largest difference of logits [B, S, V], relative to the largest one where that is above 1. Raises: UserError."""
     worst = (found.double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     if not worst <= TOLERANCE:
         raise difference_error(f"logits in {mode} mode are off by {worst:.1e}")

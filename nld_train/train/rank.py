@@ -25,6 +25,8 @@ def rank_main() -> int:
     screen = terminal.redirect_to_log(run.output, rank)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
+        if run.log.wandb == "disabled":
+            patches.leave_wandb_out()
         train_rank(run, screen, request)
     except SystemExit:
         raise
@@ -39,8 +41,6 @@ def rank_main() -> int:
 def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
     """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
     use_own_cores()
-    if run.log.wandb == "disabled":
-        patches.leave_wandb_out()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
     if not run.checkpoint.asynchronous:
