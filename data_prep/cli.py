@@ -272,7 +272,7 @@ def run_prepare_chat(args: argparse.Namespace) -> int:
     print(
         f"wrote {args.output}.bin, .idx, .supervised.bin, .manifest.json: {chat.conversations:,} conversations, "
         f"{manifest.tokens:,} tokens, {chat.supervised_tokens / manifest.tokens:.1%} of them supervised; "
-        f"dropped {manifest.bad_lines:,} ({value_text(chat.dropped)})"
+        f"dropped {manifest.bad_lines:,} ({value_text(chat.dropped)}){not_read(manifest.unread)}"
     )
     for line in chat_lines(chat):
         print(line)

@@ -25,7 +25,7 @@ from data_prep.file_forms import RECORD_SUFFIXES, split_suffix
 from data_prep.pool import run_ordered
 from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
 from data_prep.progress_tally import show_progress
-from data_prep.sources import LINES, cut_into_chunks, find_files
+from data_prep.sources import LINES, Found, cut_into_chunks, search_inputs
 from nld_train.data import manifest as manifest_file
 from nld_train.data import supervision
 from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
@@ -59,7 +59,7 @@ class ChatOptions(PreparationOptions):
 class ChatOutcome(PreparationCounts):
     """Counts over the reports so far, with what there is to say of the conversations."""
 
-    unread: Counter[str] = field(default_factory=Counter)
+    unread_fields: Counter[str] = field(default_factory=Counter)
     losses: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -68,7 +68,7 @@ class ChatOutcome(PreparationCounts):
         super().add(report)
         assert isinstance(report, ChatReport), "the parts of chat files have reports of their own"
         for total, found in (
-            (self.unread, report.unread), (self.losses, report.losses), (self.left_out, report.left_out)
+            (self.unread_fields, report.unread), (self.losses, report.losses), (self.left_out, report.left_out)
         ):  # fmt: skip
             total.update(found)
 
@@ -94,8 +94,9 @@ def prepare_chat(
     )
     check_mask_id(encoder.tokenizer, options.mask_id, "--mask-id")
     begin_of_text_id(encoder.tokenizer)
-    files = find_chats(inputs)
-    outcome = ChatOutcome(options.max_bad_lines)
+    found = find_chats(inputs)
+    files = found.files
+    outcome = ChatOutcome(options.max_bad_lines, found.unread)
     with parts_folder(prefix, parts_key(options, encoder, files)) as folder:
         encoder = with_kept_date(encoder, folder)
         job = describe_job(encoder, options)
@@ -141,14 +142,15 @@ def with_kept_date(encoder: ChatEncoder, folder: Path) -> ChatEncoder:
     )
 
 
-def find_chats(inputs: Sequence[str | Path]) -> list[Path]:
-    """The input files. Raises UserError for one of another kind."""
-    files = find_files(inputs, RECORD_SUFFIXES)
-    for path in files:
+def find_chats(inputs: Sequence[str | Path]) -> Found:
+    """The input files, and the counts of what is not read in the input folders. Raises UserError for a file of another
+    kind."""
+    found = search_inputs(inputs, RECORD_SUFFIXES)
+    for path in found.files:
         if split_suffix(path.name)[0] not in RECORD_SUFFIXES:
             allowed = f"{', '.join(RECORD_SUFFIXES)} files"
             raise UserError(f"{path}", allowed, f"write a conversation per line into a {LINES}")
-    return files
+    return found
 
 
 def parts_key(options: ChatOptions, encoder: ChatEncoder, files: Sequence[Path]) -> str:
@@ -232,7 +234,7 @@ def join_parts(
         supervised_tokens=supervised.supervised_tokens,
         dropped=dict(sorted(outcome.reasons.items())),
         left_out=dict(sorted(outcome.left_out.items())),
-        unread=dict(sorted(outcome.unread.items())),
+        unread=dict(sorted(outcome.unread_fields.items())),
         losses=dict(sorted(outcome.losses.items())),
         losses_allowed=options.allow_losses,
         chosen=options.chosen,

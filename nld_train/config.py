@@ -33,9 +33,7 @@ class DiffusionConfig:
         require_choice("diffusion.noise_law", self.noise_law, NoiseLaw)
         require_choice("diffusion.average", self.average, LossAverage)
         require_positive("diffusion", self, "block_size")
-        require(
-            self.alpha >= 0, f"diffusion.alpha={self.alpha}", "0 or more", "use 0 for AR alone, 0.3 for a joint stage"
-        )
+        require(self.alpha >= 0, f"diffusion.alpha={self.alpha}", "0 or more", "use 0 for AR alone, 0.3 for both terms")
         require(0 < self.noise_eps < 1, f"diffusion.noise_eps={self.noise_eps}", "above 0, below 1", "use 1e-3")
         require(
             self.mask_token_id >= 0,
@@ -291,12 +289,8 @@ class DecodeConfig:
         require_positive("decode", self, "max_new_tokens", "block_length")
         require(self.temperature >= 0, f"decode.temperature={self.temperature}", "0 or more", "use 0 for greedy")
         require(0 < self.top_p <= 1, f"decode.top_p={self.top_p}", "above 0, at most 1", "use 1 to draw from all")
-        require(
-            0 <= self.ensemble_weight <= 1,
-            f"decode.ensemble_weight={self.ensemble_weight}",
-            "0 to 1",
-            "use 0 to verify with AR alone",
-        )
+        weight = self.ensemble_weight
+        require(0 <= weight <= 1, f"decode.ensemble_weight={weight}", "0 to 1", "use 0 to verify with AR alone")
         if self.steps_per_block is not None:
             require_positive("decode", self, "steps_per_block")
 

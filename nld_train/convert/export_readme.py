@@ -32,7 +32,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
 prompt = tokenizer("def main():", add_special_tokens=False, return_tensors="pt").input_ids
 
@@ -56,7 +56,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
 inputs = tokenizer("def main():", add_special_tokens=False, return_tensors="pt")
 print("causal model     ", tokenizer.decode(model.generate(**inputs, max_new_tokens={new}, do_sample=False)[0]))

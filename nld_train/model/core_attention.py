@@ -6,6 +6,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nld_train.attention.backends import BackendRequest, choose_backend
 from nld_train.attention.context_parallel import gather_keys_and_values
@@ -29,6 +30,10 @@ def query_scale_factor(
     """
     wraps = torch.div(rotary_positions(layout, documents, device), original_max_position, rounding_mode="floor")
     return 1.0 + beta * torch.log1p(wraps.float())
+
+
+# documents -> {(layout, shard): the spec of those rows}, for as long as the batch lives
+_SPECS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class DualStreamAttention(MegatronModule):
@@ -64,7 +69,7 @@ class DualStreamAttention(MegatronModule):
     ) -> Tensor:
         """query [S/c, B, H, D] after rotary; key, value [S/c, B, G, D]. Returns: [S/c, B, H * D]."""
         # 1. The mask of these rows, once for all that follows.
-        spec = MaskSpec.from_documents(self.layout, attention_mask, self.shard)
+        spec = self._mask_spec(attention_mask)
         length, rows = query.shape[:2]
         assert length == spec.query_count, f"{length} positions of {self.layout} on {self.shard}"
         # 2. The query scale, and the keys and values of other context ranks.
@@ -85,6 +90,17 @@ class DualStreamAttention(MegatronModule):
         attend = choose_backend(request)
         context = attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), spec, self.scale)
         return context.permute(2, 0, 1, 3).reshape(length, rows, -1)
+
+    def _mask_spec(self, documents: Tensor | None) -> MaskSpec:
+        """The spec of rows with these documents [B, L]. All layers of a forward are given the same tensor, so that the
+        first layer reads it and the others find what it read."""
+        if documents is None:
+            return MaskSpec(self.layout, self.shard)
+        known = _SPECS.setdefault(documents, {})
+        key = (self.layout, self.shard)
+        if key not in known:
+            known[key] = MaskSpec.from_documents(self.layout, documents, self.shard)
+        return known[key]
 
     def _scaled(self, query: Tensor, documents: Tensor | None) -> Tensor:
         """query [S/c, B, H, D] times its factor; documents [B, L] or None."""

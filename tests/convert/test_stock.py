@@ -116,9 +116,9 @@ def test_the_command_writes_it(random_run, tmp_path, monkeypatch, caplog) -> Non
 
 
 def test_a_drafter_has_no_such_twin(random_run, tmp_path, monkeypatch) -> None:
-    import nld_train.convert.run as module
+    import nld_train.convert.actions as module
 
-    monkeypatch.setattr(module, "trains_drafter", lambda output: True)
+    monkeypatch.setattr(module, "is_drafter_output", lambda output: True)
     monkeypatch.setattr(module, "open_adapter", lambda output, step: object())
     with pytest.raises(UserError, match="--as ministral3 of .*, a drafter's run"):
         export_checkpoint(

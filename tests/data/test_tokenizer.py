@@ -118,7 +118,7 @@ def test_a_broken_folder_is_named_in_one_line(tmp_path: Path, content: str | Non
 
 @pytest.mark.parametrize(
     ("config", "said"),
-    [(None, "no tokenizer_config"), ("[", "not JSON"), ("[]", "holds a list"), ("{}", "names no"),
+    [(None, "no tokenizer_config"), ("[", "not JSON"), ("[]", "holds no object"), ("{}", "names no"),
      ('{"eos_token": "<end>"}', "not in")],
 )  # fmt: skip
 def test_a_config_without_a_usable_eos_is_refused(byte_tokenizer: Path, config: str | None, said: str) -> None:

@@ -18,7 +18,7 @@ FORBIDDEN = {
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"")
 CODE_SPAN = re.compile(r"`([^`\s]+)`")
-MADE = {"slurm/site.env", "benchmarks/results/"}  # from the example beside it; by benchmarks/gpu.sh
+MADE = {"slurm/site.env", "recipes/x.py", "benchmarks/results/"}  # from the example beside it; by benchmarks/gpu.sh
 
 
 def mirrored(folder: str, root: Path) -> bool:

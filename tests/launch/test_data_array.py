@@ -31,7 +31,7 @@ def test_the_array_has_a_job_for_every_shard(site_file: Callable[..., Path]) -> 
     site = read_site(site_file())
     script = array_script(array(), site)
     assert "--array=1-7" in options_of(script) and "--partition=gpu" in options_of(script)
-    assert f"--output={site.folder}/data/my mix.slurm/%A_%a.log" in options_of(script)
+    assert f"--output={site.job_folder}/data/my mix.slurm/%A_%a.log" in options_of(script)
     assert f"set -- {shlex.join(WORDS)}\n" in script
     assert "export NLD_SHARDS=7\n" in script and "export NLD_RETRIES=2\n" in script
     assert "--partition=cpu" in options_of(array_script(array(partition="cpu"), site))
