@@ -1,6 +1,7 @@
 """The mask of a micro-batch as a value: from it every backend makes its masks and pieces, and by it they are cached."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -65,7 +66,12 @@ class MaskSpec:
 
     def documents_on(self, device: torch.device) -> Tensor | None:
         """`document_numbers` on a device, [B, L] int64; None where nothing is packed."""
-        return copy_to_device(self.document_numbers(), device) if self.packed else None
+        return _documents_on(self, device) if self.packed else None
+
+
+@lru_cache(maxsize=4)  # all layers of a forward, and all chunks of queries in a layer, ask for the same ones
+def _documents_on(spec: MaskSpec, device: torch.device) -> Tensor:
+    return copy_to_device(spec.document_numbers(), device)
 
 
 def _run_lengths(documents: Tensor) -> tuple[int, ...]:
