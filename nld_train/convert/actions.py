@@ -7,16 +7,14 @@ from pathlib import Path
 import torch
 
 from nld_train.config import require
-from nld_train.convert.adapter import AdapterSource, is_drafter_output, open_adapter, write_adapter
+from nld_train.convert.adapter import AdapterSource, open_adapter, write_adapter
 from nld_train.convert.export import GB, ExportOptions, write_hf_folder
 from nld_train.convert.import_checkpoint import write_imported_output
 from nld_train.convert.phases import timed_phase
-from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.source import (
     open_checkpoint_source,
     open_source_tokenizer,
     read_output_token_ids,
-    trained_on_chat,
 )
 from nld_train.convert.verify import VerifyFinding, compare_folder_bits, compare_with_checkpoint, verify_import
 from nld_train.convert.verify_adapter import verify_adapter_bits, verify_adapter_logits
@@ -25,7 +23,7 @@ from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD
 from nld_train.data.chat_template import TEMPLATE, load_chat_template
 from nld_train.files import staged_folder
 from nld_train.peft_names import FOLDER
-from nld_train.run_folder.frozen import read_frozen_run
+from nld_train.run_folder.frozen import read_run_if_any
 from nld_train.run_folder.paths import IMPORT
 
 logger = logging.getLogger(__name__)
@@ -56,19 +54,23 @@ def export_checkpoint(asked: ExportRequest) -> None:
     require(shard is None or shard > 0, f"--shard-gb {shard}", "numbers above 0", "leave it out for one file")
     naming = LAYOUTS[asked.layout]
     options = ExportOptions(DTYPES[asked.dtype], None if shard is None else int(shard * GB), naming)
-    adapter = open_adapter(asked.output, asked.step) if is_drafter_output(asked.output) else None
+    run = read_run_if_any(asked.output)
+    drafts = run is not None and run.drafter is not None
     require(
-        adapter is None or naming is NLD,
+        not drafts or naming is NLD,
         f"--as {asked.layout} of {asked.output}, a drafter's run",
         "runs of a model that decodes left to right without an adapter",
         "export the model that it drafts for",
     )
-    output, step = (asked.output, asked.step) if adapter is None else (adapter.base, None)
+    adapter = open_adapter(asked.output, asked.step, run) if drafts else None
     with timed_phase("reading the checkpoint's checksums"):
-        source = open_checkpoint_source(output, step)
-    tokenizer = open_source_tokenizer(output, asked.tokenizer or tokenizer_folder(output), source.model.vocab_size)
-    chat = asked.chat or trained_on_chat(output)
-    traits = read_output_token_ids(output, tokenizer, chat)
+        if adapter is None:
+            source = open_checkpoint_source(asked.output, asked.step, run)
+        else:
+            source = open_checkpoint_source(adapter.base)
+    tokenizer = open_source_tokenizer(source, asked.tokenizer)
+    chat = asked.chat or source.trained_on_chat
+    traits = read_output_token_ids(source, tokenizer, chat)
     check_replaceable(asked.target, "config.json")
     with staged_folder(asked.target, asked.overwrite) as partial:
         with timed_phase("writing the weights"):
@@ -83,15 +85,7 @@ def export_checkpoint(asked: ExportRequest) -> None:
                 log_findings(
                     [*verify_adapter_bits(adapter, partial), *verify_adapter_logits(source, partial, LOGIT_LAYERS)]
                 )
-    logger.info("step %d of %s is in %s", source.step, output, asked.target)
-
-
-def tokenizer_folder(output: Path) -> Path | None:
-    """Where a run's tokenizer lies; None for an import, which keeps a copy of its own."""
-    if (output / IMPORT).is_file():
-        return None
-    run = read_frozen_run(output)
-    return locate_named_path(output, run, run.data.tokenizer)
+    logger.info("step %d of %s is in %s", source.step, source.output, asked.target)
 
 
 def add_adapter(adapter: AdapterSource, folder: Path, dtype: torch.dtype) -> None:
@@ -132,8 +126,9 @@ def import_folder(folder: Path, target: Path, padded_vocab: int | None, verified
 
 def verify_folder(output: Path, folder: Path, step: int | None, layers: int | None) -> None:
     """Compare a Hugging Face folder with its checkpoint. Raises: UserError where they differ."""
-    adapter = open_adapter(output, step) if is_drafter_output(output) else None
-    source = open_checkpoint_source(output, step) if adapter is None else open_checkpoint_source(adapter.base)
+    run = read_run_if_any(output)
+    adapter = open_adapter(output, step, run) if run is not None and run.drafter is not None else None
+    source = open_checkpoint_source(output, step, run) if adapter is None else open_checkpoint_source(adapter.base)
     most = source.model.layers
     require(layers is None or 0 < layers <= most, f"--layers {layers}", f"1 to {most}", "leave it out")
     log_findings(compare_with_checkpoint(source, folder, layers))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config import DrafterConfig, ModelConfig, require
+from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
 from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.torch_dist import StoredWeights
@@ -19,7 +19,7 @@ from nld_train.json_file import read_json_object, write_json_object
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
 from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
-from nld_train.run_folder.paths import RUN, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import checkpoints_folder, step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.
@@ -48,14 +48,13 @@ class AdapterSource:
         return adapter_mappings(self.model, self.drafter.rank)
 
 
-def is_drafter_output(output: Path) -> bool:
-    """Whether an output folder is that of a drafter's run."""
-    return (output / RUN).is_file() and read_frozen_run(output).drafter is not None
+def open_adapter(output: Path, step: int | None = None, run: RunConfig | None = None) -> AdapterSource:
+    """Open the newest adapter of a drafter's run, or that of a step. run: of this folder, where it was read before.
 
-
-def open_adapter(output: Path, step: int | None = None) -> AdapterSource:
-    """Open the newest adapter of a drafter's run, or that of a step. Raises: UserError."""
-    run, model, newest = read_frozen_run(output), read_frozen_model(output), newest_complete_step(output)
+    Raises: UserError.
+    """
+    run = read_frozen_run(output) if run is None else run
+    model, newest = read_frozen_model(output), newest_complete_step(output)
     if run.drafter is None or run.init is None:
         raise UserError(
             f"{output} is no drafter's run", "the output folder of a recipe with a drafter", "correct the path"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.convert.config_json import SpecialTokenIds
+from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import check_megatron_shapes
 from nld_train.data.manifest import end_of_turn_id, manifest_path, parse_blend
@@ -17,7 +18,7 @@ from nld_train.errors import UserError
 from nld_train.fields import from_tree
 from nld_train.json_file import read_json_object
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
-from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
+from nld_train.run_folder.frozen import read_frozen_model, read_run_if_any
 from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, checkpoints_folder, step_folder
 
 
@@ -29,11 +30,22 @@ class CheckpointSource:
     step: int
     model: ModelConfig
     weights: StoredWeights
+    run: RunConfig | None  # None: an import
+
+    @property
+    def trained_on_chat(self) -> bool:
+        """Whether the run's rows were conversations; an import does not know, but keeps the ids of its source."""
+        return self.run is not None and self.run.data.chat
 
 
-def open_checkpoint_source(output: Path, step: int | None = None) -> CheckpointSource:
-    """Open the newest checkpoint, or that of a step. Raises: UserError."""
+def open_checkpoint_source(output: Path, step: int | None = None, run: RunConfig | None = None) -> CheckpointSource:
+    """Open the newest checkpoint, or that of a step. run: of this folder, where it was read before.
+
+    Raises: UserError.
+    """
     model = read_frozen_model(output)
+    if run is None and not (output / IMPORT).is_file():
+        run = read_run_if_any(output)
     newest = newest_complete_step(output)
     if newest is None:
         raise UserError(
@@ -50,19 +62,19 @@ def open_checkpoint_source(output: Path, step: int | None = None) -> CheckpointS
     check_checkpoint_contents(folder)
     weights = StoredWeights(folder)
     check_megatron_shapes(str(folder), weights.shapes, model)
-    return CheckpointSource(output, chosen, model, weights)
+    return CheckpointSource(output, chosen, model, weights, run)
 
 
-def open_source_tokenizer(output: Path, given: Path | None, vocab_size: int) -> TextTokenizer:
+def open_source_tokenizer(source: CheckpointSource, given: Path | None) -> TextTokenizer:
     """The tokenizer of the model: `given`, or the import's copy, or the one that the run names.
 
     Raises: UserError where it is missing, or its vocabulary is larger than the model's.
     """
-    folder = given or (
-        output / TOKENIZER if (output / IMPORT).is_file() else Path(read_frozen_run(output).data.tokenizer)
-    )
+    folder = given or source.output / TOKENIZER
+    if given is None and source.run is not None:
+        folder = locate_named_path(source.output, source.run, source.run.data.tokenizer)
     tokenizer = load_tokenizer(folder)
-    check_vocabulary_size(tokenizer, vocab_size)
+    check_vocabulary_size(tokenizer, source.model.vocab_size)
     return tokenizer
 
 
@@ -76,23 +88,19 @@ def check_vocabulary_size(tokenizer: TextTokenizer, vocab_size: int) -> None:
     )
 
 
-def trained_on_chat(output: Path) -> bool:
-    """Whether a run's rows were conversations; an import does not know, but keeps the ids of its source."""
-    return not (output / IMPORT).is_file() and read_frozen_run(output).data.chat
-
-
-def read_output_token_ids(output: Path, tokenizer: TextTokenizer, chat: bool) -> SpecialTokenIds:
+def read_output_token_ids(source: CheckpointSource, tokenizer: TextTokenizer, chat: bool) -> SpecialTokenIds:
     """Ids and block size. `chat`: generation ends with a turn, not with a document. Raises: UserError."""
-    if (output / IMPORT).is_file():
-        traits = from_tree(SpecialTokenIds, read_json_object(output / IMPORT, TRAINED_OR_IMPORTED)["traits"], "traits.")
-        traits = replace(traits, eos_token_id=template_end(tokenizer)) if chat else traits
+    run = source.run
+    if run is None:
+        imported = read_json_object(source.output / IMPORT, TRAINED_OR_IMPORTED)
+        ids = from_tree(SpecialTokenIds, imported["traits"], "traits.")
+        ids = replace(ids, eos_token_id=template_end(tokenizer)) if chat else ids
     else:
-        run = read_frozen_run(output)
         end = turn_end(run, tokenizer) if chat else end_of_document_id(tokenizer)
         bos, diffusion = begin_of_text_id(tokenizer), run.diffusion
-        traits = SpecialTokenIds(bos, end, diffusion.mask_token_id, diffusion.block_size)
-    traits.check(read_frozen_model(output).vocab_size)
-    return traits
+        ids = SpecialTokenIds(bos, end, diffusion.mask_token_id, diffusion.block_size)
+    ids.check(source.model.vocab_size)
+    return ids
 
 
 def turn_end(run: RunConfig, tokenizer: TextTokenizer) -> int:

@@ -20,6 +20,11 @@ def read_frozen_run(output: Path) -> RunConfig:
     return run_from_json(path.read_text(encoding="utf-8"))
 
 
+def read_run_if_any(output: Path) -> RunConfig | None:
+    """The frozen configuration of a run; None where the folder has none, as that of an import. Raises: UserError."""
+    return read_frozen_run(output) if (output / RUN).is_file() else None
+
+
 def is_drafter_run(output: Path) -> bool:
     """Whether a drafter's run wrote this folder. Other settings are not read: an older version may have frozen them."""
     path = output / RUN

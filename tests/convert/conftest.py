@@ -54,10 +54,10 @@ def random_pieces(
 def export(output: Path, target: Path, **options) -> Path:
     """Export the newest checkpoint of an output folder."""
     source = open_checkpoint_source(output)
-    tokenizer = open_source_tokenizer(output, None, source.model.vocab_size)
+    tokenizer = open_source_tokenizer(source, None)
     target.mkdir(parents=True)
     write_hf_folder(
-        source, read_output_token_ids(output, tokenizer, False), tokenizer.folder, target, ExportOptions(**options)
+        source, read_output_token_ids(source, tokenizer, False), tokenizer.folder, target, ExportOptions(**options)
     )
     return target
 
@@ -101,9 +101,7 @@ def ministral(random_run: Path, prepared: Path, tmp_path: Path):
         folder = tmp_path / f"ministral_{tied}"
         shutil.copytree(prepared / "tokenizer", folder)
         source = open_checkpoint_source(random_run)
-        traits = read_output_token_ids(
-            random_run, open_source_tokenizer(random_run, None, source.model.vocab_size), False
-        )
+        traits = read_output_token_ids(source, open_source_tokenizer(source, None), False)
         text = make_config_json(source.model, traits, torch.bfloat16) | {"model_type": "ministral3"}
         for name in ("mask_token_id", "block_size", "architectures", "auto_map", "eos_token_id"):
             del text[name]

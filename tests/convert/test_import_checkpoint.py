@@ -81,9 +81,8 @@ def test_ministral_weights_leave_under_the_published_names(ministral, tmp_path) 
 
 def test_a_source_without_mask_and_blocks_gets_the_defaults_of_training(ministral, tmp_path) -> None:
     output = imported(ministral(tied=False), tmp_path / "out")
-    traits = read_output_token_ids(
-        output, open_source_tokenizer(output, None, open_checkpoint_source(output).model.vocab_size), False
-    )
+    source = open_checkpoint_source(output)
+    traits = read_output_token_ids(source, open_source_tokenizer(source, None), False)
     assert (traits.bos_token_id, traits.eos_token_id, traits.mask_token_id, traits.block_size) == (1, 2, 100, 32)
 
 

@@ -13,6 +13,8 @@ from nld_train.convert.source import open_checkpoint_source
 from nld_train.convert.verify import compare_with_checkpoint
 from nld_train.convert.weight_table import MINISTRAL_TEXT
 from nld_train.errors import UserError
+from nld_train.recipe import load_recipe
+from nld_train.run_folder.frozen import freeze_run
 from tests.convert.conftest import export as write
 from tests.convert.conftest import imported
 
@@ -115,15 +117,13 @@ def test_the_command_writes_it(random_run, tmp_path, monkeypatch, caplog) -> Non
     assert json.loads((tmp_path / "ar" / "config.json").read_text())["architectures"] == ["Ministral3ForCausalLM"]
 
 
-def test_a_drafter_has_no_such_twin(random_run, tmp_path, monkeypatch) -> None:
-    import nld_train.convert.actions as module
-
-    monkeypatch.setattr(module, "is_drafter_output", lambda output: True)
-    monkeypatch.setattr(module, "open_adapter", lambda output, step: object())
+def test_a_drafter_has_no_such_twin(tmp_path) -> None:
+    (tmp_path / "drafter").mkdir()
+    freeze_run(load_recipe("tiny_drafter", [f"output={tmp_path}/drafter"]))
     with pytest.raises(UserError, match="--as ministral3 of .*, a drafter's run"):
         export_checkpoint(
             ExportRequest(
-                output=random_run, target=tmp_path / "hf", step=None, dtype="fp32", tokenizer=None, chat=False,
-                shard_gb=None, verified=True, overwrite=False, layout="ministral3",
+                output=tmp_path / "drafter", target=tmp_path / "hf", step=None, dtype="fp32", tokenizer=None,
+                chat=False, shard_gb=None, verified=True, overwrite=False, layout="ministral3",
             )
         )  # fmt: skip
