@@ -74,7 +74,7 @@ def open_packing(prefix: str, data: DataConfig, block_size: int, folder: Path) -
 
 def packing_key(prefix: str, data: DataConfig, block_size: int) -> str:
     manifest = read_manifest(prefix)
-    assert manifest.chat is not None, f"{prefix} holds plain text: the door compares it with data.chat"
+    assert manifest.chat is not None, f"{prefix} holds plain text: the start checks compare it with data.chat"
     hashes = (manifest.bin_sha256, manifest.idx_sha256, manifest.chat.supervised_sha256)
     settings = (data.sequence_length, data.long_conversations, data.split, block_size)
     return hashlib.sha256(json.dumps([VERSION, *hashes, *settings]).encode()).hexdigest()[:16]
