@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_prep.encode import REPORTS, TextJob
 from nld_train.errors import UserError
-from nld_train.files import full_disk_refused
+from nld_train.files import full_disk_refused, unwritable_refused
 
 logger = logging.getLogger(__name__)
 WORK = "work.json"
@@ -110,12 +110,8 @@ def opened_parts(prefix: Path, key: str, shard: Shard | None) -> Iterator[Path]:
     shard and the whole work. Raises UserError where another process is at work.
     """
     folder = prefix.parent / f".{prefix.name}.parts-{key}"
-    try:
+    with unwritable_refused(prefix.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {prefix.parent}: {error.strerror}", "a folder with write access", "choose another output"
-        ) from error
     with contextlib.ExitStack() as locks, full_disk_refused(prefix.parent):
         others = [found for found in parts_folders(prefix) if found != folder]
         if shard is None:

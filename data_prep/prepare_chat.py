@@ -35,7 +35,7 @@ from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
 from nld_train.data.tokenizer import MASK_ID, begin_of_text_id, check_mask_id, load_tokenizer
 from nld_train.errors import UserError
-from nld_train.files import refuse_existing, staged_files, write_text
+from nld_train.files import refuse_existing, staged_files, unwritable_refused, write_text
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part
@@ -169,12 +169,8 @@ def parts_folder(prefix: Path, key: str) -> Iterator[Path]:
     Raises UserError where another process is at work on the same output.
     """
     folder = prefix.parent / f".{prefix.name}.parts-{key}"
-    try:
+    with unwritable_refused(prefix.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {prefix.parent}: {error.strerror}", "a folder with write access", "choose another output"
-        ) from error
     with contextlib.ExitStack() as locks:
         for found in sorted(prefix.parent.glob(f".{prefix.name}.parts-*")):
             locks.enter_context(folder_lock(found))

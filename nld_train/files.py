@@ -21,18 +21,25 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 @contextlib.contextmanager
 def hidden_workspace(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside `target`, removed at the end whatever happens."""
-    try:
+    with unwritable_refused(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {target.parent}: {error.strerror}", "a folder with write access", "choose another output"
-        ) from error
     try:
         with full_disk_refused(target.parent):
             yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def unwritable_refused(folder: Path) -> Iterator[None]:
+    """Turn the failure to make something in `folder` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror}", "a folder with write access", "choose another output"
+        ) from error
 
 
 @contextlib.contextmanager

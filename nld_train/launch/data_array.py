@@ -3,7 +3,6 @@
 import argparse
 import logging
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from nld_train.config import require
 from nld_train.launch.sbatch_script import IN_PLACE, READ_BY_BODY
 from nld_train.launch.site import NONE, Site
-from nld_train.launch.slurm_command import slurm_command
+from nld_train.launch.submit import run_sbatch
 
 logger = logging.getLogger(__name__)
 RETRIES = 3
@@ -117,25 +116,16 @@ def _script(
 def submit_array(array: DataArray, site: Site) -> tuple[str, str]:
     """Queue the array and its merge; returns their numbers. Raises UserError with Slurm's own reason; then nothing is
     queued."""
-    do = "run this on a login node of the cluster"
-    require(shutil.which("sbatch") is not None, "no sbatch on this machine", "a machine with Slurm's commands", do)
     shards = array_script(array, site)
-    _run_sbatch(["--test-only"], shards, site)
+    run_sbatch(["--test-only"], shards, site)
     array.logs(site).mkdir(parents=True, exist_ok=True)
-    first = _run_sbatch(["--parsable"], shards, site).partition(";")[0].strip()
+    first = run_sbatch(["--parsable"], shards, site).partition(";")[0].strip()
     merge = merge_script(array, site, first)
-    second = _run_sbatch(["--parsable"], merge, site).partition(";")[0].strip()
+    second = run_sbatch(["--parsable"], merge, site).partition(";")[0].strip()
     for number, text in ((first, shards), (second, merge)):
         (array.logs(site) / f"{number}.sbatch").write_text(text, encoding="utf-8")
     logger.info("array %s: %d shards; job %s merges them; output in %s", first, array.shards, second, array.logs(site))
     return first, second
-
-
-def _run_sbatch(words: list[str], script: str, site: Site) -> str:
-    done = slurm_command("sbatch", *words, given=script)
-    reason = " ".join(done.stderr.split()).removeprefix("sbatch: error: ")
-    require(done.returncode == 0, f"Slurm refuses the job: {reason}", "what the cluster offers", f"correct {site.path}")
-    return done.stdout
 
 
 def data_array_parser() -> argparse.ArgumentParser:

@@ -81,7 +81,7 @@ def submit_script(script: str, submission: Submission, site: Site) -> str:
     Raises: UserError with Slurm's own reason; nothing is queued then.
     """
     check_slurm_accepts(script, submission, site)
-    number = _sbatch(["--parsable"], script, site).partition(";")[0].strip()
+    number = run_sbatch(["--parsable"], script, site).partition(";")[0].strip()
     record_submitted_script(script, submission, number)
     return number
 
@@ -91,9 +91,7 @@ def check_slurm_accepts(script: str, submission: Submission, site: Site) -> None
 
     Raises: UserError with Slurm's own reason.
     """
-    do = "run this on a login node of the cluster"
-    require(shutil.which("sbatch") is not None, "no sbatch on this machine", "a machine with Slurm's commands", do)
-    _sbatch(["--test-only"], script, site)
+    run_sbatch(["--test-only"], script, site)
     submission.log.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -105,8 +103,10 @@ def record_submitted_script(script: str, submission: Submission, number: str) ->
     logger.info("job %s: %s on %d nodes; %s", number, submission.name, submission.placement.nodes, kept)
 
 
-def _sbatch(words: list[str], script: str, site: Site) -> str:
-    """What sbatch prints, which reads the script from its input. Raises: UserError where Slurm refuses it."""
+def run_sbatch(words: list[str], script: str, site: Site) -> str:
+    """What sbatch prints, which reads the script from its input. Raises: UserError where it is missing, or refuses."""
+    do = "run this on a login node of the cluster"
+    require(shutil.which("sbatch") is not None, "no sbatch on this machine", "a machine with Slurm's commands", do)
     done = slurm_command("sbatch", *words, given=script)
     reason = " ".join(done.stderr.split()).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
     require(done.returncode == 0, f"Slurm refuses the job: {reason}", "what the cluster offers", f"correct {site.path}")
