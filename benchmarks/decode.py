@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from nld_train.config import DecodeConfig
 from nld_train.data.token_file import TokenFile
 from nld_train.decode import ar, diffusion, quadratic, self_speculation
 from nld_train.decode.load import load_drafter_adapter, load_model
 from nld_train.decode.result import Decoded
+from nld_train.decode.settings import DecodeConfig
 
 Decode = Callable[[list[list[int]]], list[Decoded]]
 

@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 
 from nld_train import recipe
-from nld_train.config import DecodeConfig, RunConfig
+from nld_train.config import RunConfig
 from nld_train.convert.actions import ExportRequest, export_checkpoint
 from nld_train.data.token_file import TokenFile
 from nld_train.decode import ar, self_speculation
 from nld_train.decode.load import load_drafter_adapter, load_model
 from nld_train.decode.result import Decoded
+from nld_train.decode.settings import DecodeConfig
 from nld_train.report.drafter_figures import first_and_last_drafts
 from nld_train.report.history import read_stage
 

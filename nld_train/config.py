@@ -269,33 +269,6 @@ class DrafterConfig(ObjectiveSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """How text is generated. Every mode reads the settings that it has a use for."""
-
-    max_new_tokens: int = 128  # per prompt; whole blocks in diffusion mode
-    block_length: int = 32  # tokens denoised or drafted together; quadratic mode gives block_length^2 masks a forward
-    temperature: float = 0.0  # 0: the most probable token
-    top_p: float = 1.0  # share of the probability that is drawn from
-    seed: int = 1234
-    threshold: float | None = 0.9  # diffusion: commit every token with this probability; none: an even share per step
-    steps_per_block: int | None = None  # diffusion without threshold; none: block_length
-    draft_threshold: float = 0.0  # linear self-speculation: a draft stops where no token has this probability
-    ensemble_weight: float = 0.0  # quadratic: lambda, the verifier is (1 - lambda) * AR + lambda * diffusion
-    eos_token_id: int | None = None  # none: the model's own
-    max_thinking_tokens: int | None = None  # none: no budget
-    end_think_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive("decode", self, "max_new_tokens", "block_length")
-        require(self.temperature >= 0, f"decode.temperature={self.temperature}", "0 or more", "use 0 for greedy")
-        require(0 < self.top_p <= 1, f"decode.top_p={self.top_p}", "above 0, at most 1", "use 1 to draw from all")
-        weight = self.ensemble_weight
-        require(0 <= weight <= 1, f"decode.ensemble_weight={weight}", "0 to 1", "use 0 to verify with AR alone")
-        if self.steps_per_block is not None:
-            require_positive("decode", self, "steps_per_block")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One whole run: a recipe file builds it, and `nld train` prints it.
 

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nld_train.config import DecodeConfig, require
+from nld_train.config import require
 from nld_train.decode.modes import MODES
+from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED
 from nld_train.fields import field_types, format_value, parse_value

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch, user_errors
+from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import DenoisingPlan, decode_diffusion
 from nld_train.hf.rows_nemotron_labs_diffusion import Streamer, check_whole_blocks
 

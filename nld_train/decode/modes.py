@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # they import torch, and `nld generate --help` reads this tab
     from collections.abc import Sequence
     from typing import Any
 
-    from nld_train.config import DecodeConfig
     from nld_train.decode.result import NFE, Decoded
+    from nld_train.decode.settings import DecodeConfig
     from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
 
     # (model, prompts, settings, streamer) -> the answer to every prompt

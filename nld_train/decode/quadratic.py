@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch
+from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import accept_draft, noisy_logits, prefill_prompts, sample_next
 from nld_train.hf.modeling_ministral import KVCache
 from nld_train.hf.rows_nemotron_labs_diffusion import Generations, Streamer

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from nld_train.config import DecodeConfig
 from nld_train.decode.result import Decoded, decoded_result
+from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.hf.configuration_nemotron_labs_diffusion import InputError
 from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation_mode

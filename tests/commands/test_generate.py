@@ -8,9 +8,9 @@ import pytest
 
 from nld_train import cli
 from nld_train.commands.generate import HELP, TextStream, chat_prompts, choose_device, decode_settings, with_end_of_turn
-from nld_train.config import DecodeConfig
 from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
 from nld_train.decode.modes import MODES
+from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.report.decoded_answers import read_answers
 

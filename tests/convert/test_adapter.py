@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nld_train.cli import main
-from nld_train.config import DecodeConfig, DrafterConfig
+from nld_train.config import DrafterConfig
 from nld_train.convert.actions import ExportRequest, export_adapter, export_checkpoint, verify_folder
 from nld_train.convert.adapter import open_adapter, write_adapter
 from nld_train.convert.torch_dist import TensorRange, write_torch_dist
 from nld_train.convert.weight_table import adapter_mappings
 from nld_train.decode import ar, diffusion, self_speculation
 from nld_train.decode.load import load_drafter_adapter, load_model
+from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.hf import decoding_nemotron_labs_diffusion as decoding
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS

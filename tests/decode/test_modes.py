@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from nld_train.config import DecodeConfig
 from nld_train.decode import ar, diffusion, quadratic, self_speculation
+from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 
 SETTINGS = DecodeConfig(max_new_tokens=24, block_length=4, threshold=0.5)

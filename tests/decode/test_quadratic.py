@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.config import DecodeConfig
 from nld_train.decode import ar, quadratic
 from nld_train.decode.quadratic import forward_interleaved, interleaved_layout, visible_keys
+from nld_train.decode.settings import DecodeConfig
 
 MASK, LENGTH, NEW = 3, 3, 12
 
