@@ -73,7 +73,10 @@ def init_checkpoint(init: str) -> Path:
 
 
 def check_checkpoint_contents(folder: Path) -> None:
-    """Read a checkpoint to its last byte, and refuse it where it is not what was saved. Raises: UserError."""
+    """Read a checkpoint to its last byte, and refuse it where it is not what was saved, or would run code when it is
+    read. Raises: UserError."""
+    from nld_train.run_folder.checkpoint_pickles import check_checkpoint_pickles  # imports torch
+
     wrong = checkpoint_problem(folder, contents=True)
     require(
         wrong is None,
@@ -81,6 +84,7 @@ def check_checkpoint_contents(folder: Path) -> None:
         "a checkpoint as it was saved",
         "copy it again, or use another step",
     )
+    check_checkpoint_pickles(folder)
 
 
 def checkpoint_problem(folder: Path, contents: bool) -> str | None:
