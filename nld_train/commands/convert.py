@@ -31,7 +31,8 @@ Write a Hugging Face folder as a checkpoint that a recipe can start from.
 
 Reads both formats of `nld convert export`, and Ministral-3 with its vision tower (which is left out) or as text alone.
 A tied model is untied: its head starts as a copy of the embedding. A head of its own is kept. FP8 weights are
-multiplied by their scales and stored in bfloat16. Weights that are not finite are refused.
+multiplied by their scales and stored in bfloat16. Weights that are not finite are refused, and so are names and links
+that lead out of the folder; a model in Hugging Face's cache is read as it lies there.
 """
 VERIFY_HELP = """\
 Compare a Hugging Face folder with the checkpoint it was exported from, or with what an installed runtime makes of it.

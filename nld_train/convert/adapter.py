@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
+from nld_train.convert.folder_files import check_folder_links
 from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.torch_dist import StoredWeights
@@ -96,6 +97,7 @@ class StoredAdapter:
 
     def __init__(self, folder: Path, model: ModelConfig) -> None:
         self.folder = find_adapter(folder)
+        check_folder_links(self.folder)
         content = read_json_object(self.folder / CONFIG, "a PEFT folder of a drafter")
         for key, value in FIXED.items():
             if content.get(key, value) != value:
