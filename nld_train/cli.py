@@ -7,6 +7,7 @@ from importlib import import_module
 
 from nld_train.errors import UserError
 from nld_train.exit_status import LEFT_AT_ONCE, REFUSED
+from nld_train.lasting_output import outlive_terminal
 
 # Name -> summary. The parser of NAME is add_NAME_parser in nld_train/commands/NAME.py.
 COMMANDS = {
@@ -59,6 +60,8 @@ def parse_words(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Run the command line; returns the exit status. User errors are one line on stderr and status 2."""
+    if sys.argv[1:2] == ["train"]:
+        outlive_terminal()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_words(sys.argv[1:])
     try:

@@ -8,7 +8,8 @@ from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.checkpoints import checkpoint_steps
 from nld_train.run_folder.frozen import freeze_run
 from nld_train.run_folder.metrics import truncate_metrics
-from nld_train.run_folder.paths import METRICS, stop_file
+from nld_train.run_folder.paths import METRICS
+from nld_train.run_folder.stop_file import stop_file
 from nld_train.start.resume import resume_step
 
 
