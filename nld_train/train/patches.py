@@ -5,7 +5,7 @@ import functools
 import queue
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron.core.optimizer.optimizer import ChainedOptimizer
@@ -22,6 +22,16 @@ def leave_wandb_out() -> None:
     that import fail as if it were not installed, and Megatron goes on without it."""
     assert "megatron" not in sys.modules, "Megatron has bound its names already"
     sys.modules["wandb"] = None  # type: ignore[assignment]
+
+
+def hold_wandb_session(start: Callable[..., Any], end: Callable[..., None]) -> None:
+    """Megatron-Bridge starts W&B in the middle of its setup and ends it behind the last step, without limits of time: a
+    server that does not answer ends the run, or keeps it from ending. start, end: called in place of `wandb.init` and
+    `wandb.finish`, with that function first."""
+    import wandb
+
+    wandb.init = functools.partial(start, wandb.init)
+    wandb.finish = functools.partial(end, wandb.finish)
 
 
 def hand_results_over_in_process() -> None:
