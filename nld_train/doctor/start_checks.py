@@ -33,7 +33,7 @@ from nld_train.run_folder.frozen import (
 from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_step", *SECTION_OBJECTIVES)
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -126,7 +126,7 @@ def check_init(run: RunConfig) -> None:
     """Refuse weights that are missing, damaged, or of another shape."""
     assert run.init is not None
     folder = Path(run.init)
-    newest = init_checkpoint(run.init)
+    newest = init_checkpoint(run.init, run.init_step)
     require(
         not is_drafter_run(folder),
         f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",
