@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nld_train.config import RunConfig
-from nld_train.convert.actions import ExportRequest, export_checkpoint, verify_folder
+from nld_train.convert.actions import ExportRequest, export_checkpoint, import_folder, verify_folder
 from nld_train.doctor.start_checks import check_init
 from nld_train.errors import UserError
 from nld_train.recipe import run_from_json
@@ -165,3 +165,15 @@ def test_what_ranks_saved_is_data(saved: dict[str, RunConfig]) -> None:
     for run in saved.values():
         for step in complete_steps(Path(run.output)):
             check_checkpoint_pickles(step_folder(Path(run.output), step))
+
+
+def test_pickles_beside_imported_weights_are_never_read(exported: Path, copy_of, tmp_path: Path) -> None:
+    """Hugging Face folders may hold them; safetensors alone are read, and nothing in their place."""
+    folder, made = copy_of(exported), tmp_path / "made"
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        torch.save({"weight": Bomb(made)}, folder / name)
+    import_folder(folder, tmp_path / "imported", None, verified=True, overwrite=False)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no model.safetensors"):
+        import_folder(folder, tmp_path / "again", None, verified=True, overwrite=False)
+    assert not made.exists() and not (tmp_path / "again").exists()
