@@ -77,12 +77,15 @@ def read_checkpoint_metadata(folder: Path) -> Metadata:
 def check_checkpoint_pickles(folder: Path) -> None:
     """Read every pickle of a checkpoint as data, before Megatron reads it. Raises: UserError, which names the file and
     the class."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != STORED):
-        if path.name == METADATA:
+    for path in sorted(path for path in folder.rglob("*") if path.suffix != STORED):
+        if path.is_dir():
+            if path.is_symlink():  # what lies behind it is not among the files that are looked at here
+                raise _refusal(f"{path} is a link to another folder")
+        elif path.name == METADATA:
             _check_stored_objects(path.parent)
         elif path.name.endswith(METADATA):
             raise UserError(f"{path} is the {METADATA} of one rank", "one for all ranks", "use a checkpoint of ours")
-        elif _is_pickled(path):
+        elif path.is_file() and _is_pickled(path):
             _load_as_data(path, path.read_bytes())
 
 

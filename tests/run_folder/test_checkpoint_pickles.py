@@ -159,6 +159,15 @@ def test_what_is_no_data_is_one_line(random_run: Path, copy_of, name: str, conte
     assert "\n" not in str(caught.value)
 
 
+def test_a_linked_folder_inside_is_refused(random_run: Path, copy_of, tmp_path: Path) -> None:
+    (folder,) = (copy_of(random_run) / "checkpoints").glob("iter_*")
+    (tmp_path / "elsewhere").mkdir()
+    into_train_state(tmp_path / "elsewhere", Bomb(tmp_path / "made"))
+    (folder / "modelopt_state").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="modelopt_state is a link to another folder"):
+        check_checkpoint_pickles(folder)
+
+
 @pytest.mark.megatron
 def test_what_ranks_saved_is_data(saved: dict[str, RunConfig]) -> None:
     """Cut in every way, and with all that Megatron saves beside the weights."""
