@@ -64,7 +64,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
 
     config = bridge_config(run)
     forward_step = ObjectiveStep(objective_of(run))
-    watched = WatchedForwardStep(forward_step)
+    watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
