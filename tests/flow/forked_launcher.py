@@ -21,7 +21,7 @@ from nld_train.run_folder.output_lock import held_output
 from nld_train.signals import PARENT, die_with_parent
 from nld_train.start.start_run import prepare_run
 from nld_train.start.torchrun import frozen_path, rank_environment
-from nld_train.train import cpu_runtime
+from nld_train.train import cpu_runtime, patches
 from nld_train.train.rank import rank_main
 from tests.distributed.driver import free_port, load_megatron
 
@@ -29,6 +29,7 @@ from tests.distributed.driver import free_port, load_megatron
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    patches.leave_wandb_out()
     load_megatron()
     for line in sys.stdin:
         child = os.fork()
