@@ -13,7 +13,7 @@ AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te"
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
-WandbMode = Literal["auto", "online", "offline", "disabled"]
+WandbMode = Literal["auto", "online", "required", "offline", "disabled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     interval: int = 10  # steps
-    wandb: WandbMode = "auto"  # auto: online where a login is found, offline elsewhere
+    wandb: WandbMode = "auto"  # auto: online with a login; required: stops where W&B fails; others go on, offline
     wandb_project: str = "nld-train"
     spike: float = 5.0  # times the median of the last 100 gradient norms logged: such a step is warned of; 0: none is
 
@@ -279,6 +279,7 @@ class RunConfig:
     name: str
     output: str  # folder of checkpoints, logs and the frozen configuration
     init: str | None = None  # run, import or Hugging Face folder whose weights the run starts from; None: random
+    init_step: int | None = None  # which of its checkpoints; None: the newest, which must be whole
     model: ModelConfig
     diffusion: DiffusionConfig
     data: DataConfig
@@ -293,6 +294,8 @@ class RunConfig:
         step_tokens = self.train.global_batch * self.data.sequence_length
         object.__setattr__(self, "train", derive_iterations("train", self.train, step_tokens))
         object.__setattr__(self, "optimizer", derive_iterations("optimizer", self.optimizer, step_tokens))
+        named = self.init_step is None or (self.init is not None and self.init_step >= 0)
+        require(named, f"init_step={self.init_step}, init={self.init!r}", "a step of a run that init names", "set both")
         check_layout(self)
         check_training(self)
         if self.objective is not None:

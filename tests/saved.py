@@ -1,10 +1,13 @@
 """Checkpoint folders without Megatron: what a finished save leaves for a start to look at, and ways to damage it."""
 
 import os
+import shutil
 from pathlib import Path
 
+import torch
+
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
-from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import NEWEST_TRAIN_STATE, TRACKER, TRAIN_STATE, checkpoints_folder, step_folder
 
 SHARD = "__0_0.distcp"
 
@@ -14,10 +17,10 @@ def save_checkpoint(output: str | Path, step: int) -> Path:
     folder = step_folder(Path(output), step)
     folder.mkdir(parents=True)
     (folder / SHARD).write_bytes(os.urandom(1000))
-    (folder / "train_state.pt").write_bytes(step.to_bytes(8))
+    torch.save({"step": torch.tensor(step)}, folder / TRAIN_STATE)
     write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
     (checkpoints_folder(Path(output)) / TRACKER).write_text(str(step))
-    (checkpoints_folder(Path(output)) / "latest_train_state.pt").write_bytes(step.to_bytes(8))
+    shutil.copyfile(folder / TRAIN_STATE, checkpoints_folder(Path(output)) / NEWEST_TRAIN_STATE)
     return folder
 
 

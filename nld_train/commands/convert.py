@@ -31,7 +31,8 @@ Write a Hugging Face folder as a checkpoint that a recipe can start from.
 
 Reads both formats of `nld convert export`, and Ministral-3 with its vision tower (which is left out) or as text alone.
 A tied model is untied: its head starts as a copy of the embedding. A head of its own is kept. FP8 weights are
-multiplied by their scales and stored in bfloat16. Weights that are not finite are refused.
+multiplied by their scales and stored in bfloat16. Weights that are not finite are refused, and so are names and links
+that lead out of the folder; a model in Hugging Face's cache is read as it lies there.
 """
 VERIFY_HELP = """\
 Compare a Hugging Face folder with the checkpoint it was exported from, or with what an installed runtime makes of it.
@@ -74,7 +75,7 @@ def add_adapter_parser(actions: argparse._SubParsersAction) -> None:
     )
     adapter.add_argument("output", type=Path, help="output folder of a drafter's run")
     adapter.add_argument("--to", type=Path, required=True, metavar="DIR", help="an export, or any folder")
-    adapter.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    adapter.add_argument("--step", type=int, help="training step (default: the newest, which must be whole)")
     adapter.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
     adapter.add_argument("--overwrite", action="store_true", help="replace an adapter that is there")
     adapter.set_defaults(run=run_adapter)
@@ -94,7 +95,7 @@ def add_export_parser(actions: argparse._SubParsersAction) -> None:
         help="nld: all three ways of decoding; ministral3: left to right alone, as a class that every runtime has "
         "(default: %(default)s)",
     )
-    export.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    export.add_argument("--step", type=int, help="training step (default: the newest, which must be whole)")
     export.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer folder (default: the run's own)")
     export.add_argument(
@@ -127,7 +128,7 @@ def add_verify_parser(actions: argparse._SubParsersAction) -> None:
     check.add_argument("folder", type=Path, nargs="?", help="Hugging Face folder made from it")
     check.add_argument("--runtime", choices=RUNTIMES, help="program that decodes the folder")
     check.add_argument("--python", type=Path, metavar="PATH", help="Python that has the runtime (default: this one)")
-    check.add_argument("--step", type=int, help="training step (default: the newest checkpoint)")
+    check.add_argument("--step", type=int, help="training step (default: the newest, which must be whole)")
     check.add_argument("--layers", type=int, help="layers to run for logits (default: all that fit into memory)")
     check.set_defaults(run=run_verify)
 

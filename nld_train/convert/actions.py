@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nld_train.config import require
-from nld_train.convert.adapter import AdapterSource, open_adapter, write_adapter
+from nld_train.convert.adapter import AdapterSource, open_adapter, open_adapter_base, write_adapter
 from nld_train.convert.export import GB, ExportOptions, write_hf_folder
 from nld_train.convert.import_checkpoint import write_imported_output
 from nld_train.convert.phases import timed_phase
@@ -67,7 +67,7 @@ def export_checkpoint(asked: ExportRequest) -> None:
         if adapter is None:
             source = open_checkpoint_source(asked.output, asked.step, run)
         else:
-            source = open_checkpoint_source(adapter.base)
+            source = open_adapter_base(adapter)
     tokenizer = open_source_tokenizer(source, asked.tokenizer)
     chat = asked.chat or source.trained_on_chat
     traits = read_output_token_ids(source, tokenizer, chat)
@@ -100,7 +100,7 @@ def export_adapter(output: Path, folder: Path, step: int | None, dtype: str, ove
     Where FOLDER is an export, it is checked to be of the model that the adapter drafts for, and run with PEFT.
     """
     adapter = open_adapter(output, step)
-    base = open_checkpoint_source(adapter.base) if (folder / "config.json").is_file() else None
+    base = open_adapter_base(adapter) if (folder / "config.json").is_file() else None
     if base is not None:
         log_findings([compare_folder_bits(base, folder)])
     with staged_folder(folder / FOLDER, overwrite) as partial:
@@ -128,7 +128,7 @@ def verify_folder(output: Path, folder: Path, step: int | None, layers: int | No
     """Compare a Hugging Face folder with its checkpoint. Raises: UserError where they differ."""
     run = read_run_if_any(output)
     adapter = open_adapter(output, step, run) if run is not None and run.drafter is not None else None
-    source = open_checkpoint_source(output, step, run) if adapter is None else open_checkpoint_source(adapter.base)
+    source = open_checkpoint_source(output, step, run) if adapter is None else open_adapter_base(adapter)
     most = source.model.layers
     require(layers is None or 0 < layers <= most, f"--layers {layers}", f"1 to {most}", "leave it out")
     log_findings(compare_with_checkpoint(source, folder, layers))

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
+from nld_train.config import DrafterConfig, ModelConfig, RunConfig
+from nld_train.convert.folder_files import check_folder_links
 from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
+from nld_train.convert.source import CheckpointSource, open_checkpoint_source
 from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import WeightMapping, adapter_mappings, check_stored_tensors
 from nld_train.errors import UserError
 from nld_train.json_file import read_json_object, write_json_object
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
-from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
+from nld_train.run_folder.checkpoints import check_checkpoint_contents, step_to_read
 from nld_train.run_folder.frozen import read_frozen_model, read_frozen_run
-from nld_train.run_folder.paths import checkpoints_folder, step_folder
+from nld_train.run_folder.paths import step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.
@@ -39,6 +41,7 @@ class AdapterSource:
     output: Path
     step: int
     base: Path  # output folder of the model that it drafts for
+    base_step: int | None  # None: its newest
     model: ModelConfig
     drafter: DrafterConfig
     weights: StoredWeights
@@ -54,23 +57,24 @@ def open_adapter(output: Path, step: int | None = None, run: RunConfig | None = 
     Raises: UserError.
     """
     run = read_frozen_run(output) if run is None else run
-    model, newest = read_frozen_model(output), newest_complete_step(output)
+    model = read_frozen_model(output)
     if run.drafter is None or run.init is None:
         raise UserError(
             f"{output} is no drafter's run", "the output folder of a recipe with a drafter", "correct the path"
         )
-    if newest is None:
-        raise UserError(f"no checkpoint in {checkpoints_folder(output)}", "a run that has trained", "train first")
-    chosen = newest if step is None else step
+    chosen = step_to_read(output, step, "--step ")
     folder = step_folder(output, chosen)
-    steps = ", ".join(map(str, checkpoint_steps(output)))
-    require(folder.is_dir(), f"--step {chosen}: no {folder}", f"steps {steps}", "choose one of them")
     check_checkpoint_contents(folder)
     weights = StoredWeights(folder)
     expected = {unit.name: (model.layers, *unit.shape) for unit in adapter_mappings(model, run.drafter.rank)}
     check_stored_tensors(str(folder), weights.shapes, expected, "its run.json")
     base = locate_named_path(output, run, run.init)
-    return AdapterSource(output, chosen, base, model, run.drafter, weights)
+    return AdapterSource(output, chosen, base, run.init_step, model, run.drafter, weights)
+
+
+def open_adapter_base(adapter: AdapterSource) -> CheckpointSource:
+    """The model that an adapter drafts for. Raises: UserError."""
+    return open_checkpoint_source(adapter.base, adapter.base_step, option="init_step=")
 
 
 def write_adapter(source: AdapterSource, target: Path, dtype: torch.dtype) -> None:
@@ -96,6 +100,7 @@ class StoredAdapter:
 
     def __init__(self, folder: Path, model: ModelConfig) -> None:
         self.folder = find_adapter(folder)
+        check_folder_links(self.folder)
         content = read_json_object(self.folder / CONFIG, "a PEFT folder of a drafter")
         for key, value in FIXED.items():
             if content.get(key, value) != value:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nld_train.convert.config_json import FolderConfig, read_folder_config
+from nld_train.convert.folder_files import check_folder_links, check_plain_names
 from nld_train.convert.fp8 import ACTIVATION_SCALES, FP8, Fp8Scale, scale_name
 from nld_train.convert.safetensors_file import SafetensorsFile
 from nld_train.convert.weight_table import Shape, check_hf_shapes, ignored_names, some_names
@@ -64,6 +65,7 @@ def safetensors_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
     names = read_json_object(folder / INDEX, "an index of safetensors files")["weight_map"].values()
+    check_plain_names(folder / INDEX, names)
     return [folder / name for name in sorted(set(names))]
 
 
@@ -73,6 +75,7 @@ def open_hf_folder(folder: Path) -> tuple[FolderConfig, HFWeights]:
     Where a tied Ministral-3 stores no head, the embedding answers to the head's name.
     Raises: UserError.
     """
+    check_folder_links(folder)
     described = read_folder_config(folder)
     weights = HFWeights(folder)
     if described.tied:

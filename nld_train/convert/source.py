@@ -14,12 +14,11 @@ from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import check_megatron_shapes
 from nld_train.data.manifest import end_of_turn_id, manifest_path, parse_blend
 from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, end_of_document_id, load_tokenizer
-from nld_train.errors import UserError
 from nld_train.fields import from_tree
 from nld_train.json_file import read_json_object
-from nld_train.run_folder.checkpoints import check_checkpoint_contents, checkpoint_steps, newest_complete_step
+from nld_train.run_folder.checkpoints import check_checkpoint_contents, step_to_read
 from nld_train.run_folder.frozen import read_frozen_model, read_run_if_any
-from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, step_folder
 
 
 @dataclass(frozen=True)
@@ -38,27 +37,19 @@ class CheckpointSource:
         return self.run is not None and self.run.data.chat
 
 
-def open_checkpoint_source(output: Path, step: int | None = None, run: RunConfig | None = None) -> CheckpointSource:
-    """Open the newest checkpoint, or that of a step. run: of this folder, where it was read before.
+def open_checkpoint_source(
+    output: Path, step: int | None = None, run: RunConfig | None = None, option: str = "--step "
+) -> CheckpointSource:
+    """Open the newest checkpoint, or that of a step. run: of this folder, where it was read before; option: how another
+    step is asked for.
 
     Raises: UserError.
     """
     model = read_frozen_model(output)
     if run is None and not (output / IMPORT).is_file():
         run = read_run_if_any(output)
-    newest = newest_complete_step(output)
-    if newest is None:
-        raise UserError(
-            f"no checkpoint in {checkpoints_folder(output)}", TRAINED_OR_IMPORTED, "train first, or correct the path"
-        )
-    chosen = newest if step is None else step
+    chosen = step_to_read(output, step, option)
     folder = step_folder(output, chosen)
-    require(
-        folder.is_dir(),
-        f"--step {chosen}: no {folder}",
-        "steps " + ", ".join(map(str, checkpoint_steps(output))),
-        "choose one of them",
-    )
     check_checkpoint_contents(folder)
     weights = StoredWeights(folder)
     check_megatron_shapes(str(folder), weights.shapes, model)

@@ -5,7 +5,6 @@ tensor, and torch.distributed.checkpoint finds which stored pieces make up a ran
 """
 
 import io
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,10 +34,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from nld_train.convert.weight_table import Shape, WeightMapping
 from nld_train.errors import UserError
+from nld_train.run_folder.checkpoint_pickles import UNREADABLE, read_checkpoint_metadata
 
 OPTIMIZER = "optimizer."  # prefix of what is no weight
-# What torch raises for a missing, cut or altered data file.
-UNREADABLE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
 class StoredWeights:
@@ -50,12 +48,7 @@ class StoredWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.reader = FileSystemReader(folder)
-        try:
-            metadata = self.reader.read_metadata()
-        except UNREADABLE as error:
-            raise UserError(
-                f"{folder} holds no readable .metadata", "a torch_dist checkpoint of Megatron", "check the path"
-            ) from error
+        metadata = read_checkpoint_metadata(folder)
         self.reader.set_up_storage_reader(metadata, is_coordinator=True)
         self.tensors = {
             name: stored

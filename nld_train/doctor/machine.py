@@ -52,16 +52,16 @@ def slurm_finding() -> DoctorFinding:
 
 
 def wandb_finding(logged_in: bool, run: RunConfig | None) -> DoctorFinding:
-    """Where the curves go. A run that asks for `online` without a login would wait for one that nobody gives."""
+    """Where the curves go. Without a login, a run is recorded offline, or stops where it says `required`."""
     mode = "auto" if run is None else run.log.wandb
     login = "a login is there" if logged_in else "no login"
     if mode == "disabled":
         return DoctorFinding("W&B", "log.wandb=disabled")
-    if mode == "online" and not logged_in:
+    if mode == "required" and not logged_in:
         return DoctorFinding(
-            "W&B", "no login, and log.wandb=online", "FAIL", "run `wandb login`, or set log.wandb=offline"
+            "W&B", "no login, and log.wandb=required", "FAIL", "run `wandb login`, or set log.wandb=auto"
         )
-    if mode == "auto" and not logged_in:
+    if mode in ("auto", "online") and not logged_in:
         do = "run `wandb login`, or upload later with `wandb sync`"
         return DoctorFinding("W&B", "no login: runs are recorded offline", "note", do)
     return DoctorFinding("W&B", f"{login}; log.wandb={mode}")

@@ -33,7 +33,7 @@ from nld_train.run_folder.frozen import (
 from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_step", *SECTION_OBJECTIVES)
 FREE_ON_RESUME = ("data.workers",)  # all the same
 # Megatron's checkpoint holds these of the optimizer: it would refuse others in mid-start, or keep its own in silence.
 FIXED_OPTIMIZER = ("lr", "min_lr", "weight_decay", "beta1", "beta2", "eps")
@@ -138,7 +138,7 @@ def check_init(run: RunConfig) -> None:
     """Refuse weights that are missing, damaged, or of another shape."""
     assert run.init is not None
     folder = Path(run.init)
-    newest = init_checkpoint(run.init)
+    newest = init_checkpoint(run.init, run.init_step)
     require(
         not is_drafter_run(folder),
         f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nld_train.config import require
-from nld_train.launch.sbatch_script import IN_PLACE, READ_BY_BODY
+from nld_train.launch.sbatch_script import (
+    IN_PLACE,
+    READ_BY_BODY,
+    export_lines,
+    output_option,
+    sbatch_header,
+    secret_lines,
+)
 from nld_train.launch.site import NONE, Site
 from nld_train.launch.submit import run_sbatch
 
@@ -68,14 +75,15 @@ class DataArray:
 
 def array_script(array: DataArray, site: Site) -> str:
     """The script of every shard."""
-    options = [f"--array=1-{array.shards}", f"--output={array.logs(site)}/%A_%a.log", "--open-mode=append", "--requeue"]
+    log = output_option(array.logs(site) / "%A_%a.log")
+    options = [f"--array=1-{array.shards}", log, "--open-mode=append", "--requeue"]
     variables = {"NLD_SHARDS": str(array.shards), "NLD_RETRIES": str(array.retries)}
     return _script("data_shard", array, site, options, variables, array.words, SHARD_BODY)
 
 
 def merge_script(array: DataArray, site: Site, after: str) -> str:
     """The script of the merge. after: number of the array, which must have ended well."""
-    options = [f"--output={array.logs(site)}/%j.log", f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    options = [output_option(array.logs(site) / "%j.log"), f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     return _script("data_merge", array, site, [*options, "--requeue"], {}, array.merge_words, MERGE_BODY)
 
 
@@ -101,10 +109,10 @@ def _script(
     ]
     exported = {name: values[name] for name in READ_BY_BODY} | site.environment | variables
     lines = [
-        "#!/bin/bash",
-        *(f"#SBATCH {shlex.quote(option)}" for option in options),
+        *sbatch_header(options),
         "",
-        *(f"export {key}={shlex.quote(value)}" for key, value in exported.items()),
+        *export_lines(exported),
+        *secret_lines(site),
         "",
         f"set -- {shlex.join(words)}",
         "",

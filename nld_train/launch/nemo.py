@@ -17,7 +17,7 @@ from nemo_run.config import get_nemorun_home  # type: ignore[import-untyped]
 from nld_train.config import RunConfig, require
 from nld_train.exit_status import CANCELLED_JOB, STOPPED
 from nld_train.launch.placement import place_on_nodes
-from nld_train.launch.sbatch_script import slurm_signal
+from nld_train.launch.sbatch_script import sbatch_header, secret_lines, slurm_signal
 from nld_train.launch.site import NONE, Site
 from nld_train.recipe import portable_recipe_name
 from nld_train.run_folder.paths import JOBS
@@ -75,7 +75,7 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
     Raises: UserError where the ranks do not fit the nodes.
     """
     placement, values = place_on_nodes(run, nodes, site.gpus_per_node), site.values
-    for path in (ROOT, site.job_folder, get_nemorun_home()):
+    for path in (ROOT, site.job_folder, get_nemorun_home(), *([site.path.absolute()] if site.secrets else [])):
         check_plain_word(str(path), "use another folder (NEMORUN_HOME is nemo-run's own)")
     in_pyxis = values["NLD_CONTAINER"] == "pyxis"
     variables = job_environment(site)
@@ -94,10 +94,10 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
         additional_parameters=extra_sbatch_options(site),
         container_image=values["NLD_IMAGE"] if in_pyxis else None,
         container_mounts=values["NLD_MOUNTS"].split(",") if in_pyxis and values["NLD_MOUNTS"] else [],
-        container_env=sorted(variables) if in_pyxis else None,
+        container_env=sorted((*variables, *site.secrets)) if in_pyxis else None,
         env_vars=variables,
         setup_lines=SETUP.format(
-            setup=values["NLD_SETUP"],
+            setup="\n".join([values["NLD_SETUP"], *secret_lines(site)]),
             jobs=shlex.quote(str(site.job_folder / run.output / JOBS)),
             stopped=STOPPED,
             cancelled=CANCELLED_JOB,
@@ -148,7 +148,9 @@ def before_torchrun(site: Site) -> list[str]:
 def extra_sbatch_options(site: Site) -> dict[str, str | bool]:
     """The names and values of the options in NLD_SBATCH. Raises: UserError for short options."""
     options: dict[str, str | bool] = {}
-    for word in shlex.split(site.values["NLD_SBATCH"]):
+    words = shlex.split(site.values["NLD_SBATCH"])
+    sbatch_header(words)  # nemo-run quotes them, but does not refuse what Slurm would misread
+    for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         what = f"{site.path}: {word!r} in NLD_SBATCH"
         require(word.startswith("--"), what, "--name=value or --name, for nemo-run", "write it so")

@@ -2,10 +2,11 @@
 run."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nld_train.errors import require
 from nld_train.exit_status import FINISHED, REFUSED, STOPPED
 from nld_train.launch.placement import Placement
 from nld_train.launch.site import NONE, Site
@@ -124,12 +125,13 @@ def export_script(submission: Submission, site: Site) -> str:
 
 def compose_script(submission: Submission, site: Site, words: Sequence[str], body: str) -> str:
     """A script of four parts: header, the site's variables, `words`, which `body` reads as arguments, and `body`."""
+    read = (*READ_BY_BODY, *READ_BY_RUN)
     parts = [
-        "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in sbatch_options(submission, site)),
+        *sbatch_header(sbatch_options(submission, site)),
         "",
         f"# {site.path.name}",
-        *exported_variables(site),
+        *export_lines({name: site.values[name] for name in read} | site.environment),
+        *secret_lines(site),
         "",
         f"set -- {shlex.join(words)}",
         "",
@@ -162,7 +164,7 @@ def sbatch_options(submission: Submission, site: Site) -> list[str]:
             else [f"--dependency=afterok:{submission.after}", "--kill-on-invalid-dep=yes"]
         ),
         "--open-mode=append",
-        f"--output={submission.log}",
+        output_option(submission.log),
         *shlex.split(values["NLD_SBATCH"]),
     ]
 
@@ -172,10 +174,34 @@ def slurm_signal(seconds: str) -> str:
     return f"{TIME_IS_UP.name.removeprefix('SIG')}@{seconds}"
 
 
-def exported_variables(site: Site) -> list[str]:
-    """The lines that export what the body and the ranks read from the environment."""
-    everything = {name: site.values[name] for name in (*READ_BY_BODY, *READ_BY_RUN)} | site.environment
-    return [f"export {name}={shlex.quote(value)}" for name, value in everything.items()]
+def sbatch_header(options: Sequence[str]) -> list[str]:
+    """The first lines of a script: bash, and an #SBATCH line for each option, as one word whatever is in it.
+
+    Raises: UserError for an option that Slurm would not read as it stands.
+    """
+    for option in options:
+        plain = option.isprintable() and "\\" not in option
+        require(plain, f"sbatch option {option!r}", "no line ends, tabs and backslashes", "use another name or path")
+    return ["#!/bin/bash", *(f"#SBATCH {shlex.quote(option)}" for option in options)]
+
+
+def output_option(log: Path) -> str:
+    """sbatch's option for the log of a job. Slurm replaces %j and the like in the file's name, and in no folder's."""
+    return f"--output={str(log.parent).replace('%', '%%')}/{log.name}"
+
+
+def export_lines(variables: Mapping[str, str]) -> list[str]:
+    """Lines that export variables, quoted for bash."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def secret_lines(site: Site) -> list[str]:
+    """Lines that export the site's secrets when the job runs: they stand in the site file, and nowhere else."""
+    file = shlex.quote(str(site.path.absolute()))
+    return [
+        f'{name}=$(set -eu; . {file} > /dev/null; printf %s "${name}") || exit {REFUSED}; export {name}'
+        for name in site.secrets
+    ]
 
 
 def train_command(recipe: str, overrides: Sequence[str]) -> str:

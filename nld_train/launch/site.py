@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,10 @@ KNOWN = (*REQUIRED, *DEFAULTS)
 PASSED_ON = ("NCCL_", "UCX_", "GLOO_", "TORCH_", "CUDA_", "NVTE_", "OMP_", "WANDB_", "HF_", "PYTHON")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+# A name with one of these is a secret: it stays in the site file, which nobody else may read.
+SECRET = re.compile(r"\w*(?:KEY|TOKEN|SECRET|PASSWORD)\w*")
+# A secret given inside of another value, and not by another program or variable.
+SECRET_GIVEN = re.compile(rf"({SECRET.pattern})=[\"']?[^\s\"'$]")
 EXAMPLE = "slurm/site.env.example"
 
 
@@ -37,6 +43,7 @@ class Site:
     path: Path
     values: dict[str, str]  # every NLD_ name -> its value, the defaults included
     environment: dict[str, str]  # variables that are passed on to the ranks
+    secrets: tuple[str, ...] = ()  # names of those that jobs read from the file themselves; their values are not here
 
     @property
     def gpus_per_node(self) -> int:
@@ -63,7 +70,28 @@ def read_site(path: Path) -> Site:
     require(not missing, f"{path} without {', '.join(missing)}", f"all of {', '.join(REQUIRED)}", f"see {EXAMPLE}")
     values = DEFAULTS | {name: value for name, value in found.items() if name in KNOWN}
     check_site_values(path, values)
-    return Site(path, values, {name: value for name, value in found.items() if name not in KNOWN})
+    check_secrets_kept(path, found)
+    secrets = tuple(secret_names(found))
+    passed_on = {name: value for name, value in found.items() if name not in KNOWN and name not in secrets}
+    return Site(path, values, passed_on, secrets)
+
+
+def secret_names(found: Mapping[str, str]) -> list[str]:
+    """The names of a site file that hold a secret."""
+    return [name for name, value in found.items() if value and name not in KNOWN and SECRET.fullmatch(name)]
+
+
+def check_secrets_kept(path: Path, found: Mapping[str, str]) -> None:
+    """Refuse secrets that others may read, and secrets inside of values that scripts hold. Raises: UserError."""
+    secrets, mode = secret_names(found), stat.S_IMODE(path.stat().st_mode)
+    private = not secrets or not mode & (stat.S_IRWXG | stat.S_IRWXO)
+    what, do = f"{path} holds {', '.join(secrets)} and has mode {mode:04o}", f"chmod 600 {shlex.quote(str(path))}"
+    require(private, what, "mode 0600: its owner alone reads it", do)
+    for name, value in found.items():
+        given = SECRET_GIVEN.search(value)
+        if given is not None and name not in secrets:
+            do = f"give {given[1]} a line of its own, or read it from a file: $(cat FILE)"
+            raise UserError(f"{path}: {given[1]} inside of {name}", "values that may stand in a job's script", do)
 
 
 def site_lines(path: Path) -> list[tuple[int, str]]:
@@ -75,13 +103,15 @@ def site_lines(path: Path) -> list[tuple[int, str]]:
 def parse_site_line(path: Path, number: int, line: str) -> tuple[str, str]:
     """The name and the value of a line NAME=value, quoted as in a shell; a comment may follow. Raises: UserError."""
     do = "quote values with spaces"
+    secret = SECRET.search(line)
+    shown = f"a line with {secret[0]}" if secret else repr(line)
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
         raise UserError(f"{path} line {number}: {error}", "NAME=value", do) from None
     name, equals, value = words[0].partition("=")
     is_plain = len(words) == 1 and bool(equals) and NAME.fullmatch(name) is not None
-    require(is_plain, f"{path} line {number}: {line!r}", "NAME=value", do)
+    require(is_plain, f"{path} line {number}: {shown}", "NAME=value", do)
     return name, value
 
 

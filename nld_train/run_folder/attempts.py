@@ -1,17 +1,31 @@
 """OUTPUT/jobs.jsonl: every start of a run, how it ended and what followed. `nld jobs` and the next start read it."""
 
+import functools
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from types import NoneType
 
+from nld_train.files import unwritable_refused
 from nld_train.run_folder.paths import JOBS
 
+logger = logging.getLogger(__name__)
 PRECISION = "milliseconds"  # of the recorded times
 STARTS = "NLD_STARTS_WITHOUT_PROGRESS"  # variable: the restart limit
 STARTS_DEFAULT = 3  # starts in a row that save no new step
 UNHEALTHY, UNHEALTHY_BEFORE = "unhealthy", "unwell"  # JSON keys: as written now, and by versions before 2026-11-27
+# event -> its keys and the kinds of their values
+FORMS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "submitted": {"job": (str,), "export": (str, NoneType)},
+    "start": {"job": (str,), "restart": (int,), "nodes": (list,), "step": (int,)},
+    "end": {"step": (int,), "status": (int,), UNHEALTHY: (dict,)},
+    "next": {"how": (str,), UNHEALTHY: (dict,), "excluded": (list,), "kept": (list,), "stopped": (str,)},
+}
+BELONGING = ("end", "next")  # events that belong to the start before them
 
 
 @dataclass(frozen=True)
@@ -73,15 +87,59 @@ def record_requeue_decision(
 
 
 def _append(output: Path, entry: dict[str, object]) -> None:
-    with (output / JOBS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": datetime.now().isoformat(timespec=PRECISION), **entry}) + "\n")
+    """Add a line in one write, and never to the rest of a line whose writer was killed. Raises: UserError."""
+    line = json.dumps({"time": datetime.now().isoformat(timespec=PRECISION), **entry}) + "\n"
+    with unwritable_refused(output), (output / JOBS).open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write((b"\n" if torn else b"") + line.encode())
 
 
 def _entries(output: Path) -> list[dict]:
-    """Every recorded event, oldest first. A last line that was cut off does not count."""
+    """Every recorded event, oldest first. Lines that are torn, or that no version writes, are left out and named."""
     path = output / JOBS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found: list[dict] = []
+    wrong: list[str] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            _check_entry(entry)
+            started = entry["event"] not in BELONGING or any(other["event"] == "start" for other in found)
+            _expect(started, "it belongs to a start, and there is none before it")
+            found.append(entry)
+        except (ValueError, RecursionError) as error:
+            wrong.append(f"line {number} ({error})")
+    if wrong:
+        _warn_of_left_out(path, len(wrong), wrong[0])
+    return found
+
+
+@functools.cache
+def _warn_of_left_out(path: Path, count: int, first: str) -> None:
+    """Say it once: a command reads the file several times."""
+    logger.warning("%s: %d line(s) torn or of no event, left out; the first: %s", path, count, first)
+
+
+def _expect(ok: bool, what: str) -> None:
+    if not ok:
+        raise ValueError(what)
+
+
+def _check_entry(entry: object) -> None:
+    """Raises: ValueError for what no version writes: another event, a key missing, a value of another kind."""
+    _expect(isinstance(entry, dict) and entry.get("event") in list(FORMS), "no event of ours")
+    assert isinstance(entry, dict)
+    for name, kinds in {"time": (str,), **FORMS[entry["event"]]}.items():
+        key = UNHEALTHY_BEFORE if name == UNHEALTHY and UNHEALTHY not in entry else name
+        _expect(key in entry and isinstance(entry[key], kinds), f"{entry['event']!r} without a proper {name!r}")
+        parts = entry[key] if isinstance(entry[key], list | dict) else []
+        _expect(all(isinstance(part, str) for part in parts), f"{name!r} holds more than names")
+    _expect(datetime.fromisoformat(entry["time"]).tzinfo is None, "a time with a zone")
+    job = entry.get("job", "")
+    _expect(job.isdecimal() or (not job and entry["event"] != "submitted"), f"no job's number: {job!r}")
 
 
 def _unhealthy_nodes(entry: dict) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.errors import UserError
-from nld_train.run_folder.paths import STEP_PREFIX, checkpoints_folder, step_folder
+from nld_train.run_folder.paths import STEP_PREFIX, TRAINED_OR_IMPORTED, checkpoints_folder, step_folder
 
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 24  # how much a thread reads at a time
@@ -59,21 +59,47 @@ def newest_complete_step(output: Path) -> int | None:
     return complete[-1] if complete else None
 
 
-def init_checkpoint(init: str) -> Path:
-    """The newest complete checkpoint in the folder `init`, which a run or an import wrote. Raises: UserError."""
+def step_to_read(output: Path, step: int | None, option: str) -> int:
+    """The step whose weights are read: `step`, or None for the newest, which must be whole. An older one is never taken
+    in its place. option: how a step is asked for, such as "--step ".
+
+    Raises: UserError.
+    """
+    saved = checkpoint_steps(output)
+    require(bool(saved), f"no checkpoint in {checkpoints_folder(output)}", TRAINED_OR_IMPORTED, "train first")
+    chosen = saved[-1] if step is None else step
+    folder = step_folder(output, chosen)
+    listed = ", ".join(map(str, saved))
+    require(chosen in saved, f"{option}{chosen}: no {folder}", f"steps {listed}", "choose one of them")
+    wrong = checkpoint_problem(folder, contents=False)
+    if wrong is not None:
+        whole = complete_steps(output)
+        do = f"give {option}{whole[-1]} for the newest whole one" if whole else "choose another folder"
+        what = f"the {'newest checkpoint' if step is None else 'checkpoint'} in {checkpoints_folder(output)}: {wrong}"
+        raise UserError(what, "a checkpoint that was saved to its end", f"{do}; wait, if the run is saving it now")
+    return chosen
+
+
+def init_checkpoint(init: str, step: int | None) -> Path:
+    """The checkpoint of a step, None: the newest, in the folder `init`, which a run or an import wrote.
+
+    Raises: UserError where there is none, or it is not whole.
+    """
     folder = Path(init)
-    step = newest_complete_step(folder)
-    if step is None:
-        raise UserError(
-            f"init={init!r}: no checkpoint in {checkpoints_folder(folder)}",
-            "the output folder of a finished run or of an import, or a Hugging Face folder",
-            "run the stage before first, or correct init=",
-        )
-    return step_folder(folder, step)
+    require(
+        bool(checkpoint_steps(folder)),
+        f"init={init!r}: no checkpoint in {checkpoints_folder(folder)}",
+        "the output folder of a finished run or of an import, or a Hugging Face folder",
+        "run the stage before first, or correct init=",
+    )
+    return step_folder(folder, step_to_read(folder, step, "init_step="))
 
 
 def check_checkpoint_contents(folder: Path) -> None:
-    """Read a checkpoint to its last byte, and refuse it where it is not what was saved. Raises: UserError."""
+    """Read a checkpoint to its last byte, and refuse it where it is not what was saved, or would run code when it is
+    read. Raises: UserError."""
+    from nld_train.run_folder.checkpoint_pickles import check_checkpoint_pickles  # imports torch
+
     wrong = checkpoint_problem(folder, contents=True)
     require(
         wrong is None,
@@ -81,6 +107,7 @@ def check_checkpoint_contents(folder: Path) -> None:
         "a checkpoint as it was saved",
         "copy it again, or use another step",
     )
+    check_checkpoint_pickles(folder)
 
 
 def checkpoint_problem(folder: Path, contents: bool) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.files import write_text
+from nld_train.run_folder.checkpoint_pickles import check_checkpoint_pickles
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps
 from nld_train.run_folder.paths import NEWEST_TRAIN_STATE, TRACKER, TRAIN_STATE, checkpoints_folder, step_folder
 
@@ -20,7 +21,8 @@ def resume_step(output: Path) -> int | None:
     Newer checkpoints are named and set aside, and the files that Megatron reads first then point at the one that is
     used. A save that was cut off is no loss: where no save was ever finished, the run starts afresh.
 
-    Raises: UserError where a finished checkpoint is damaged and no whole one is left; nothing is renamed then.
+    Raises: UserError where a finished checkpoint is damaged and no whole one is left, or where the one to go on from
+    would run code when it is read; nothing is renamed then.
     """
     # 1. From the newest to the oldest: the first whole checkpoint is used.
     wrong: dict[int, str] = {}
@@ -39,7 +41,10 @@ def resume_step(output: Path) -> int | None:
         "one checkpoint as it was saved",
         "copy one back, or start again with another output=",
     )
-    # 3. Only now is anything renamed.
+    # 3. Megatron would run what the pickles of a checkpoint name.
+    if whole is not None:
+        check_checkpoint_pickles(step_folder(output, whole))
+    # 4. Only now is anything renamed.
     for step, found in wrong.items():
         logger.warning("%s; set aside as %s", found, _set_checkpoint_aside(step_folder(output, step)).name)
     _point_tracker_at(output, whole)

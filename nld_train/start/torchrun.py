@@ -43,7 +43,7 @@ def rank_environment(run: RunConfig) -> dict[str, str]:
 
 
 def _wandb_mode(run: RunConfig) -> str:
-    """The mode that `log.wandb` means: "auto" is online where wandb would find a login, offline elsewhere."""
-    if run.log.wandb != "auto":
-        return run.log.wandb
-    return "online" if has_wandb_login() else "offline"
+    """wandb's mode for `log.wandb`: "auto" is online where wandb would find a login, offline elsewhere."""
+    if run.log.wandb == "auto":
+        return "online" if has_wandb_login() else "offline"
+    return "online" if run.log.wandb == "required" else run.log.wandb

@@ -143,7 +143,7 @@ def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # It is read only where `load` holds nothing yet, and gives weights alone, at step 0.
-        pretrained_checkpoint=None if init is None else str(init_checkpoint(init)),
+        pretrained_checkpoint=None if init is None else str(init_checkpoint(init, run.init_step)),
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
         # Adam's moments are saved by parameter, and not as the ranks happen to share them out, so that a run may

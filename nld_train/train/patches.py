@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing import parent_process
 from multiprocessing.queues import Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nld_train.exit_status import FAILED
 
@@ -30,6 +30,16 @@ def leave_wandb_out() -> None:
         return
     assert "megatron" not in sys.modules, "Megatron has bound its names already"
     sys.modules["wandb"] = None  # type: ignore[assignment]
+
+
+def hold_wandb_session(start: Callable[..., Any], end: Callable[..., None]) -> None:
+    """Megatron-Bridge starts W&B in the middle of its setup and ends it behind the last step, without limits of time: a
+    server that does not answer ends the run, or keeps it from ending. start, end: called in place of `wandb.init` and
+    `wandb.finish`, with that function first."""
+    import wandb
+
+    wandb.init = functools.partial(start, wandb.init)
+    wandb.finish = functools.partial(end, wandb.finish)
 
 
 def hand_results_over_in_process() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +16,7 @@ from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
 from nld_train.train.leave_watch import LeaveWatch
+from nld_train.train.wandb_session import WandbSession
 
 
 def rank_main() -> int:
@@ -30,6 +32,9 @@ def rank_main() -> int:
     try:
         if run.log.wandb == "disabled":
             patches.leave_wandb_out()
+        else:
+            session = WandbSession(run, partial(terminal.tell_line, screen))
+            patches.hold_wandb_session(session.start, session.keep_on)
         train_rank(run, screen, watch)
     except SystemExit:
         raise

@@ -34,6 +34,13 @@ def redirect_to_log(output: str, rank: int) -> TextIO:
     return terminal
 
 
+def tell_line(terminal: TextIO, line: str) -> None:
+    """Log a warning, and show it."""
+    logger.warning(line)
+    terminal.write(f"{line}\n")
+    terminal.flush()
+
+
 class SharedFailure(Exception):
     """A failure that every rank knows alike, with a message that says all: the first rank tells it."""
 

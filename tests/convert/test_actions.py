@@ -17,8 +17,14 @@ from nld_train import cli
 from nld_train.convert.actions import ExportRequest, export_checkpoint, import_folder, verify_folder
 from nld_train.data.chat_template import DEFAULT_TEMPLATE
 from nld_train.data.manifest import Manifest, read_manifest, write_manifest
+from nld_train.doctor.start_checks import check_init
 from nld_train.errors import UserError
+from nld_train.recipe import run_from_json, run_to_json
+from nld_train.run_folder.checkpoints import MANIFEST
+from nld_train.run_folder.frozen import read_frozen_run
+from nld_train.run_folder.paths import step_folder
 from tests.chat_files import conversation, write_chat_file
+from tests.saved import flip
 
 
 def asked(run: Path, target: Path, **changes) -> ExportRequest:
@@ -262,3 +268,58 @@ def test_conversion_needs_neither_megatron_nor_a_process_group(random_run, tmp_p
     )
     words = ["convert", "export", str(random_run), "--to", str(tmp_path / "hf")]
     subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+def cut_off(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = next(folder.glob("*.distcp"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def changed(folder: Path) -> None:
+    flip(max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (cut_off, "iter_0000005 has no manifest.json: its save was cut off.*--step 0 for the newest whole one"),
+        (truncated, r"iter_0000005/\S+ has \S+ of \S+ bytes.*--step 0 for the newest whole one"),
+        (changed, r"iter_0000005 is damaged: iter_0000005/\S+ is not what was saved.*use another step"),
+    ],
+)
+def test_an_older_checkpoint_is_read_only_where_it_is_asked_for(
+    random_run, exported, copy_of, tmp_path, harm, said
+) -> None:
+    run = copy_of(random_run)
+    newer = step_folder(run, 5)
+    shutil.copytree(step_folder(run, 0), newer)
+    harm(newer)
+    frozen = read_frozen_run(run)
+    start = replace(frozen, output=str(tmp_path / "next"), init=str(run))
+    for read in (
+        lambda: export_checkpoint(asked(run, tmp_path / "hf", verified=False)),
+        lambda: verify_folder(run, exported, None, 1),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=said.replace("--step ", "init_step=")):
+        check_init(start)
+    assert not (tmp_path / "hf").exists()
+    export_checkpoint(asked(run, tmp_path / "hf", verified=False, step=0))
+    check_init(replace(start, init_step=0))
+    for step in (3, -1):
+        with pytest.raises(UserError, match=f"--step {step}: no .*allowed: steps 0, 5"):
+            export_checkpoint(asked(run, tmp_path / "other", step=step))
+
+
+def test_a_step_is_one_of_a_run(random_run) -> None:
+    frozen = read_frozen_run(random_run)
+    for changes in ({"init_step": 3}, {"init": str(random_run), "init_step": -1}):
+        with pytest.raises(UserError, match="init_step="):
+            replace(frozen, **changes)
+    assert run_from_json(run_to_json(replace(frozen, init="x", init_step=3))).init_step == 3

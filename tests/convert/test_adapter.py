@@ -1,6 +1,7 @@
 """A drafter's adapter as a PEFT folder: made from a checkpoint of random numbers, loaded with stock PEFT."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from nld_train.cli import main
 from nld_train.config import DrafterConfig
 from nld_train.convert.actions import ExportRequest, export_adapter, export_checkpoint, verify_folder
-from nld_train.convert.adapter import open_adapter, write_adapter
+from nld_train.convert.adapter import open_adapter, open_adapter_base, write_adapter
 from nld_train.convert.torch_dist import TensorRange, write_torch_dist
 from nld_train.convert.weight_table import adapter_mappings
 from nld_train.decode import ar, diffusion, self_speculation
@@ -21,7 +22,7 @@ from nld_train.errors import UserError
 from nld_train.hf import decoding_nemotron_labs_diffusion as decoding
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
 from nld_train.recipe import run_to_json
-from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.frozen import read_frozen_run
 from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
 
@@ -220,3 +221,23 @@ def test_the_commands(drafter_run: Path, both: Path, tmp_path: Path, monkeypatch
     assert texts[0] == texts[1]
     monkeypatch.setattr("sys.argv", [*words[:5], str(tmp_path), "--mode", "self-spec", "--prompt", "def main"])
     assert main() == 2
+
+
+def test_an_older_adapter_and_another_base_are_read_only_where_they_are_asked_for(
+    drafter_run: Path, random_run: Path, copy_of, tmp_path: Path
+) -> None:
+    """The base of a drafter is that of its init_step, also where its folder has gone on since."""
+    run = copy_of(drafter_run)
+    base = Path(shutil.copytree(random_run, tmp_path / "base"))
+    for output, step in ((run, 5), (base, 7)):
+        shutil.copytree(step_folder(output, 0), step_folder(output, step))
+        (step_folder(output, step) / MANIFEST).unlink()
+    frozen = replace(read_frozen_run(run), init=str(base))
+    (run / "run.json").write_text(run_to_json(frozen))
+    with pytest.raises(UserError, match="iter_0000005 has no manifest.json.*--step 0 for the newest whole one"):
+        export_adapter(run, tmp_path / "out", None, "bf16", False)
+    export_adapter(run, tmp_path / "out", 0, "bf16", False)
+    with pytest.raises(UserError, match="iter_0000007 has no manifest.json.*init_step=0 for the newest whole one"):
+        open_adapter_base(open_adapter(run, 0))
+    (run / "run.json").write_text(run_to_json(replace(frozen, init_step=0)))
+    assert open_adapter_base(open_adapter(run, 0)).step == 0

@@ -40,13 +40,15 @@ def test_slurm_is_all_nothing_or_noted(monkeypatch: pytest.MonkeyPatch, tmp_path
     [
         ("auto", False, "note"),
         ("auto", True, "ok"),
-        ("online", False, "FAIL"),
+        ("online", False, "note"),
         ("online", True, "ok"),
+        ("required", False, "FAIL"),
+        ("required", True, "ok"),
         ("offline", False, "ok"),
         ("disabled", False, "ok"),
     ],
 )
-def test_only_an_online_run_needs_a_login(mode: str, logged_in: bool, verdict: str) -> None:
+def test_only_a_run_that_requires_wandb_needs_a_login(mode: str, logged_in: bool, verdict: str) -> None:
     assert wandb_finding(logged_in, recipe.load_recipe("tiny_stage1_ar", [f"log.wandb={mode}"])).verdict == verdict
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nld_train import recipe
-from nld_train.launch.placement import place_on_nodes
+from nld_train.errors import UserError
+from nld_train.launch.placement import Placement, place_on_nodes
 from nld_train.launch.sbatch_script import BODY, Submission, export_script, train_command, training_script
 from nld_train.launch.site import DEFAULTS, Site
 from nld_train.launch.submit import plan_export
@@ -60,6 +61,48 @@ def test_the_script_is_the_golden_one(name: str) -> None:
 def test_the_local_executor_is_a_command() -> None:
     expected = (GOLDEN / "local.sh").read_text()
     assert train_command("tiny_stage1_ar", ["train.iterations=20", "data.blend=0.7:a b,0.3:c"]) == expected
+
+
+def script_of(folder: Path, changes: dict[str, str], **site: object) -> str:
+    values = {**H100, "NLD_FOLDER": str(folder), **changes}
+    job = Submission("x", "tiny_stage1_ar", (), folder / "out/my run" / "slurm" / "%j.log", Placement(1, 1))
+    return training_script(job, Site(folder / "site.env", values, {}, **site))  # type: ignore[arg-type]
+
+
+def test_options_are_one_word_each() -> None:
+    """As Slurm splits such lines: at white space, but not in quotes (tried with Slurm in tests/slurm)."""
+    script = script_of(Path("/shared/my 50%j folder"), {"NLD_SBATCH": """--comment="night's run" --qos=normal"""})
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in lines]
+    assert all(len(each) == 1 for each in words)
+    options = [word for (word,) in words]
+    assert "--comment=night's run" in options and "--qos=normal" in options
+    assert "--output=/shared/my 50%%j folder/out/my run/slurm/%j.log" in options
+
+
+@pytest.mark.parametrize("value", ["a\n#SBATCH --uid=0", "a\rb", "a\tb", "back\\slash", "\u2028"])
+def test_options_that_slurm_would_read_otherwise_are_refused(value: str) -> None:
+    with pytest.raises(UserError, match="sbatch option .*allowed: no line ends, tabs and backslashes"):
+        script_of(Path("/shared"), {"NLD_SBATCH": shlex.quote(f"--comment={value}")})
+    with pytest.raises(UserError, match="sbatch option '--output="):
+        script_of(Path("/shared") / value, {})
+
+
+def test_secrets_are_read_from_the_site_file_when_the_job_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    (folder / "site.env").write_text("NLD_FOLDER=elsewhere\nWANDB_API_KEY='hush \"1\"'\nHF_TOKEN=hush2 # a comment\n")
+    script = script_of(folder, {}, secrets=("WANDB_API_KEY", "HF_TOKEN"))
+    assert "hush" not in script
+    head = script.partition("set -- ")[0] + 'printf "%s\\n" "$NLD_FOLDER"; env | grep hush\n'
+    done = subprocess.run(["bash"], input=head, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(folder), "of the script, not of the file as it is now"
+    assert set(done.stdout.splitlines()[1:]) == {'WANDB_API_KEY=hush "1"', "HF_TOKEN=hush2"}
+    for content in ("WANDB_API_KEY=x\n", None):  # one is gone, the file is gone
+        (folder / "site.env").write_text(content) if content else (folder / "site.env").unlink()
+        done = subprocess.run(["bash"], input=head, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stdout == "", done.stdout
 
 
 @pytest.mark.parametrize("name", SITES)

@@ -71,3 +71,40 @@ def test_the_body_sets_the_same_defaults_by_hand(request: pytest.FixtureRequest)
     text = (request.config.rootpath / "slurm" / "train.sbatch").read_text()
     for name in ("NLD_SETUP", "NLD_CONTAINER", "NLD_IMAGE", "NLD_MOUNTS"):
         assert f'"${{{name}:={DEFAULTS[name]}}}"' in text
+
+
+def test_secrets_stay_in_a_file_that_its_owner_alone_reads(site_file: Callable[..., Path]) -> None:
+    path = site_file(WANDB_API_KEY="'hush 1'", HF_TOKEN="hush2", HF_HOME="/shared/hf", WANDB_KEY="")
+    for mode in (0o644, 0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(UserError, match=rf"WANDB_API_KEY, HF_TOKEN and has mode {mode:04o}.*do: chmod 600 {path}"):
+            read_site(path)
+    path.chmod(0o600)
+    site = read_site(path)
+    assert site.secrets == ("WANDB_API_KEY", "HF_TOKEN")
+    assert site.environment == {"HF_HOME": "/shared/hf", "WANDB_KEY": ""}
+    assert "hush" not in repr(site)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"NLD_SETUP": "'module load x; export WANDB_API_KEY=hush'"}, "WANDB_API_KEY inside of NLD_SETUP"),
+        ({"NLD_SBATCH": "--export=ALL,HF_TOKEN='hush'"}, "HF_TOKEN inside of NLD_SBATCH"),
+        ({"WANDB_API_KEY": "hush hush"}, "line 9: a line with WANDB_API_KEY"),
+        ({"WANDB_API_KEY": "'hush"}, "line 9: No closing quotation"),
+    ],
+)
+def test_a_secret_elsewhere_is_refused_and_not_repeated(
+    site_file: Callable[..., Path], changes: dict[str, str], said: str
+) -> None:
+    path = site_file(**changes)
+    path.chmod(0o600)
+    with pytest.raises(UserError, match=said) as caught:
+        read_site(path)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_setup_may_read_a_secret_from_elsewhere(site_file: Callable[..., Path]) -> None:
+    setup = "export HF_TOKEN=$(cat ~/.token) WANDB_API_KEY=$KEY"
+    assert read_site(site_file(NLD_SETUP=f"'{setup}'")).values["NLD_SETUP"] == setup

@@ -1,5 +1,6 @@
 """One cluster for all tests of this folder, and what its nodes see."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,8 +31,8 @@ def slurm() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def shared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all nodes see: data, a site file, outputs."""
-    folder = tmp_path_factory.mktemp("shared")
+    """What all nodes see: data, a site file, outputs; in a folder that scripts must quote."""
+    folder = tmp_path_factory.mktemp("a shared folder")
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
     write_site(folder, NLD_COMMAND=NLD)
     return folder
@@ -49,7 +50,7 @@ def write_site(folder: Path, **changes: object) -> Path:
         **changes,
     }
     path = folder / "site.env"
-    path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    path.write_text("".join(f"{name}={shlex.quote(str(value))}\n" for name, value in values.items()))
     return path
 
 

@@ -118,7 +118,7 @@ def test_two_nodes_train(slurm: Cluster, shared: Path, launch: Launch) -> None:
 def submit_by_hand(slurm: Cluster, shared: Path, recipe: str, words: list[str]) -> str:
     """As slurm/train.sbatch says; returns the job's number."""
     script = ["sbatch", "--parsable", "--nodes=2", f"--output={shared}/by_hand.log", str(ROOT / "slurm/train.sbatch")]
-    source = f'set -a; . {shared}/site.env; set +a; exec "$@"'
+    source = f'set -a; . "{shared}/site.env"; set +a; exec "$@"'
     return slurm.run("bash", "-c", source, "bash", *script, recipe, *words).strip()
 
 

@@ -91,3 +91,11 @@ def test_a_loader_worker_without_shared_memory_ends(patched: str, tmp_path: Path
         assert "No space left on device" in said and "DataLoader worker (pid" in said
     else:
         assert said == "hangs", "the patch is no longer needed"
+
+
+def test_megatron_bridge_still_waits_for_wandb_without_limits() -> None:
+    from megatron.bridge.training.state import GlobalState
+
+    source = inspect.getsource(GlobalState.wandb_logger.fget)
+    assert "wandb.init(**wandb_kwargs)" in source, "hold_wandb_session no longer stands in for what is called"
+    assert "timeout" not in source and "settings" not in source, "Megatron-Bridge has limits now: use them"
