@@ -1,4 +1,4 @@
-"""Rows by global sample index, from real token files through Megatron's blended datasets."""
+"""Rows by global sample index, from real token files as the loader gets them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from nld_train.data.token_file import TokenFile
 from nld_train.recipe import run_to_json
 from nld_train.types import NoisyRow
-from tests.distributed.ranks import on, small_run
+from tests.distributed.ranks import on, small_run, with_train
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
 EOS = 2
@@ -16,17 +16,15 @@ EOS = 2
 
 def build(prepared: Path, index_folder: Path, train_rows: int):
     from megatron.bridge.data.base import DatasetBuildContext
-    from megatron.bridge.training.config import TokenizerConfig
-    from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
     from nld_train.train.dataset import RunRowsProvider
 
     run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
+    run = with_train(run, iterations=train_rows // run.train.global_batch)
     provider = RunRowsProvider(
         run_json=run_to_json(run), seq_length=64, index_folder=str(index_folder), random_seed=run.data.shuffle_seed
     )
-    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=run.model.vocab_size - 1))
-    return provider.build_datasets(DatasetBuildContext(train_rows, 0, 0, tokenizer))
+    return provider.build_datasets(DatasetBuildContext(train_rows, 0, 0, None))
 
 
 def equal(one: NoisyRow, other: NoisyRow) -> bool:
