@@ -1,15 +1,25 @@
 """The rows of a run's files: text or conversations, for training or validation."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from nld_train.config import RunConfig
+from nld_train.config import RunConfig, require
 from nld_train.data.blended_rows import BlendedRows, FileRows
 from nld_train.data.chat_packing import open_packings
 from nld_train.data.chat_rows import ChatFileRows
-from nld_train.data.manifest import parse_blend
-from nld_train.data.splits import parts_read
-from nld_train.data.text_rows import TextFileRows, open_text_parts
+from nld_train.data.manifest import Manifest, parse_blend, read_manifest
+from nld_train.data.splits import part_counts, parts_read
+from nld_train.data.text_rows import (
+    TextFileRows,
+    check_text_part,
+    count_text_rows,
+    make_text_parts,
+    open_text_parts,
+)
 
+logger = logging.getLogger(__name__)
+DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
 RunParts = dict[str, BlendedRows]  # by part, as in `splits.PARTS`
 
 
@@ -25,6 +35,10 @@ def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
         "train": run.train.iterations * run.train.global_batch,
         "validation": run.train.eval_batches * run.train.global_batch,
     }
+    if "validation" in files:
+        said = describe_repeats(run, [len(file) for file in files["validation"]])
+        if said is not None:
+            logger.warning("%s", said)
     parts = {part: BlendedRows(of_part, weights, count=counts[part]) for part, of_part in files.items()}
     for rows in parts.values():
         rows.prepare_epochs()
@@ -46,3 +60,49 @@ def _text_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
         part: [TextFileRows(prefix, parts[part], run.data, place) for prefix, parts, place in opened]
         for part in parts_read(run)
     }
+
+
+def check_data_parts(prefix: str, manifest: Manifest, run: RunConfig) -> None:
+    """Raise UserError where a part of a file that the run reads has no document, or of text no row."""
+    counts = part_counts(manifest.documents, run.data.split)
+    for name in parts_read(run):
+        require(
+            counts[name] > 0,
+            f"{prefix} has {manifest.documents:,} documents, and none of them for {name} "
+            f"under data.split={run.data.split}",
+            "one or more",
+            "give more data or other shares; train.eval_batches=0 needs no validation",
+        )
+    if not run.data.chat and manifest.documents <= DRAWN_UP_TO:
+        parts = make_text_parts(prefix, run.data)
+        for name in parts_read(run):
+            check_text_part(prefix, parts[name], run.data)
+
+
+def estimate_validation_rows(run: RunConfig) -> list[float]:
+    """About how many validation rows each file has. Raises UserError."""
+    rows: list[float] = []
+    for _, prefix in parse_blend(run.data.blend):
+        manifest = read_manifest(prefix)
+        if run.data.chat or manifest.documents > DRAWN_UP_TO:
+            share = part_counts(manifest.documents, run.data.split)["validation"] / max(manifest.documents, 1)
+            rows.append(max(share * manifest.tokens / run.data.sequence_length, 1))
+        else:
+            tokens = make_text_parts(prefix, run.data)["validation"].tokens
+            rows.append(count_text_rows(tokens, run.data.sequence_length))
+    return rows
+
+
+def describe_repeats(run: RunConfig, rows: Sequence[float]) -> str | None:
+    """One line where an evaluation reads rows more than once; None where it does not. rows: of each file."""
+    evaluated = run.train.eval_batches * run.train.global_batch
+    blend = parse_blend(run.data.blend)
+    weights = [rows[number] if weight is None else weight for number, (weight, _) in enumerate(blend)]
+    times = [weight / sum(weights) * evaluated / have for weight, have in zip(weights, rows, strict=True)]
+    most = max(range(len(times)), key=lambda number: times[number])
+    if times[most] <= 1:
+        return None
+    return (
+        f"an evaluation takes {evaluated:,} rows; {blend[most][1]} has {rows[most]:,.0f} for validation, "
+        f"so each of them is read {times[most]:.2g} times"
+    )

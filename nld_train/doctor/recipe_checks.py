@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.data.manifest import check_token_file_tokenizer, parse_blend
+from nld_train.data.run_rows import describe_repeats, estimate_validation_rows
 from nld_train.data.tokenizer import check_mask_id, load_tokenizer
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import DoctorFinding, Verdict, any_fails, counted_noun, gb_text, refusal_finding
@@ -48,7 +49,22 @@ def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
         how = "SHA-256 verified" if verify else "sizes as in its manifest"
         said = f"{counted_noun(found.tokens, 'token')} in {counted_noun(found.documents, 'document')}; {how}"
         findings.append(DoctorFinding(f"data {prefix}", said))
-    return findings if any_fails(findings) else [*findings, check_data_passes(run, counts)]
+    if any_fails(findings):
+        return findings
+    return [*findings, check_data_passes(run, counts), *check_validation_rows(run)]
+
+
+def check_validation_rows(run: RunConfig) -> list[DoctorFinding]:
+    """Note a validation part that is shorter than one evaluation."""
+    if not run.train.eval_batches:
+        return []
+    try:
+        rows = estimate_validation_rows(run)
+    except UserError as error:
+        return [refusal_finding("validation", error)]
+    said = describe_repeats(run, rows) if all(rows) else None  # a file without any is refused as a start check
+    do = "lower train.eval_batches, or give validation a larger share of data.split"
+    return [] if said is None else [DoctorFinding("validation", said, "note", do)]
 
 
 def check_data_passes(run: RunConfig, counts: Sequence[tuple[float | None, str, int]]) -> DoctorFinding:

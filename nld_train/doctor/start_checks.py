@@ -13,6 +13,7 @@ import torch
 from nld_train.config import RunConfig, require
 from nld_train.convert.config_json import read_folder_config
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
+from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
@@ -50,12 +51,13 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
 
 
 def check_run_data(run: RunConfig) -> None:
-    """Refuse token files that are missing or damaged, or that are of another kind, tokenizer or vocabulary; and what
-    the export would refuse after training."""
+    """Refuse token files that are missing or damaged, that are of another kind, tokenizer or vocabulary, or too small
+    for a row of each part that is read; and what the export would refuse after training."""
     blend = parse_blend(run.data.blend)
     for _, prefix in blend:
         manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
         _check_data_kind(prefix, manifest, run)
+        check_data_parts(prefix, manifest, run)
         vocabulary = manifest.vocab_size
         require(
             vocabulary <= run.model.vocab_size,

@@ -1,5 +1,6 @@
 """What a run needs, on real token files, tokenizers and folders, sound and damaged."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from nld_train.doctor.recipe_checks import (
     check_disk,
     check_memory,
     check_tokenizer,
+    check_validation_rows,
     run_start_check,
 )
 from nld_train.errors import UserError
@@ -60,7 +62,7 @@ def flip_a_byte(path: Path, at: int) -> None:
 
 
 def test_sound_files_are_counted_and_how_often_they_are_read(run: RunConfig, folder: Path) -> None:
-    first, second, often = check_data_files(run, verify=True)
+    first, second, often, *_ = check_data_files(run, verify=True)
     assert verdicts([first, second]) == ["ok", "ok"]
     assert "tokens in" in first.found and "SHA-256 verified" in second.found
     assert f"{run_tokens(run):,} to train on" in often.found
@@ -90,6 +92,24 @@ def test_a_file_read_many_times_is_noted(run: RunConfig) -> None:
     assert check_data_passes(run, [(None, "a", plenty), (None, "b", plenty)]).verdict == "ok"
     noted = check_data_passes(run, [(0.9, "a", plenty), (0.1, "b", scarce // 10)])
     assert noted.verdict == "note" and "b is read 20 times" in noted.found
+
+
+def test_a_validation_part_shorter_than_an_evaluation_is_noted(run: RunConfig, folder: Path) -> None:
+    few = replace(run, data=replace(run.data, blend=(f"{folder}/data/b",)))
+    (noted,) = check_validation_rows(few)
+    assert noted.verdict == "note"
+    assert re.search(
+        r"an evaluation takes 64 rows; .*/data/b has \d for validation, so each of them is read", noted.found
+    )
+    assert not check_validation_rows(replace(few, train=replace(run.train, eval_batches=0)))
+    many = replace(few, data=replace(few.data, split="50,50,0", sequence_length=32))
+    assert not check_validation_rows(many)
+
+
+def test_a_part_without_documents_is_refused_by_the_doctor(run: RunConfig) -> None:
+    empty = replace(run, data=replace(run.data, split="100,0,0"))
+    refusal = next(finding for finding in run_findings(empty, verify=False) if finding.check == "data")
+    assert refusal.verdict == "FAIL" and "none of them for validation under data.split=100,0,0" in refusal.found
 
 
 def test_the_tokenizer_says_what_the_mask_is(run: RunConfig, folder: Path) -> None:
