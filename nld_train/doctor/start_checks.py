@@ -12,6 +12,7 @@ import torch
 
 from nld_train.config import RunConfig, require
 from nld_train.convert.config_json import read_folder_config
+from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
@@ -86,15 +87,18 @@ def _check_data_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
 
 
 def check_start(run: RunConfig) -> None:
-    """Refuse an output folder of another run, and weights to start from that are missing or of another shape."""
+    """Refuse an output folder of another run or of other data, and weights to start from that are missing or of another
+    shape."""
     output = Path(run.output)
-    if run.init is not None and is_hf_folder(Path(run.init)):
+    imports = run.init is not None and is_hf_folder(Path(run.init))
+    if checkpoint_steps(output) and not imports:
+        check_same_run(run, output)
+    if complete_steps(output):
+        check_data_identity(run)
+    if imports:
         if not checkpoint_steps(output):
             check_init_shape(run)
-        return
-    if checkpoint_steps(output):
-        check_same_run(run, output)
-    if objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
+    elif objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
         check_init(run)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from nld_train.attention.backends import check_attention_backend
 from nld_train.config import RunConfig
+from nld_train.data.identity import record_data_identity
 from nld_train.data.run_rows import open_run_rows
 from nld_train.doctor.start_checks import check_ranks, check_run_data
 from nld_train.exit_status import FINISHED, STOPPED
@@ -64,7 +65,8 @@ def prepare_run(run: RunConfig, nodes: Nodes) -> RunConfig | None:
         return None
     if step is not None:
         logger.info("resuming %s at step %d from %s", run.name, step, run.output)
-    # 4. Which tokens make which row, made once: ranks that start together only read it.
+    # 4. Which data it is, and which tokens make which row, made once: ranks that start together only read it.
+    record_data_identity(run, resumes=step is not None)
     open_run_rows(run, data_index_folder(run.output))
     # 5. The record, last: whoever reads it finds a start whose ranks did start.
     record_start(Path(run.output), step or 0, nodes.labels, os.environ)
