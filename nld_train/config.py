@@ -13,6 +13,7 @@ AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te"
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
+VerifyData = Literal["once", "never"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -103,6 +104,7 @@ class DataConfig:
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
+    verify: VerifyData = "once"  # once: each file is compared with its SHA-256 once per machine; never: sizes alone
 
     def __post_init__(self) -> None:
         require_positive("data", self, "sequence_length")
@@ -110,6 +112,7 @@ class DataConfig:
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
+        require_choice("data.verify", self.verify, VerifyData)
 
 
 @dataclass(frozen=True, kw_only=True)

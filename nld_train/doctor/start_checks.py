@@ -6,6 +6,7 @@ A check only reads. It refuses a run with a UserError, so every function here ra
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_fol
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
+FREE_OF_DATA = ("workers", "verify")  # of the data section
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -112,6 +114,9 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         "choose another output=, or start from it with init=",
     )
     before = read_frozen_run(output)
+    # How rows are fetched and files are checked makes no difference to the rows.
+    free = {name: getattr(run.data, name) for name in FREE_OF_DATA}
+    before = replace(before, data=replace(before.data, **free))
     for name in FIXED_ON_RESUME:
         changed = setting_differences(getattr(before, name), getattr(run, name), name)
         require(

@@ -11,6 +11,7 @@ from nld_train.attention.backends import check_attention_backend
 from nld_train.config import RunConfig
 from nld_train.data.identity import record_data_identity
 from nld_train.data.run_rows import open_run_rows
+from nld_train.data.verified import verify_run_data
 from nld_train.doctor.start_checks import check_ranks, check_run_data
 from nld_train.exit_status import FINISHED, STOPPED
 from nld_train.node_check.nodes import ALONE, Nodes
@@ -46,6 +47,7 @@ def check_on_this_node(run: RunConfig, nodes: Nodes) -> None:
     check_ranks(run, nodes.count)
     check_attention_backend(run, "cuda" if torch.cuda.is_available() else "cpu")
     check_run_data(run)
+    verify_run_data(run)
 
 
 def prepare_run(run: RunConfig, nodes: Nodes) -> RunConfig | None:
