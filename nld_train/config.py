@@ -104,6 +104,9 @@ class DataConfig:
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
+    skip_rows: int = (
+        0  # training rows of the blend before the run's first: where an earlier stage on the same data ended
+    )
     verify: VerifyData = "once"  # once: each file is compared with its SHA-256 once per machine; never: sizes alone
 
     def __post_init__(self) -> None:
@@ -113,6 +116,9 @@ class DataConfig:
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
         require_choice("data.verify", self.verify, VerifyData)
+        require(
+            self.skip_rows >= 0, f"data.skip_rows={self.skip_rows}", "0 or more", "use 0 to begin with the first row"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

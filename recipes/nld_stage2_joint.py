@@ -67,6 +67,8 @@ def run(size: str) -> RunConfig:
             blend=("data/pretrain/web",),
             tokenizer="data/tokenizer",
             sequence_length=4096,  # tokens [paper sec. 5]
+            skip_rows=476_837
+            * 512,  # stage 1's iterations x global batch: its rows are not read again; 0 on other data
             workers=4,  # processes per rank
         ),
         train=TrainConfig(

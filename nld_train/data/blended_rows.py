@@ -28,34 +28,32 @@ class FileRows(Protocol):
 
 
 class BlendedRows:
-    """`count` rows of a blend of files, from row `first` of the blend on.
+    """Some rows of a blend of files: those with the numbers `asked` in the blend, of which the first is row 0 here.
 
     `weights`: share of the rows that each file gives; None: in proportion to its rows, so that every file is taken
     whole once per epoch of the whole.
     """
 
-    def __init__(
-        self, files: Sequence[FileRows], weights: Sequence[float] | None, *, first: int = 0, count: int
-    ) -> None:
+    def __init__(self, files: Sequence[FileRows], weights: Sequence[float] | None, asked: range) -> None:
         assert all(len(file) for file in files), "a file without rows: it is refused where it is opened"
-        self.files, self.first, self.count = files, first, count
+        self.files, self.asked = files, asked
         self.weights = list(weights or [len(file) for file in files])
         assert len(self.weights) == len(files), f"{len(self.weights)} weights for {len(files)} files"
         self._chunk: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None  # the one that was last read
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.asked)
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
-            raise IndexError(f"row {index} of {self.count}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
         number, place = self.place_of(index)
         file = self.files[number]
         return file.epoch_row(*divmod(place, len(file)))
 
     def place_of(self, index: int) -> tuple[int, int]:
         """The file of row `index`, and how many rows of the blend that file gave before."""
-        chunk, inside = divmod(self.first + index, CHUNK)
+        chunk, inside = divmod(self.asked[index], CHUNK)
         if self._chunk is None or self._chunk[0] != chunk:
             self._chunk = chunk, *blend_samples(self.weights, chunk * CHUNK, (chunk + 1) * CHUNK)
         _, files, places = self._chunk
@@ -63,7 +61,7 @@ class BlendedRows:
 
     def prepare_epochs(self) -> None:
         """Make what is kept of the epochs that the rows come from, where it is missing."""
-        before, behind = (samples_given(self.weights, end) for end in (self.first, self.first + self.count))
+        before, behind = (samples_given(self.weights, end) for end in (self.asked.start, self.asked.stop))
         for file, start, stop in zip(self.files, before.tolist(), behind.tolist(), strict=True):
             if stop > start:
                 file.prepare_epochs(range(start // len(file), (stop - 1) // len(file) + 1))

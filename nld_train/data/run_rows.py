@@ -31,15 +31,16 @@ def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
     """
     files = _chat_files(run, folder) if run.data.chat else _text_files(run, folder)
     weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None] or None
-    counts = {
-        "train": run.train.iterations * run.train.global_batch,
-        "validation": run.train.eval_batches * run.train.global_batch,
+    # Training goes on where an earlier stage on the same data ended; every evaluation of every stage takes row 0 first.
+    asked = {
+        "train": range(run.data.skip_rows, run.data.skip_rows + run.train.iterations * run.train.global_batch),
+        "validation": range(run.train.eval_batches * run.train.global_batch),
     }
     if "validation" in files:
         said = describe_repeats(run, [len(file) for file in files["validation"]])
         if said is not None:
             logger.warning("%s", said)
-    parts = {part: BlendedRows(of_part, weights, count=counts[part]) for part, of_part in files.items()}
+    parts = {part: BlendedRows(of_part, weights, asked[part]) for part, of_part in files.items()}
     for rows in parts.values():
         rows.prepare_epochs()
     return parts

@@ -57,32 +57,32 @@ def test_far_into_a_run_the_stretches_still_meet() -> None:
 def test_a_number_means_the_same_row_in_a_longer_run() -> None:
     files = [Numbered(0, 7), Numbered(1, 11)]
     for weights in (None, (0.4, 0.6)):
-        short, long = BlendedRows(files, weights, count=40), BlendedRows(files, weights, count=3 * 40)
+        short, long = BlendedRows(files, weights, range(40)), BlendedRows(files, weights, range(3 * 40))
         assert read(long)[:40] == read(short)
         assert max(epoch for _, epoch, _ in read(short)) >= 2
-        assert read(BlendedRows(files, weights, first=40, count=80)) == read(long)[40:]
+        assert read(BlendedRows(files, weights, range(40, 120))) == read(long)[40:]
 
 
 def test_rows_are_read_across_the_edge_of_a_chunk() -> None:
-    rows = BlendedRows([Numbered(0, CHUNK - 3)], None, first=CHUNK - 5, count=8)
+    rows = BlendedRows([Numbered(0, CHUNK - 3)], None, range(CHUNK - 5, CHUNK + 3))
     assert read(rows) == [(0, 0, CHUNK - 5), (0, 0, CHUNK - 4), *((0, 1, place) for place in range(6))]
 
 
 def test_missing_weights_are_sizes() -> None:
-    rows = read(BlendedRows([Numbered(0, 5), Numbered(1, 20)], None, count=50))
+    rows = read(BlendedRows([Numbered(0, 5), Numbered(1, 20)], None, range(50)))
     assert [sum(name == file for name, *_ in rows) for file in (0, 1)] == [10, 40]
     assert len(set(rows[:25])) == 25 and {epoch for _, epoch, _ in rows[:25]} == {0}
 
 
 def test_the_epochs_that_are_read_are_prepared_and_no_other() -> None:
     files = [Numbered(0, 7), Numbered(1, 11), Numbered(2, 10**9)]
-    rows = BlendedRows(files, (0.6, 0.3, 0.1), first=30, count=50)
+    rows = BlendedRows(files, (0.6, 0.3, 0.1), range(30, 80))
     rows.prepare_epochs()
     for file in files:
         assert file.prepared == sorted({epoch for name, epoch, _ in read(rows) if name == file.name})
 
 
 def test_no_row_is_there_behind_the_last() -> None:
-    rows = BlendedRows([Numbered(0, 7)], None, count=3)
+    rows = BlendedRows([Numbered(0, 7)], None, range(3))
     with pytest.raises(IndexError):
         rows[3]

@@ -47,7 +47,7 @@ def first_tokens(rows: BlendedRows, start: int, stop: int) -> list[int]:
 
 
 def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(file: ChatFileRows) -> None:
-    rows = BlendedRows([file], None, count=30)
+    rows = BlendedRows([file], None, range(30))
     epochs = [tuple(first_tokens(rows, start, start + 3)) for start in range(0, 30, 3)]
     assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(int(CONVERSATIONS[i][0][0]) for i in (0, 2, 3)))}
     assert len(set(epochs)) > 1
@@ -60,6 +60,6 @@ def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFile
         12,
         shuffle_seed=1,
     )
-    rows = BlendedRows([file, other], None, count=16)
+    rows = BlendedRows([file, other], None, range(16))
     first, second = Counter(first_tokens(rows, 0, 8)), Counter(first_tokens(rows, 8, 16))
     assert first == second and len(first) == 8

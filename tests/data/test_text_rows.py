@@ -94,6 +94,22 @@ def test_rows_do_not_depend_on_the_length_of_the_run(prepared: Path, tmp_path: P
         assert np.array_equal(short[number]["tokens"], long[number]["tokens"])
 
 
+def test_the_rows_of_the_second_stage_follow_the_last_of_the_first(prepared: Path, tmp_path: Path) -> None:
+    run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
+    first, second = (replace(run, data=replace(run.data, skip_rows=rows)) for rows in (0, 10 * 8))
+    one, two, whole = (
+        open_run_rows(with_train(stage, iterations=n), tmp_path)
+        for stage, n in ((first, 10), (second, 15), (first, 25))
+    )
+    expected = [whole["train"][number]["tokens"].tolist() for number in range(25 * 8)]
+    assert [
+        rows["tokens"].tolist()
+        for part in (one, two)
+        for rows in map(part["train"].__getitem__, range(len(part["train"])))
+    ] == expected
+    assert np.array_equal(one["validation"][3]["tokens"], two["validation"][3]["tokens"]), "validation stays the same"
+
+
 def test_a_part_without_a_row_is_refused(prepared: Path, tmp_path: Path) -> None:
     run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
     run = replace(run, data=replace(run.data, blend=(f"{prepared}/data/b",), split="100,0,0"))

@@ -20,6 +20,7 @@ from nld_train.doctor.recipe_checks import (
     check_data_passes,
     check_disk,
     check_memory,
+    check_rows_read_before,
     check_tokenizer,
     check_validation_rows,
     run_start_check,
@@ -28,6 +29,7 @@ from nld_train.errors import UserError
 from nld_train.plan.memory import checkpoint_size, worst_stage
 from nld_train.plan.row_counts import run_tokens
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.frozen import freeze_run
 from nld_train.run_folder.paths import step_folder
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
@@ -110,6 +112,26 @@ def test_a_part_without_documents_is_refused_by_the_doctor(run: RunConfig) -> No
     empty = replace(run, data=replace(run.data, split="100,0,0"))
     refusal = next(finding for finding in run_findings(empty, verify=False) if finding.check == "data")
     assert refusal.verdict == "FAIL" and "none of them for validation under data.split=100,0,0" in refusal.found
+
+
+def test_rows_that_init_has_read_are_noted(run: RunConfig, folder: Path) -> None:
+    """Stage 1 takes 20 steps of 8 rows; stage 2 begins where it ended, a quarter before, behind, or on other rows."""
+    Path(run.output).mkdir()
+    freeze_run(run)
+
+    def second(**data: object) -> list[DoctorFinding]:
+        stage = replace(run, init=run.output, output=f"{folder}/second", data=replace(run.data, **data))
+        return check_rows_read_before(stage)
+
+    (again,) = second(skip_rows=120)
+    assert again.verdict == "note" and "begins at row 120: 25% of its rows are read again" in again.found
+    assert "data.skip_rows=160" in again.do
+    assert "100% of its rows" in second()[0].found
+    for rows in (160, 1000):
+        assert [finding.verdict for finding in second(skip_rows=rows)] == ["ok"]
+    assert second(shuffle_seed=5) == second(blend=run.data.blend[:1]) == []
+    save(run, 5)
+    assert "ended at row 40" in second()[0].found, "what it saved counts, not what it planned"
 
 
 def test_the_tokenizer_says_what_the_mask_is(run: RunConfig, folder: Path) -> None:
