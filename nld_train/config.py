@@ -288,6 +288,7 @@ class RunConfig:
     name: str
     output: str  # folder of checkpoints, logs and the frozen configuration
     init: str | None = None  # run, import or Hugging Face folder whose weights the run starts from; None: random
+    init_optimizer: bool = False  # start from the moments of init's optimizer too, so that one schedule goes on
     model: ModelConfig
     diffusion: DiffusionConfig
     data: DataConfig
@@ -371,6 +372,12 @@ def check_training(run: RunConfig) -> None:
         "data.chat=True with diffusion.document_mask=False",
         "conversations that do not see the others of their row",
         "set diffusion.document_mask=True",
+    )
+    require(
+        run.init is not None or not run.init_optimizer,
+        "init_optimizer=True without init",
+        "the run whose optimizer goes on",
+        "set init=, or init_optimizer=False",
     )
     scheduled = run.optimizer.warmup_iterations + run.optimizer.decay_iterations
     require(

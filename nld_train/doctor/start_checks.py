@@ -17,6 +17,7 @@ from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
+from nld_train.fields import leaf_values
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
@@ -31,12 +32,13 @@ from nld_train.run_folder.frozen import (
     is_drafter_run,
     model_record,
     read_frozen_run,
+    read_run_if_any,
     setting_differences,
 )
 from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_optimizer", *SECTION_OBJECTIVES)
 FREE_OF_DATA = ("workers", "verify")  # of the data section
 
 
@@ -147,15 +149,43 @@ def check_init(run: RunConfig) -> None:
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
     check_same_model(run.init, json.loads(shape.read_text()), run.model)
+    check_init_optimizer(run)
     check_checkpoint_contents(newest)
     objective = objective_of(run)
     if objective.adapter is not None and objective.adapter.adapter is not None:
         check_init_adapter(objective.section, objective.adapter, Path(objective.adapter.adapter))
 
 
+def check_init_optimizer(run: RunConfig) -> None:
+    """Refuse init_optimizer where `init` holds no optimizer, or one that this run cannot go on with."""
+    if not run.init_optimizer:
+        return
+    assert run.init is not None
+    before = read_run_if_any(Path(run.init))
+    got = f"init_optimizer=True with init={run.init!r}"
+    require(
+        before is not None and objective_of(run).adapter is None,
+        f"{got}, which has no optimizer of this run's weights",
+        "the output folder of `nld train` of the whole model, in both stages",
+        "set init_optimizer=False, or name such a folder",
+    )
+    assert before is not None
+    # Megatron finds stored moments by the learning rates of their group.
+    names = ("optimizer.lr", "optimizer.min_lr", "train.precision", "parallel.distributed_optimizer")
+    kept, wanted = (leaf_values(each) for each in (before, run))
+    changed = [f"{name}={kept[name]} there, {wanted[name]} here" for name in names if kept[name] != wanted[name]]
+    require(
+        not changed,
+        f"{got}: {'; '.join(changed)}",
+        "the same in both stages, of which one schedule is made",
+        "set them as there, or init_optimizer=False",
+    )
+
+
 def check_init_shape(run: RunConfig) -> None:
     """Refuse a Hugging Face folder of another shape before it is read whole."""
     assert run.init is not None
+    check_init_optimizer(run)
     check_same_model(run.init, model_record(read_folder_config(Path(run.init)).model), run.model)
 
 
