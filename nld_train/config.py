@@ -13,6 +13,7 @@ AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te"
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
+VerifyData = Literal["once", "never"]
 WandbMode = Literal["auto", "online", "required", "offline", "disabled"]
 
 
@@ -103,6 +104,10 @@ class DataConfig:
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
+    skip_rows: int = (
+        0  # training rows of the blend before the run's first: where an earlier stage on the same data ended
+    )
+    verify: VerifyData = "once"  # once: each file is compared with its SHA-256 once per machine; never: sizes alone
 
     def __post_init__(self) -> None:
         require_positive("data", self, "sequence_length")
@@ -110,6 +115,10 @@ class DataConfig:
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
+        require_choice("data.verify", self.verify, VerifyData)
+        require(
+            self.skip_rows >= 0, f"data.skip_rows={self.skip_rows}", "0 or more", "use 0 to begin with the first row"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +289,7 @@ class RunConfig:
     output: str  # folder of checkpoints, logs and the frozen configuration
     init: str | None = None  # run, import or Hugging Face folder whose weights the run starts from; None: random
     init_step: int | None = None  # which of its checkpoints; None: the newest, which must be whole
+    init_optimizer: bool = False  # start from the moments of init's optimizer too, so that one schedule goes on
     model: ModelConfig
     diffusion: DiffusionConfig
     data: DataConfig
@@ -365,6 +375,12 @@ def check_training(run: RunConfig) -> None:
         "data.chat=True with diffusion.document_mask=False",
         "conversations that do not see the others of their row",
         "set diffusion.document_mask=True",
+    )
+    require(
+        run.init is not None or not run.init_optimizer,
+        "init_optimizer=True without init",
+        "the run whose optimizer goes on",
+        "set init=, or init_optimizer=False",
     )
     scheduled = run.optimizer.warmup_iterations + run.optimizer.decay_iterations
     require(
