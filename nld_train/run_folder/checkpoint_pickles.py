@@ -26,7 +26,7 @@ METADATA = ".metadata"
 STORED = ".distcp"  # suffix of the files whose contents `.metadata` lists
 # Files that torch.load is meant to read, by their names or by how they begin: a zip file, or a pickle.
 PICKLED_SUFFIXES, PICKLED_STARTS = (".pt", ".pth", ".pkl", ".bin"), (b"PK\x03\x04", b"\x80")
-EXTRA_STATE = "_extra_state"  # Transformer Engine unpickles what these tensors hold; those of a bfloat16 run are empty
+EXTRA_STATE = "_extra_state"  # tensors whose bytes Transformer Engine may unpickle; those of a bfloat16 run are empty
 OF_METADATA = {
     "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "torch.serialization": {"_get_layout"},
@@ -107,7 +107,7 @@ def _check_stored_objects(folder: Path) -> None:
     for name, path, content in _stored_objects(folder):
         value = _load_as_data(path, content, f" ({name})")
         if EXTRA_STATE in name and not _is_empty_state(value):
-            raise _refusal(f"{path} ({name}) holds a state that Transformer Engine would unpickle")
+            raise _refusal(f"{path} ({name}) holds a state that Transformer Engine may unpickle")
 
 
 def _stored_objects(folder: Path) -> Iterator[tuple[str, Path, bytes]]:

@@ -1,5 +1,6 @@
 """Slurm's commands and W&B's login, as this machine has them or could have."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def test_cores_and_memory_are_said() -> None:
 def test_no_shared_memory_fails(tmp_path: Path) -> None:
     assert shared_memory_finding(tmp_path / "none").verdict == "FAIL"
     assert "free in" in shared_memory_finding(tmp_path).found
+
+
+def test_dockers_64_mb_of_shared_memory_are_noted(tmp_path: Path) -> None:
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"NOT TESTED: no filesystem can be mounted here: {made.stderr.strip()}")
+    try:
+        found = shared_memory_finding(tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    assert found.verdict == "note" and found.found == f"0.0671 GB free in {tmp_path}"
+    assert found.do == "give the container more (Docker: --shm-size 8g), or set data.workers=0"
 
 
 def test_slurm_is_all_nothing_or_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
