@@ -28,10 +28,3 @@ def require_choice(name: str, value: str, choices: object) -> None:
     """Raise UserError unless the setting `name` has one of the values of a Literal."""
     allowed = get_args(choices)
     require(value in allowed, f"{name}={value!r}", ", ".join(allowed), "choose one of them")
-
-
-def require_positive(section: str, settings: object, *names: str) -> None:
-    """Raise UserError unless these settings of a section are above 0."""
-    for name in names:
-        value = getattr(settings, name)
-        require(value > 0, f"{section}.{name}={value}", "numbers above 0", f"set {section}.{name}")
