@@ -14,8 +14,10 @@ class UserError(Exception):
         super().__init__(got, allowed, do)  # the arguments as they are: the error can travel between processes
 
     def __str__(self) -> str:
+        """One line: what comes from a file or a command line may hold line ends, and commands to a terminal."""
         got, allowed, do = self.args
-        return f"{got}; allowed: {allowed}; do: {do}"
+        text = f"{got}; allowed: {allowed}; do: {do}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def require(ok: bool, got: str, allowed: str, do: str) -> None:

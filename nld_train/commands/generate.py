@@ -14,7 +14,7 @@ from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED
 from nld_train.fields import field_types, format_value, parse_value
-from nld_train.files import write_text
+from nld_train.files import check_output_file, write_text
 
 if TYPE_CHECKING:  # they import numpy and torch
     import numpy as np
@@ -143,6 +143,8 @@ def run_generate(args: argparse.Namespace) -> int:
     # 1. The command line is checked before anything is imported that takes seconds.
     settings, prompts = decode_settings(args), read_prompts(args, sys.stdin)
     require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
+    if args.json is not None:
+        check_output_file(args.json)
     stops = [require_unicode(stop, "--stop") for stop in args.stop]
     require(all(stops), "an empty --stop", "a text", "leave it out")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")

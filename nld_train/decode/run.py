@@ -70,7 +70,10 @@ def open_generations(
 def text_ends(config: Any, settings: DecodeConfig) -> tuple[int, ...]:
     """The ids that end a text: those of the settings, or the model's own. Raises: UserError for an id that no token of
     the model has, and which would never end one."""
-    chosen = config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    known = config.eos_token_id
+    is_ids = known is None or isinstance(known, int | list | tuple)
+    require(is_ids, f"eos_token_id={known!r} in config.json", "an id, or a list of them", "correct config.json")
+    chosen = known if settings.eos_token_id is None else settings.eos_token_id
     named = {"eos_token_id": end_token_ids(chosen), "end_think_token_id": end_token_ids(settings.end_think_token_id)}
     for name, ids in named.items():
         for token_id in ids:

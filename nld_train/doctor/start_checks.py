@@ -4,16 +4,17 @@
 A check only reads. It refuses a run with a UserError, so every function here raises UserError.
 """
 
-import json
 import os
 from pathlib import Path
 
 import torch
 
 from nld_train.config import RunConfig, require
+from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.config_json import read_folder_config
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
+from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
@@ -30,7 +31,7 @@ from nld_train.run_folder.frozen import (
     read_frozen_run,
     setting_differences,
 )
-from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
+from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
@@ -135,11 +136,15 @@ def check_init(run: RunConfig) -> None:
     )
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
-    check_same_model(run.init, json.loads(shape.read_text()), run.model)
+    check_same_model(run.init, read_json_object(shape, TRAINED_OR_IMPORTED), run.model)
     check_checkpoint_contents(newest)
     objective = objective_of(run)
     if objective.adapter is not None and objective.adapter.adapter is not None:
-        check_init_adapter(objective.section, objective.adapter, Path(objective.adapter.adapter))
+        folder = Path(objective.adapter.adapter)
+        check_init_adapter(objective.section, objective.adapter, folder)
+        stored = StoredAdapter(folder, run.model)
+        for unit in stored.units:
+            stored.read(unit)  # which refuses NaN
 
 
 def check_init_shape(run: RunConfig) -> None:
@@ -155,7 +160,7 @@ def check_init_adapter(section: str, lora: LoraSettings, folder: Path) -> None:
     require(
         there, f"{section}.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path"
     )
-    content = json.loads(said.read_text())
+    content = read_json_object(said, "a PEFT folder")
     found, wanted = (content.get("r"), content.get("lora_alpha")), (lora.rank, lora.alpha)
     require(
         found == wanted,

@@ -60,8 +60,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
     `ar_generate`, `linear_spec_generate` and, with a block_length, `generate` take prompts [B, P], left-padded where
     `attention_mask` says 0, and return (ids with the prompt, forwards); rows that end early are filled with the
     end-of-sequence token. They are seeded by `generator` (one, or one per row) and call `streamer(row, tokens)` with
-    new tokens as they come. `eos_token_id`, one or several, None means the configuration's. A drafter's PEFT adapter is on while
-    `linear_spec_generate` drafts, and off in everything else that decodes.
+    new tokens as they come. `eos_token_id`, one or several, None means the configuration's. A drafter's PEFT adapter
+    is on while `linear_spec_generate` drafts, and off in everything else that decodes.
     Raises: InputError, a ValueError of one line, for a request that cannot be met.
     """
 
