@@ -9,6 +9,7 @@ from importlib import import_module
 from nld_train.errors import UserError
 from nld_train.exit_status import LEFT_AT_ONCE, REFUSED
 from nld_train.files import OF_A_PATH, refused_path
+from nld_train.lasting_output import outlive_terminal
 
 # Name -> summary. The parser of NAME is add_NAME_parser in nld_train/commands/NAME.py.
 COMMANDS = {
@@ -61,10 +62,12 @@ def parse_words(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Run the command line; returns the exit status. User errors are one line on stderr and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what files and terminals spell wrongly is shown, not fatal
+    if sys.argv[1:2] == ["train"]:
+        outlive_terminal()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_words(sys.argv[1:])
     try:
         return args.run(args)

@@ -124,9 +124,12 @@ def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole: other processes see the old content or the new, never a part."""
+    """Write a small file whole: other processes see the old content or the new, never a part; so does whoever comes
+    after a loss of power."""
     require_plain_file(path)
     partial = path.with_name(f".{path.name}.partial")
-    with full_disk_refused(path.parent):
-        partial.write_text(text, encoding="utf-8")
+    with full_disk_refused(path.parent), partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

@@ -15,8 +15,9 @@ from nld_train.exit_status import FAILED
 
 TIME_IS_UP = signal.SIGUSR1  # Slurm sends it some time before a job's time limit
 SIGNALS = (signal.SIGTERM, TIME_IS_UP, signal.SIGINT)
-# The default of torchrun's --signals-to-handle: torchrun kills its ranks on these, and SIGNALS are not among them.
-TORCHRUN_SIGNALS = {"PET_SIGNALS_TO_HANDLE": "SIGHUP,SIGQUIT"}
+# torchrun kills its ranks on these. SIGNALS are not among them, and neither is SIGHUP: a run outlives its terminal.
+TORCHRUN_SIGNALS = {"PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
+OWN_TORCHRUN = "NLD_TRAIN_TORCHRUN"  # variable: the id of the torchrun that `nld train` has started, for its ranks
 PARENT = "NLD_TRAIN_PARENT"  # variable: the id of the process that set it, for the processes that it starts
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 

@@ -30,7 +30,7 @@ OUTPUT/stop let it finish its step, save and leave. Exit status:
   {FAILED:<5}failed
   {REFUSED:<5}refused by the start checks: nothing has started
   {UNHEALTHY_NODE:<5}a node failed its check before the start, and is named (on several nodes)
-  {LEFT_AT_ONCE:<5}second Ctrl-C: left without saving
+  {LEFT_AT_ONCE:<5}left at once, without saving: a second Ctrl-C, or ranks that give no answer
 """
 
 

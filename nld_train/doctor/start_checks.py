@@ -35,6 +35,9 @@ from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED, checkpoi
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", *SECTION_OBJECTIVES)
+FREE_ON_RESUME = ("data.workers",)  # all the same
+# Megatron's checkpoint holds these of the optimizer: it would refuse others in mid-start, or keep its own in silence.
+FIXED_OPTIMIZER = ("lr", "min_lr", "weight_decay", "beta1", "beta2", "eps")
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -109,6 +112,7 @@ def check_same_run(run: RunConfig, output: Path) -> None:
     before = read_frozen_run(output)
     for name in FIXED_ON_RESUME:
         changed = setting_differences(getattr(before, name), getattr(run, name), name)
+        changed = [text for text in changed if not text.startswith(FREE_ON_RESUME)]
         require(
             not changed,
             f"{output} holds a checkpoint of another run: {'; '.join(changed)}",
@@ -120,6 +124,14 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         f"train.global_batch={run.train.global_batch}, the checkpoint in {output} has {before.train.global_batch}",
         "the same global batch: rows are numbered by it",
         "undo the change, or choose another output=",
+    )
+    changed = setting_differences(before.optimizer, run.optimizer, "optimizer")
+    changed = [text for text in changed if text.startswith(tuple(f"optimizer.{name} " for name in FIXED_OPTIMIZER))]
+    require(
+        not changed,
+        f"the optimizer in {output} was saved with other settings: {'; '.join(changed)}",
+        "resuming with the same " + ", ".join(FIXED_OPTIMIZER),
+        f"undo the change, or start from its weights: init={output} and another output=",
     )
 
 

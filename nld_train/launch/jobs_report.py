@@ -10,7 +10,7 @@ from nld_train.exit_status import MEANING
 from nld_train.launch.slurm_command import slurm_command
 from nld_train.run_folder.attempts import Attempt, first_recorded_time, read_attempts, read_submissions
 from nld_train.run_folder.frozen import read_frozen_run
-from nld_train.run_folder.metrics import Entry, entries_of_kind, read_metrics
+from nld_train.run_folder.metrics import Entry, entries_of_kind, read_metrics_so_far
 from nld_train.run_folder.paths import METRICS, RUN
 
 KILLED = "ended without a word: killed, or its node lost"
@@ -58,7 +58,7 @@ def run_attempts_report(output: Path, states: Mapping[str, str]) -> str:
 
 def attempt_lines(output: Path, run: RunConfig | None, found: Sequence[Attempt]) -> list[str]:
     """The lines of a run's starts; below each line, what became of its nodes. run: None before any rank started."""
-    entries = entries_of_kind(read_metrics(output / METRICS), "train") if (output / METRICS).is_file() else []
+    entries = entries_of_kind(read_metrics_so_far(output / METRICS), "train")
     rows = [HEAD, *(attempt_row(run, entries, found, index) for index in range(len(found)))]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(HEAD))]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]

@@ -27,7 +27,7 @@ from nld_train.launch.nemo import local_executor, recipe_task, slurm_executor
 from nld_train.launch.sbatch_script import Submission
 from nld_train.launch.site import Site
 from nld_train.run_folder.attempts import Attempt, read_attempts
-from nld_train.run_folder.paths import stop_file
+from nld_train.run_folder.stop_file import stop_file
 from nld_train.signals import SIGNALS
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ OUTPUT/data_index/       which tokens make which row; made again where it is mis
 OUTPUT/init/             the import of an init= that is a Hugging Face folder
 OUTPUT/metrics.jsonl     one line per logged step and evaluation
 OUTPUT/jobs.jsonl        every submission, start and end
+OUTPUT/lock              names the start that writes into the folder
 OUTPUT/stop              while it is there, the run stops after its step
 OUTPUT/logs/             launcher.log of torchrun, and rank_N.log of every rank
 OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/slurm/  OUTPUT/nemo/
@@ -19,7 +20,8 @@ from pathlib import Path
 RUN, MODEL, METRICS, JOBS = "run.json", "model.json", "metrics.jsonl", "jobs.jsonl"
 IMPORT, TOKENIZER = "import.json", "tokenizer"
 IMPORTED = "init"
-CHECKPOINTS, STEP_PREFIX, DATA_INDEX, LOGS, STOP = "checkpoints", "iter_", "data_index", "logs", "stop"
+CHECKPOINTS, STEP_PREFIX, DATA_INDEX, LOGS = "checkpoints", "iter_", "data_index", "logs"
+STOP, LOCK = "stop", "lock"
 TENSORBOARD, SLURM, NEMO = "tensorboard", "slurm", "nemo"
 TRACKER = "latest_checkpointed_iteration.txt"
 # Megatron-Bridge's state of a checkpoint, and its copy of the newest one's, from which it reads the step.
@@ -56,11 +58,6 @@ def launcher_log(output: str, node: int) -> Path:
 def rank_log(output: str, rank: int) -> Path:
     """The log of a rank: everything that it and its libraries print."""
     return logs_folder(output) / f"rank_{rank}.log"
-
-
-def stop_file(output: str) -> Path:
-    """The file that asks a run to stop after its step: `nld train` makes it on a signal, and anybody else may."""
-    return Path(output) / STOP
 
 
 def data_index_folder(output: str) -> Path:

@@ -12,11 +12,10 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store, rendezvous
 
 from nld_train.config import RunConfig, require
-from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED, REFUSED, STOPPED
 from nld_train.node_check.nodes import NAMES, PATIENCE, Nodes
 from nld_train.signals import die_with_parent
-from nld_train.start.start_run import prepare_run, train_and_record
+from nld_train.start.start_run import check_on_this_node, start_first_node
 from nld_train.start.torchrun import rank_command, rank_environment
 
 KEY = "what the first rank found"
@@ -59,17 +58,20 @@ def _open_store() -> Store:
 def _start_first_rank(run: RunConfig, nodes: Nodes, store: Store) -> int:
     """Prepare the run, let the other ranks go on, train this rank, and record the end; returns its exit status."""
     die_with_parent()
+    answer = str(REFUSED)
+
+    def announce(starts: bool) -> None:
+        nonlocal answer
+        answer = READY if starts else str(FINISHED)
+        store.set(KEY, answer)
+
     try:
         check_torchrun_size(run, int(os.environ["WORLD_SIZE"]))
-        prepared = prepare_run(run, nodes)
-    except UserError:
-        store.set(KEY, str(REFUSED))
-        raise
-    if prepared is None:
-        store.set(KEY, str(FINISHED))
-        return FINISHED
-    store.set(KEY, READY)
-    status = train_and_record(prepared, nodes, rank_command(prepared))
+        check_on_this_node(run, nodes)
+        status = start_first_node(run, nodes, rank_command, announce)
+    finally:
+        if answer != READY:
+            store.set(KEY, answer)
     return FINISHED if status == STOPPED else status
 
 

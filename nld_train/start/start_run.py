@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,14 +13,16 @@ from nld_train.attention.backends import check_attention_backend
 from nld_train.config import RunConfig
 from nld_train.data.chat_packing import open_packings
 from nld_train.doctor.start_checks import check_ranks, check_run_data
-from nld_train.exit_status import FINISHED, STOPPED
+from nld_train.exit_status import FINISHED, LEFT_AT_ONCE, STOPPED
 from nld_train.node_check.nodes import ALONE, Nodes
 from nld_train.run_folder.attempts import record_end, record_start
-from nld_train.run_folder.checkpoints import complete_steps, newest_complete_step, step_reached
-from nld_train.run_folder.paths import data_index_folder, launcher_log, stop_file
+from nld_train.run_folder.checkpoints import complete_steps, step_reached
+from nld_train.run_folder.output_lock import held_output
+from nld_train.run_folder.paths import data_index_folder, launcher_log
+from nld_train.run_folder.stop_file import stop_file
 from nld_train.start.imported_init import with_imported_init
 from nld_train.start.output_folder import open_output
-from nld_train.start.supervisor import TorchrunSupervisor
+from nld_train.start.supervisor import StoppedBeforeStart, TorchrunSupervisor
 from nld_train.start.torchrun import rank_environment, torchrun_command
 
 logger = logging.getLogger(__name__)
@@ -30,13 +34,43 @@ def start_run(run: RunConfig, nodes: Nodes = ALONE) -> int:
     Returns: the run's exit status (nld_train/exit_status.py). Raises: UserError where the run is refused; nothing has
     been started then.
     """
+    check_on_this_node(run, nodes)
     if not nodes.first:
-        check_on_this_node(run, nodes)
         return join_run(run, nodes)
-    prepared = prepare_run(run, nodes)
-    if prepared is None:
-        return FINISHED
-    return train_and_record(prepared, nodes, torchrun_command(prepared, nodes))
+    return start_first_node(run, nodes, partial(torchrun_command, nodes=nodes), announce=lambda _: None)
+
+
+def start_first_node(
+    run: RunConfig,
+    nodes: Nodes,
+    command_of: Callable[[RunConfig], Sequence[str]],
+    announce: Callable[[bool], None],
+) -> int:
+    """Hold the output folder, prepare it, run the command that starts this node's ranks, and record how they ended.
+
+    command_of: from the run as its ranks will read it. announce: told whether ranks are started now; False: the last
+    step is saved already. Returns: the exit status. Raises: UserError.
+    """
+    output, supervisor = Path(run.output), TorchrunSupervisor(run.name, stop_file(run.output), first=True)
+    with held_output(output, supervisor.give_way), supervisor:
+        try:
+            prepared = prepare_run(run)
+            if prepared is None:
+                announce(False)
+                return FINISHED
+            announce(True)
+            record_start(output, step_reached(output), nodes.labels, os.environ)
+            status = train_ranks(prepared, nodes, command_of(prepared), supervisor)
+        except StoppedBeforeStart as request:
+            return _stopped_before_start(run, request)
+        if not supervisor.gave_way:
+            record_end(output, step_reached(output), status)
+    return status
+
+
+def _stopped_before_start(run: RunConfig, request: StoppedBeforeStart) -> int:
+    logger.warning("%s: %s is stopped before its ranks were started; the same command goes on", request, run.name)
+    return LEFT_AT_ONCE if str(request) == signal.SIGINT.name else STOPPED
 
 
 def check_on_this_node(run: RunConfig, nodes: Nodes) -> None:
@@ -47,16 +81,14 @@ def check_on_this_node(run: RunConfig, nodes: Nodes) -> None:
     check_run_data(run)
 
 
-def prepare_run(run: RunConfig, nodes: Nodes) -> RunConfig | None:
+def prepare_run(run: RunConfig) -> RunConfig | None:
     """Do on the first node what comes before the ranks.
 
     Returns: the run as its ranks will read it, or None where its last step is saved already. Raises: UserError.
     """
-    # 1. The checks that write nothing.
-    check_on_this_node(run, nodes)
-    # 2. The weights: a Hugging Face folder becomes a checkpoint of the run's own.
+    # 1. The weights: a Hugging Face folder becomes a checkpoint of the run's own.
     run = with_imported_init(run)
-    # 3. The output folder: which step is resumed, and the frozen configuration.
+    # 2. The output folder: which step is resumed, and the frozen configuration.
     step = open_output(run)
     if step is not None and step >= run.train.iterations:
         reached = f"step {step:,} of {run.train.iterations:,}"
@@ -64,19 +96,10 @@ def prepare_run(run: RunConfig, nodes: Nodes) -> RunConfig | None:
         return None
     if step is not None:
         logger.info("resuming %s at step %d from %s", run.name, step, run.output)
-    # 4. The packing of conversations into rows, made once: ranks that start together only read it.
+    # 3. The packing of conversations into rows, made once: ranks that start together only read it.
     if run.data.chat:
         open_packings(run, data_index_folder(run.output))
-    # 5. The record, last: whoever reads it finds a start whose ranks did start.
-    record_start(Path(run.output), step or 0, nodes.labels, os.environ)
     return run
-
-
-def train_and_record(run: RunConfig, nodes: Nodes, command: Sequence[str]) -> int:
-    """Train a prepared run on the first node, and record how it ended; returns the run's exit status."""
-    status = train_ranks(run, nodes, command)
-    record_end(Path(run.output), step_reached(Path(run.output)), status)
-    return status
 
 
 def join_run(run: RunConfig, nodes: Nodes) -> int:
@@ -86,15 +109,15 @@ def join_run(run: RunConfig, nodes: Nodes) -> int:
     """
     if run.train.iterations in complete_steps(Path(run.output)):
         return FINISHED
-    return train_ranks(run, nodes, torchrun_command(run, nodes))
+    try:
+        with TorchrunSupervisor(run.name, stop_file(run.output), first=False) as supervisor:
+            return train_ranks(run, nodes, torchrun_command(run, nodes), supervisor)
+    except StoppedBeforeStart as request:
+        return _stopped_before_start(run, request)
 
 
-def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str]) -> int:
-    """Run the command that starts this node's ranks to its end; returns the run's exit status.
-
-    Raises: UserError where the ranks left in order and no checkpoint is complete.
-    """
-    supervisor = TorchrunSupervisor(run.name, stop_file(run.output))
+def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str], supervisor: TorchrunSupervisor) -> int:
+    """Run the command that starts this node's ranks to its end; returns the run's exit status."""
     log = launcher_log(run.output, nodes.node_rank)
     status = supervisor.run(command, {**os.environ, **rank_environment(run)}, log)
     return status or _exit_status_of(run)
@@ -102,8 +125,9 @@ def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str]) -> int:
 
 def _exit_status_of(run: RunConfig) -> int:
     """The exit status of a run whose ranks left in order: FINISHED at its last step, STOPPED before it."""
-    step = newest_complete_step(Path(run.output))
+    step = step_reached(Path(run.output))
     if step == run.train.iterations:
         return FINISHED
-    logger.warning("%s stopped at step %s of %d, saved; the same command goes on", run.name, step, run.train.iterations)
+    saved = f"step {step} of {run.train.iterations}, saved" if step else "its first step: nothing is saved"
+    logger.warning("%s stopped at %s; the same command goes on", run.name, saved)
     return STOPPED

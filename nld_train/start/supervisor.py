@@ -1,30 +1,61 @@
-"""The supervisor of torchrun: it passes requests to stop on to the run, and says in one line how the run failed."""
+"""The supervisor of torchrun: it passes requests to stop on to the run, and says in one line how the run failed.
+
+A request reaches the ranks as the file OUTPUT/stop. Before there are ranks it ends the start. Where the first rank
+gives no answer, because it hangs in a library, all ranks are killed.
+"""
 
 import logging
 import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
 from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE
+from nld_train.run_folder.output_lock import LockOwner
+from nld_train.run_folder.stop_file import LEAVE, SEEN, stop_answer
 from nld_train.signals import PARENT, SIGNALS
 
 logger = logging.getLogger(__name__)
 # How torchrun's log names the first process that failed.
 FIRST_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+ANSWER_SECONDS = 25.0  # within which a rank that was asked to stop says that it has heard
+
+
+class StoppedBeforeStart(Exception):
+    """A request to stop that came before any rank was started."""
 
 
 class TorchrunSupervisor:
     """Runs torchrun, and with it the ranks, as one child process."""
 
-    def __init__(self, name: str, stop: Path) -> None:
-        """name: what messages call the run; stop: the file that asks the run to stop."""
-        self.name, self.stop = name, stop
+    def __init__(self, name: str, stop: Path, *, first: bool) -> None:
+        """name: what messages call the run; stop: the file that asks the run to stop; first: whether the rank that
+        answers in it is one of these."""
+        self.name, self.stop, self.first = name, stop, first
         self.process: subprocess.Popen[bytes] | None = None
-        self.interrupted = self.left = False
+        self.interrupted = self.left = self.gave_way = False
+        self.asked_at: float | None = None
+
+    def __enter__(self) -> Self:
+        """Listen to the requests to stop; until `run` starts the command they raise StoppedBeforeStart."""
+        self.handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def give_way(self, owner: LockOwner | None) -> None:
+        """Leave at once: the output folder has gone to another start."""
+        self.gave_way = True
+        self._leave(f"{self.stop.parent} was taken over by {owner or 'another start'}: this one leaves")
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
         """Run the command to its end, with its stderr appended to `log`; returns FINISHED, FAILED or LEFT_AT_ONCE."""
@@ -33,30 +64,54 @@ class TorchrunSupervisor:
         start = log.stat().st_size if log.exists() else 0
         with log.open("a") as errors:
             self.process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, stderr=errors)
-        handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self.left:
+            self.process.kill()
         try:
-            status = self.process.wait()
+            status = self._wait()
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self.stop.unlink(missing_ok=True)
+            if not self.gave_way:
+                self.stop.unlink(missing_ok=True)
         if self.left:
             return LEFT_AT_ONCE
         if status:
             with log.open("rb") as errors:
                 errors.seek(start)
                 written = errors.read().decode(errors="replace")
-            logger.error("%s failed%s; see %s", self.name, first_killed_rank(written), log)
+            reason = f"{self.name} failed{first_killed_rank(written)}"
+            with log.open("a") as errors:
+                errors.write(f"{reason}\n")
+            logger.error("%s; see %s", reason, log)
         return FAILED if status else FINISHED
 
+    def _wait(self) -> int:
+        """Wait for the end of the command, and end it where nobody answers a request to stop."""
+        assert self.process is not None, "it was started"
+        while True:
+            try:
+                return self.process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                asked = self.asked_at is not None and time.monotonic() - self.asked_at > ANSWER_SECONDS
+                if self.first and asked and stop_answer(self.stop) not in (SEEN, LEAVE):
+                    self._leave(f"{self.name}: no answer from its ranks for {ANSWER_SECONDS:.0f} s: they are killed")
+
+    def _leave(self, reason: str) -> None:
+        """Kill the command; its ranks die with it: signals.die_with_parent."""
+        logger.error(reason)
+        self.left = True
+        if self.process is not None:
+            self.process.kill()
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        assert self.process is not None, "handlers are set after the start"
+        if self.process is None:
+            raise StoppedBeforeStart(signal.Signals(number).name)
+        if self.process.poll() is not None:  # it has ended by itself
+            return
         if number == signal.SIGINT and self.interrupted:
-            self.left = True
-            self.process.kill()  # its ranks die with it: signals.die_with_parent
+            self._leave(f"SIGINT: leaving {self.name} at once")
             return
         self.interrupted |= number == signal.SIGINT
+        self.asked_at = self.asked_at or time.monotonic()
         try:
             self.stop.touch()
         except OSError as error:

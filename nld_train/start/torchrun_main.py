@@ -6,7 +6,7 @@ import sys
 
 from torch.distributed.run import main as torchrun
 
-from nld_train.signals import SIGNALS, TORCHRUN_SIGNALS, die_with_parent
+from nld_train.signals import OWN_TORCHRUN, SIGNALS, TORCHRUN_SIGNALS, die_with_parent
 
 
 def torchrun_main() -> None:
@@ -14,7 +14,7 @@ def torchrun_main() -> None:
     die_with_parent()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.environ.update(TORCHRUN_SIGNALS)
+    os.environ.update({**TORCHRUN_SIGNALS, OWN_TORCHRUN: str(os.getpid())})
     torchrun(sys.argv[1:])
 
 

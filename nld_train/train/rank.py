@@ -14,6 +14,7 @@ from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
+from nld_train.train.leave_watch import LeaveWatch
 
 
 def rank_main() -> int:
@@ -23,14 +24,18 @@ def rank_main() -> int:
     request = StopRequest()
     request.listen()
     screen = terminal.redirect_to_log(run.output, rank)
+    watch = LeaveWatch(run, rank, request, screen)
+    watch.start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         if run.log.wandb == "disabled":
             patches.leave_wandb_out()
-        train_rank(run, screen, request)
+        train_rank(run, screen, watch)
     except SystemExit:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
+        if watch.leaving():
+            return FINISHED
         terminal.tell_failure(screen, run.output, rank, error)
         return FAILED
     finally:
@@ -38,8 +43,8 @@ def rank_main() -> int:
     return FINISHED
 
 
-def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = None) -> None:
-    """Megatron-Bridge's own training loop on this run. request: None where no signal is listened to."""
+def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
+    """Megatron-Bridge's own training loop on this run. watch: told of every step; it need not have been started."""
     use_own_cores()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
@@ -59,11 +64,11 @@ def train_rank(run: RunConfig, screen: TextIO, request: StopRequest | None = Non
 
     config = bridge_config(run)
     forward_step = ObjectiveStep(objective_of(run))
-    watched = WatchedForwardStep(forward_step)
+    watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
-    callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, request or StopRequest())])
+    callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, watch)])
     pretrain(config, watched, callbacks)
 
 

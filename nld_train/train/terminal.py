@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -9,10 +10,13 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+from nld_train.lasting_output import lasting_stream
 from nld_train.run_folder.checkpoints import checkpoint_steps, complete_steps
 from nld_train.run_folder.paths import rank_log, step_folder
 
+logger = logging.getLogger(__name__)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SHARED_MEMORY = ("DataLoader worker", "SemLock")  # in the traceback where workers ended, or could not be started
 SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves
 
 
@@ -21,7 +25,7 @@ def redirect_to_log(output: str, rank: int) -> TextIO:
 
     Done on the file descriptors, so that compiled libraries and child processes follow.
     """
-    terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    terminal = lasting_stream(os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1))
     log = os.open(rank_log(output, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -35,24 +39,35 @@ class SharedFailure(Exception):
 
 
 def tell_failure(terminal: TextIO, output: str, rank: int, error: BaseException) -> None:
-    """Show what ended a rank, and where the rest of its log is."""
-    if rank == 0 or not isinstance(error, SharedFailure):
-        terminal.write(f"{_failure_reason(output, rank, error)}\n  full log: {rank_log(output, rank)}\n")
-        terminal.flush()
+    """Log what ended a rank; then show it, and where the rest of the log is."""
+    reason = _failure_reason(output, rank, error)
     with contextlib.suppress(OSError):  # the disk of the log may be the full one
         traceback.print_exception(error)
+        logger.error(reason)
+    if rank == 0 or not isinstance(error, SharedFailure):
+        terminal.write(f"{reason}\n  full log: {rank_log(output, rank)}\n")
+        terminal.flush()
 
 
 def _failure_reason(output: str, rank: int, error: BaseException) -> str:
     """One line."""
     if isinstance(error, SharedFailure):
         return str(error)
+    if any(name in "".join(traceback.format_exception(error)) for name in SHARED_MEMORY):
+        return f"rank {rank} failed: no rows from the loader's workers: {shared_memory_text()}"
     full = _disk_full_reason(Path(output), error)
     if full is None:
         return f"rank {rank} failed: {''.join(traceback.format_exception_only(error)).strip().splitlines()[-1]}"
     steps = complete_steps(Path(output))
     kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no earlier checkpoint"
     return f"rank {rank} failed: {full}; {kept}; make room and give the same command again"
+
+
+def shared_memory_text() -> str:
+    """How much shared memory there is, which loader workers hand their rows over in, and what to do."""
+    there = shutil.disk_usage("/dev/shm")
+    room = f"/dev/shm has {there.free / 1e6:,.1f} of {there.total / 1e6:,.1f} MB free"
+    return f"{room}; in a container give it more (docker run --shm-size=8g), or set data.workers=0"
 
 
 def _disk_full_reason(output: Path, error: BaseException) -> str | None:

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from nld_train.recipe import run_from_json
-from nld_train.signals import end_children
+from nld_train.signals import StopRequest, end_children
 from nld_train.start.output_folder import open_output
 from nld_train.train import cpu_runtime, patches
+from nld_train.train.leave_watch import LeaveWatch
 from nld_train.train.rank import train_rank
 
 MOST_RUNS = 10
@@ -110,7 +111,7 @@ def train_all(rank: int, ranks: int, runs: Sequence[str], store: Path) -> None:
             open_output(run)
         torch.distributed.barrier()
         with open(os.devnull, "w") as nowhere:
-            train_rank(run, nowhere)
+            train_rank(run, nowhere, LeaveWatch(run, rank, StopRequest(), nowhere))
         destroy_global_state()
     torch.distributed.barrier()  # nobody leaves before all are done
 

@@ -83,7 +83,13 @@ def test_a_folder_without_metrics_or_configuration_is_refused(tmp_path: Path, fo
     ['{"step": 5, "ki', "7", '{"step": 5}', '{"kind": "train"}', '{"kind": "test", "step": 5}']
     + [json.dumps({"kind": "train", "step": 5, "AR loss": "low"})],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line) -> None:
-    (tmp_path / METRICS).write_text(json.dumps(train(5, 1.0)) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 2"):
+def test_a_broken_line_is_named_and_left_out(tmp_path: Path, line, caplog) -> None:
+    (tmp_path / METRICS).write_text(json.dumps(train(5, 1.0)) + "\n" + line + "\n" + json.dumps(train(6, 1.0)) + "\n")
+    assert [entry["step"] for entry in read_metrics(tmp_path / METRICS)] == [5, 6]
+    assert "metrics.jsonl line 2" in caplog.text and "1 such line(s) left out" in caplog.text
+
+
+def test_a_file_of_other_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"event": "start"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 1"):
         read_metrics(tmp_path / METRICS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.run_folder.metrics import truncate_metrics
+from nld_train.run_folder.metrics import read_metrics_so_far, truncate_metrics
 from nld_train.run_folder.paths import NEWEST_TRAIN_STATE, TRACKER, checkpoints_folder
 from nld_train.start.resume import resume_step
 from tests.saved import DAMAGES, save_checkpoint
@@ -91,3 +91,31 @@ def test_a_curve_that_ends_at_the_step_is_left_alone(tmp_path: Path) -> None:
     truncate_metrics(metrics, 10)
     assert metrics.stat() == before
     truncate_metrics(tmp_path / "none.jsonl", 10)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    """The first start's curve is dropped, and its emptied file is one that every reader takes."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"kind": "train", "step": 1, "gradient norm": 1}\n')
+    truncate_metrics(metrics, None)
+    assert metrics.read_text() == ""
+    assert read_metrics_so_far(metrics) == []
+    truncate_metrics(metrics, None)
+
+
+def test_torn_lines_do_not_keep_a_run_from_going_on(tmp_path: Path, caplog) -> None:
+    """A crash of a file system leaves zero bytes; a full disk leaves half a line that the next one is glued to."""
+    metrics = tmp_path / "metrics.jsonl"
+    whole = [json.dumps({"step": step, "kind": "train", "AR loss": 5.0}) + "\n" for step in (10, 20)]
+    metrics.write_bytes((whole[0] + '{"step": 11, "ki' + whole[1]).encode() + bytes(4096) + b"\n" + whole[1].encode())
+    truncate_metrics(metrics, 20)
+    assert metrics.read_text() == "".join(whole)
+    assert "line 2 is not JSON" in caplog.text and "2 such line(s) dropped" in caplog.text
+
+
+def test_a_foreign_file_in_the_place_of_the_curve_is_not_emptied(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"epoch": 1, "loss": 2.0}\n')
+    with pytest.raises(UserError, match="line 1"):
+        truncate_metrics(metrics, None)
+    assert metrics.read_text() == '{"epoch": 1, "loss": 2.0}\n'

@@ -21,7 +21,9 @@ from nld_train.start.supervisor import TorchrunSupervisor
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 folder = Path(sys.argv[1])
 command, log = [sys.executable, "-c", sys.argv[2]], folder / "launcher.log"
-sys.exit(TorchrunSupervisor("tiny", folder / "stop").run(command, os.environ, log))
+with TorchrunSupervisor("tiny", folder / "stop", first=True) as supervisor:
+    status = supervisor.run(command, os.environ, log)
+sys.exit(status)
 """
 # Ready, it waits for the stop file and leaves in order.
 OBEDIENT = """

@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nld_train.config import RunConfig
 from nld_train.objectives.choose import objective_of
-from nld_train.run_folder.metrics import SPIKE, entries_of_kind, read_metrics
+from nld_train.run_folder.metrics import SPIKE, entries_of_kind, read_metrics_so_far
 from nld_train.run_folder.paths import METRICS
 from nld_train.train.callbacks.spikes import SpikeDetector
+
+NORM = "gradient norm"  # key in metrics.jsonl
 
 
 class ProgressReporter(Callback):
@@ -89,7 +91,7 @@ class ProgressReporter(Callback):
         # Rows are numbered through the run, a global batch after the other.
         rows = self.run.train.global_batch
         first, last = (step - 1) * rows, step * rows - 1
-        values = {"gradient norm": norm, "median": before, "first sample": first, "last sample": last}
+        values = {NORM: norm, "median": before, "first sample": first, "last sample": last}
         self._record({"step": step, "kind": SPIKE, **values})
         self._say(
             f"step {step:>7,}  warning: gradient norm {norm:.3f}, {norm / before:.1f} times its median {before:.3f}; "
@@ -110,7 +112,7 @@ class ProgressReporter(Callback):
                 "step": step,
                 "kind": "train",
                 **values,
-                "gradient norm": norm,
+                NORM: norm,
                 "learning rate": learning_rate,
                 "tokens/s": tokens,
             }
@@ -135,8 +137,8 @@ class ProgressReporter(Callback):
 
 def _logged_norms(metrics: Path) -> list[float]:
     """The gradient norms of a run's training steps so far."""
-    entries = entries_of_kind(read_metrics(metrics), "train") if metrics.exists() else []
-    return [entry["gradient norm"] for entry in entries]
+    entries = entries_of_kind(read_metrics_so_far(metrics), "train")
+    return [entry[NORM] for entry in entries if NORM in entry]
 
 
 def _clock_text(seconds: float) -> str:
