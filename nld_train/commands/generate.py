@@ -49,7 +49,7 @@ Generate text from a checkpoint folder in any of its modes.
   nld generate --model out/demo/hf --adapter out/demo/hf --mode self-spec --prompt "def main"    a trained drafter
   echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
   nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
-  nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any of them
+  nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any
 """
 MODE_HELP = (
     "what one forward does. "

@@ -78,7 +78,10 @@ def safetensors_files(folder: Path) -> list[Path]:
 def read_weight_index(folder: Path) -> dict[str, str]:
     """Name of a tensor -> its file, as the index says. Raises: UserError where it says something else, or names a file
     that does not lie in the folder."""
-    found = read_json_object(folder / INDEX, "an index of safetensors files").get("weight_map")
+    content = read_json_object(folder / INDEX, "an index of safetensors files")
+    said = isinstance(content.get("metadata"), dict)  # transformers fails without
+    require(said, f"{folder / INDEX} without metadata", "an object, if an empty one", "copy the file again")
+    found = content.get("weight_map")
     names = list(found.values()) if isinstance(found, dict) else [found]
     for name in names:
         plain = isinstance(name, str) and name != "" and Path(name).name == name

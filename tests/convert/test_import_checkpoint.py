@@ -108,6 +108,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(exported, copy_of, tmp_pa
 
 
 INDEXES = {
+    "no metadata": lambda index: index.pop("metadata"),
     "no map": lambda index: index.pop("weight_map"),
     "a list": lambda index: index.update(weight_map=["model.safetensors"]),
     "a number": lambda index: index["weight_map"].update(a=3),
