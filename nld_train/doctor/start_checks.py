@@ -4,7 +4,6 @@
 A check only reads. It refuses a run with a UserError, so every function here raises UserError.
 """
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import torch
 
 from nld_train.config import RunConfig, require
+from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.config_json import read_folder_config
 from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.fields import leaf_values
+from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
@@ -35,13 +36,14 @@ from nld_train.run_folder.frozen import (
     read_run_if_any,
     setting_differences,
 )
-from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
+from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
 FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_step", "init_optimizer", *SECTION_OBJECTIVES)
 FREE_OF_DATA = ("workers", "verify")  # of the data section: they make no difference to the rows
 # Megatron's checkpoint holds these of the optimizer: it would refuse others in mid-start, or keep its own in silence.
-FIXED_OPTIMIZER = ("lr", "min_lr", "weight_decay", "beta1", "beta2", "eps")
+FIXED_OPTIMIZER = tuple(f"optimizer.{name}" for name in ("lr", "min_lr", "weight_decay", "beta1", "beta2", "eps"))
+FIXED_OPTIMIZER += ("parallel.distributed_optimizer",)
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -134,8 +136,8 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         "the same global batch: rows are numbered by it",
         "undo the change, or choose another output=",
     )
-    changed = setting_differences(before.optimizer, run.optimizer, "optimizer")
-    changed = [text for text in changed if text.startswith(tuple(f"optimizer.{name} " for name in FIXED_OPTIMIZER))]
+    kept, wanted = leaf_values(before), leaf_values(run)
+    changed = [f"{key} was {kept[key]}, is {wanted[key]}" for key in FIXED_OPTIMIZER if kept[key] != wanted[key]]
     require(
         not changed,
         f"the optimizer in {output} was saved with other settings: {'; '.join(changed)}",
@@ -157,12 +159,16 @@ def check_init(run: RunConfig) -> None:
     )
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
-    check_same_model(run.init, json.loads(shape.read_text()), run.model)
+    check_same_model(run.init, read_json_object(shape, TRAINED_OR_IMPORTED), run.model)
     check_init_optimizer(run)
     check_checkpoint_contents(newest)
     objective = objective_of(run)
     if objective.adapter is not None and objective.adapter.adapter is not None:
-        check_init_adapter(objective.section, objective.adapter, Path(objective.adapter.adapter))
+        folder = Path(objective.adapter.adapter)
+        check_init_adapter(objective.section, objective.adapter, folder)
+        stored = StoredAdapter(folder, run.model)
+        for unit in stored.units:
+            stored.read(unit)  # which refuses NaN
 
 
 def check_init_optimizer(run: RunConfig) -> None:
@@ -205,7 +211,7 @@ def check_init_adapter(section: str, lora: LoraSettings, folder: Path) -> None:
     require(
         there, f"{section}.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path"
     )
-    content = json.loads(said.read_text())
+    content = read_json_object(said, "a PEFT folder")
     found, wanted = (content.get("r"), content.get("lora_alpha")), (lora.rank, lora.alpha)
     require(
         found == wanted,

@@ -50,6 +50,7 @@ def test_more_steps_another_layout_and_other_logging_may_be_asked_for_on_resume(
         ("optimizer.lr=2e-3", "optimizer.lr was 0.003, is 0.002"),
         ("optimizer.weight_decay=0", "optimizer.weight_decay was 0.1, is 0.0"),
         ("optimizer.beta2=0.99", "optimizer.beta2 was 0.95, is 0.99"),
+        ("parallel.distributed_optimizer=false", "parallel.distributed_optimizer was True, is False"),
         ("init=elsewhere", "init was None, is 'elsewhere'"),
     ],
 )
