@@ -84,7 +84,7 @@ def run(size: str) -> RunConfig:
             lr=1e-5,
             min_lr=3e-6,
             # Weights alone come from stage 1; a short warm-up of ours lets the optimizer, which starts empty, settle.
-            # init_optimizer=true optimizer.warmup_iterations=0: the moments come too, and the schedule simply continues.
+            # With init_optimizer=true and warmup_iterations=0 the moments come too, and the schedule simply continues.
             warmup_iterations=500,
             # The length is not published: ours is 10 % of both stages, 0.1 x (1e12 + 300e9) tokens; 61,989 iterations.
             decay_tokens=130e9,
