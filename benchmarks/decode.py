@@ -56,7 +56,7 @@ def prompts_from(prefix: str, count: int, length: int) -> list[list[int]]:
 def modes(model: torch.nn.Module, new_tokens: int) -> dict[str, Decode]:
     block = model.config.block_size
     # No end of text, so that every mode makes the same number of tokens.
-    base = DecodeConfig(max_new_tokens=new_tokens // block * block, block_length=block, eos_token_id=-1)
+    base = DecodeConfig(max_new_tokens=new_tokens // block * block, block_length=block, eos_token_id=())
 
     def at(decode: Callable, **changes: object) -> Decode:
         settings = replace(base, **changes)

@@ -87,7 +87,7 @@ def decode_both(run: RunConfig, count: int, new_tokens: int) -> tuple[float, flo
     load_drafter_adapter(drafting, folder, folder)
     prompts = held_out(run, count)
     # No end of text, so that every prompt counts alike.
-    settings = DecodeConfig(max_new_tokens=new_tokens, block_length=run.diffusion.block_size, eos_token_id=-1)
+    settings = DecodeConfig(max_new_tokens=new_tokens, block_length=run.diffusion.block_size, eos_token_id=())
     greedy = ar.generate_ar(base, prompts, settings)
     plain, drafted = (
         self_speculation.generate_self_speculation(model, prompts, settings) for model in (base, drafting)

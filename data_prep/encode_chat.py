@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_prep.conversations import LeftOut, read_conversation
-from data_prep.encode import ChunkTask, PieceReport, job_tokenizer
+from data_prep.encode import REPORTS, ChunkTask, PieceReport, job_tokenizer
 from data_prep.sources import FilePiece, TextRecord, read_values
 from nld_train.data import supervision
 from nld_train.data.chat_encoder import ChatEncoder
@@ -16,7 +16,6 @@ from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileWriter, token_dtype
 from nld_train.files import staged_files
 
-REPORTS = ".reports.json"  # its presence says that the part is finished
 PART_SUFFIXES = (".bin", ".idx", supervision.SUFFIX, REPORTS)
 
 

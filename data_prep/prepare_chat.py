@@ -3,15 +3,12 @@
 Parts are kept in a hidden folder beside the output until all are there, so that a run that was cut off goes on.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -19,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import ChunkTask, PieceReport
-from data_prep.encode_chat import REPORTS, ChatJob, ChatReport, finish_part
+from data_prep.encode import REPORTS, ChunkTask, PieceReport
+from data_prep.encode_chat import ChatJob, ChatReport, finish_part
 from data_prep.file_forms import RECORD_SUFFIXES, split_suffix
+from data_prep.parts import opened_parts
 from data_prep.pool import run_ordered
 from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
 from data_prep.progress_tally import show_progress
@@ -35,7 +33,7 @@ from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
 from nld_train.data.tokenizer import MASK_ID, begin_of_text_id, check_mask_id, load_tokenizer
 from nld_train.errors import UserError
-from nld_train.files import refuse_existing, staged_files, unwritable_refused, write_text
+from nld_train.files import refuse_existing, staged_files, write_text
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part
@@ -97,7 +95,7 @@ def prepare_chat(
     found = find_chats(inputs)
     files = found.files
     outcome = ChatOutcome(options.max_bad_lines, found.unread)
-    with parts_folder(prefix, parts_key(options, encoder, files)) as folder:
+    with opened_parts(prefix, parts_key(options, encoder, files), shard=None) as folder:
         encoder = with_kept_date(encoder, folder)
         job = describe_job(encoder, options)
         chunks = enumerate(cut_into_chunks(files, PIECE_BYTES))
@@ -109,6 +107,7 @@ def prepare_chat(
                 raise UserError("no conversation in the input", "at least one with an answer", "check the inputs")
             manifest = make_manifest(inputs, len(files), encoder.tokenizer, None, summary, outcome, chat)
             write_manifest(partial, manifest)
+        shutil.rmtree(folder)
     return manifest
 
 
@@ -159,49 +158,6 @@ def parts_key(options: ChatOptions, encoder: ChatEncoder, files: Sequence[Path])
     seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     content = (FORMAT_VERSION, version("nld-train"), PIECE_BYTES, job, seen)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def parts_folder(prefix: Path, key: str) -> Iterator[Path]:
-    """The folder of the parts, with those that an earlier run left. It is removed when the block ends well, or when no
-    part is finished; parts of another key are removed first.
-
-    Raises UserError where another process is at work on the same output.
-    """
-    folder = prefix.parent / f".{prefix.name}.parts-{key}"
-    with unwritable_refused(prefix.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as locks:
-        for found in sorted(prefix.parent.glob(f".{prefix.name}.parts-*")):
-            locks.enter_context(folder_lock(found))
-            if found != folder:
-                logger.info("removing the parts of another preparation of %s: its input or options differ", prefix)
-                shutil.rmtree(found)
-        try:
-            yield folder
-        except BaseException:
-            if any(folder.glob(f"*{REPORTS}")):
-                logger.info("finished parts stay in %s: the same command goes on from there", folder)
-            else:
-                shutil.rmtree(folder)
-            raise
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. The lock goes with the process, however that ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work in {folder}", "one preparation of an output at a time", "wait, or end it"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def encode_parts(tasks: Sequence[ChunkTask[ChatJob]], folder: Path, workers: int, outcome: PreparationCounts) -> None:

@@ -45,7 +45,7 @@ def documented_functions(source: str) -> Iterator[tuple[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # old sources spell escapes that are none
         tree = ast.parse(source)
-    lines = source.splitlines()
+    lines = source.split("\n")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and len(node.body) > 1 and (summary := summary_of(node)):
             head, docstring, end = node.lineno - 1, node.body[0], node.end_lineno

@@ -1,12 +1,14 @@
 """The `nld` command. Each command has a file of its own in nld_train/commands; only the one asked for is imported."""
 
 import argparse
+import io
 import logging
 import sys
 from importlib import import_module
 
 from nld_train.errors import UserError
 from nld_train.exit_status import LEFT_AT_ONCE, REFUSED
+from nld_train.files import OF_A_PATH, refused_path
 from nld_train.lasting_output import outlive_terminal
 
 # Name -> summary. The parser of NAME is add_NAME_parser in nld_train/commands/NAME.py.
@@ -24,7 +26,7 @@ COMMANDS = {
     "requeue": "does a job go on? (asked by its script)",
 }
 # Their overrides may stand before, between and after the options, which argparse on its own does not take.
-WITH_OVERRIDES = ("train",)
+WITH_OVERRIDES = ("train", "launch", "requeue", "doctor")
 
 
 def command_parser(name: str | None) -> argparse.ArgumentParser:
@@ -60,6 +62,9 @@ def parse_words(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Run the command line; returns the exit status. User errors are one line on stderr and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what files and terminals spell wrongly is shown, not fatal
     if sys.argv[1:2] == ["train"]:
         outlive_terminal()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -68,6 +73,11 @@ def main() -> int:
         return args.run(args)
     except UserError as error:
         print(f"nld: {error}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if error.errno not in OF_A_PATH or error.filename is None:
+            raise
+        print(f"nld: {refused_path(error)}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         return LEFT_AT_ONCE

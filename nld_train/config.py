@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from nld_train import parallel_layout
-from nld_train.errors import UserError, require, require_choice, require_positive
-from nld_train.token_budget import DERIVED, derive_iterations
+from nld_train.errors import UserError, require, require_choice
+from nld_train.setting_ranges import DERIVED, check_ranges, check_split
+from nld_train.token_budget import derive_iterations
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
@@ -13,6 +14,7 @@ AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te"
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
+VerifyData = Literal["once", "never"]
 WandbMode = Literal["auto", "online", "required", "offline", "disabled"]
 
 
@@ -32,15 +34,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         require_choice("diffusion.noise_law", self.noise_law, NoiseLaw)
         require_choice("diffusion.average", self.average, LossAverage)
-        require_positive("diffusion", self, "block_size")
-        require(self.alpha >= 0, f"diffusion.alpha={self.alpha}", "0 or more", "use 0 for AR alone, 0.3 for both terms")
-        require(0 < self.noise_eps < 1, f"diffusion.noise_eps={self.noise_eps}", "above 0, below 1", "use 1e-3")
-        require(
-            self.mask_token_id >= 0,
-            f"diffusion.mask_token_id={self.mask_token_id}",
-            "a token id",
-            "use the tokenizer's mask id (100 in the published family)",
-        )
+        check_ranges("diffusion", self)
 
     @property
     def dual(self) -> bool:
@@ -60,6 +54,9 @@ class RopeConfig:
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
     query_scale_beta: float = 0.1  # q * (1 + beta * ln(1 + floor(position / original_max_position)))
+
+    def __post_init__(self) -> None:
+        check_ranges("model.rope", self)
 
     @property
     def max_position(self) -> int:
@@ -82,7 +79,7 @@ class ModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
 
     def __post_init__(self) -> None:
-        require_positive("model", self, "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab_size")
+        check_ranges("model", self)
         require(
             self.heads % self.kv_heads == 0,
             f"model.heads={self.heads} with model.kv_heads={self.kv_heads}",
@@ -103,13 +100,22 @@ class DataConfig:
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
+    skip_rows: int = (
+        0  # training rows of the blend before the run's first: where an earlier stage on the same data ended
+    )
+    verify: VerifyData = "once"  # once: each file is compared with its SHA-256 once per machine; never: sizes alone
 
     def __post_init__(self) -> None:
-        require_positive("data", self, "sequence_length")
+        check_ranges("data", self)
+        check_split(self.split)
         require(
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
+        require_choice("data.verify", self.verify, VerifyData)
+        require(
+            self.skip_rows >= 0, f"data.skip_rows={self.skip_rows}", "0 or more", "use 0 to begin with the first row"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +133,7 @@ class TrainConfig:
     seed: int = 1234  # weights and dropout; the noise has its own seed
 
     def __post_init__(self) -> None:
-        lengths = () if self.iterations == DERIVED else ("iterations",)
-        require_positive("train", self, *lengths, "global_batch", "micro_batch", "eval_interval")
+        check_ranges("train", self)
         require_choice("train.precision", self.precision, Precision)
         require_choice("train.attention", self.attention, AttentionBackend)
 
@@ -150,7 +155,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive("optimizer", self, "lr", "clip_grad")
+        check_ranges("optimizer", self)
         require(
             0 <= self.min_lr <= self.lr,
             f"optimizer.min_lr={self.min_lr} with optimizer.lr={self.lr}",
@@ -174,8 +179,7 @@ class ParallelConfig:
     timeout_minutes: int = 10  # a rank that waits longer for another one gives up; a save is the longest wait there is
 
     def __post_init__(self) -> None:
-        require_positive("parallel", self, "tensor", "pipeline", "virtual_pipeline", "context", "world_size")
-        require_positive("parallel", self, "timeout_minutes")
+        check_ranges("parallel", self)
         require_choice("parallel.recompute", self.recompute, Recompute)
 
     @property
@@ -194,7 +198,7 @@ class CheckpointConfig:
     asynchronous: bool = False  # write beside the training; it counts once written, as every checkpoint does
 
     def __post_init__(self) -> None:
-        require_positive("checkpoint", self, "interval", "keep")
+        check_ranges("checkpoint", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +210,7 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         require_choice("log.wandb", self.wandb, WandbMode)
-        require_positive("log", self, "interval")
-        require(self.spike >= 0, f"log.spike={self.spike}", "0 or more", "use 0 to warn of no step")
+        check_ranges("log", self)
 
 
 class ObjectiveSection:
@@ -237,11 +240,7 @@ class DrafterConfig(ObjectiveSection):
     blocks_per_row: int | None = None  # at most so many count, drawn at random; none: all; fewer save LM-head memory
 
     def __post_init__(self) -> None:
-        require_positive("drafter", self, "rank", "alpha", "tau", "top_k")
-        require(0 <= self.dropout < 1, f"drafter.dropout={self.dropout}", "0 or more, below 1", "use 0")
-        require(0 <= self.sampled_share <= 1, f"drafter.sampled_share={self.sampled_share}", "0 to 1", "use 0.9")
-        if self.blocks_per_row is not None:
-            require_positive("drafter", self, "blocks_per_row")
+        check_ranges("drafter", self)
 
     def check_run(self, run: "RunConfig") -> None:
         """Refuse what a drafter cannot be trained with."""
@@ -280,6 +279,7 @@ class RunConfig:
     output: str  # folder of checkpoints, logs and the frozen configuration
     init: str | None = None  # run, import or Hugging Face folder whose weights the run starts from; None: random
     init_step: int | None = None  # which of its checkpoints; None: the newest, which must be whole
+    init_optimizer: bool = False  # start from the moments of init's optimizer too, so that one schedule goes on
     model: ModelConfig
     diffusion: DiffusionConfig
     data: DataConfig
@@ -365,6 +365,12 @@ def check_training(run: RunConfig) -> None:
         "data.chat=True with diffusion.document_mask=False",
         "conversations that do not see the others of their row",
         "set diffusion.document_mask=True",
+    )
+    require(
+        run.init is not None or not run.init_optimizer,
+        "init_optimizer=True without init",
+        "the run whose optimizer goes on",
+        "set init=, or init_optimizer=False",
     )
     scheduled = run.optimizer.warmup_iterations + run.optimizer.decay_iterations
     require(

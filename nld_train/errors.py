@@ -14,8 +14,10 @@ class UserError(Exception):
         super().__init__(got, allowed, do)  # the arguments as they are: the error can travel between processes
 
     def __str__(self) -> str:
+        """One line: what comes from a file or a command line may hold line ends, and commands to a terminal."""
         got, allowed, do = self.args
-        return f"{got}; allowed: {allowed}; do: {do}"
+        text = f"{got}; allowed: {allowed}; do: {do}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def require(ok: bool, got: str, allowed: str, do: str) -> None:
@@ -28,10 +30,3 @@ def require_choice(name: str, value: str, choices: object) -> None:
     """Raise UserError unless the setting `name` has one of the values of a Literal."""
     allowed = get_args(choices)
     require(value in allowed, f"{name}={value!r}", ", ".join(allowed), "choose one of them")
-
-
-def require_positive(section: str, settings: object, *names: str) -> None:
-    """Raise UserError unless these settings of a section are above 0."""
-    for name in names:
-        value = getattr(settings, name)
-        require(value > 0, f"{section}.{name}={value}", "numbers above 0", f"set {section}.{name}")

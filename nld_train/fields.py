@@ -168,7 +168,9 @@ def check_value(kind: object, value: object) -> object:
         return float(value)
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
-    if kind in (bool, int, str) and type(value) is kind and value != "":
+    if kind is str and isinstance(value, str):
+        value.encode()  # a byte that is no UTF-8 is spelled as half a surrogate pair, which no file can hold
+    if kind in (bool, int, str) and type(value) is kind and value != "" and "\0" not in str(value):
         return value
     raise ValueError(value)
 

@@ -8,7 +8,34 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a path that somebody chose may bring about; other errors, such as those of a failing disk, are none of the input.
+OF_A_PATH = (
+    *FULL,
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EINVAL, errno.ENXIO),
+)
+
+
+def refused_path(error: OSError) -> UserError:
+    """What a user is told of an error about a path."""
+    return UserError(f"{error.filename}: {error.strerror}", "a path that can be read or written", "correct the path")
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done for it. Raises: UserError."""
+    require(path.name not in ("", ".."), f"the output {str(path)!r}", "the path of a file", "name one")
+    require_plain_file(path)
+    require(path.parent.is_dir(), f"no folder {path.parent}", "an existing folder", "make it, or choose another")
+    with unwritable_refused(path.parent):
+        tempfile.TemporaryFile(prefix=f".{path.name}.partial", dir=path.parent).close()
+
+
+def require_plain_file(path: Path) -> None:
+    """Refuse to replace a folder, a device or a pipe by a file. Raises: UserError."""
+    require(path.is_file() or not path.exists(), f"{path} is no plain file", "a file", "choose another output")
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
@@ -21,6 +48,7 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 @contextlib.contextmanager
 def hidden_workspace(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside `target`, removed at the end whatever happens."""
+    require(target.name not in ("", ".."), f"the output {str(target)!r}", "the path of an output", "name one")
     with unwritable_refused(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
@@ -48,7 +76,7 @@ def full_disk_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise UserError(
             f"{folder}: {error.strerror}",
@@ -98,8 +126,9 @@ def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole: other processes see the old content or the new, never a part; so does whoever comes
     after a loss of power."""
+    require_plain_file(path)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with full_disk_refused(path.parent), partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -11,13 +11,33 @@ def read_json_object(path: Path, allowed: str) -> dict[str, Any]:
     """A JSON file that holds an object. Raises: UserError."""
     if not path.is_file():
         raise UserError(f"no {path.name} in {path.parent}", allowed, "check the path")
+    return parse_json_object(path.read_bytes(), str(path))
+
+
+def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
+    """The object that JSON text in UTF-8 holds. origin: where it stood. Raises: UserError for other content, for keys
+    that stand twice, for NaN and infinite numbers, and for texts that no UTF-8 can hold."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}", "a JSON object", "copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no object", "a JSON object", "copy the file again")
-    return content
+        parsed = json.loads(content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{origin} is not JSON: {reason}", "a JSON object", "copy the file again") from error
+    if not isinstance(parsed, dict):
+        raise UserError(f"{origin} holds no object", "a JSON object", "copy the file again")
+    return parsed
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_json_object(path: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,9 +21,11 @@ from nld_train.fields import (
     replace_leaves,
     to_tree,
 )
+from nld_train.json_file import parse_json_object
 from nld_train.token_budget import DERIVED, ITERATIONS_OF
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+MOST_CHARACTERS = 300  # of what a recipe's error says
 OWN_FORM = "a file that defines run() -> RunConfig, or RUNS: names and such functions"
 
 
@@ -37,10 +41,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     values = parse_overrides(overrides)
     path, name = find_recipe_file(recipe)
-    run = _chosen_run(path, name)()
+    function = _chosen_run(path, name)
+    with recipe_errors(path):
+        run = function()
     if not isinstance(run, RunConfig):
         raise UserError(f"the recipe {recipe} gave a {type(run).__name__}", "a RunConfig", "return one")
-    return replace_settings(from_tree(RunConfig, to_tree(run)), values)
+    with recipe_errors(path):
+        tree = to_tree(run)
+    return replace_settings(from_tree(RunConfig, tree), values)
 
 
 def replace_settings(run: RunConfig, values: Mapping[str, object]) -> RunConfig:
@@ -124,11 +132,28 @@ def _recipe_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"nld_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None, f"no loader for {path}"
     module = importlib.util.module_from_spec(spec)
-    try:
+    with recipe_errors(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path} line {error.lineno}: {error.msg}", "Python", "correct the recipe") from None
     return module
+
+
+@contextmanager
+def recipe_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a recipe raises, which is a program of the user's own, into one line with its place.
+
+    Raises: UserError.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path} line {error.lineno}: {error.msg}", "Python", "correct the recipe") from error
+    except BaseException as error:  # sys.exit() in a recipe too: its status would stand for that of a run
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_CHARACTERS]
+        place = f"{path} line {lines[-1]}" if lines else str(path)
+        raise UserError(f"{place}: {said}", OWN_FORM, "correct the recipe") from error
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
@@ -202,9 +227,4 @@ def run_from_json(text: str) -> RunConfig:
 
     Raises: UserError if `text` is no JSON, or not exactly the settings of a run.
     """
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        what = f"a frozen configuration that is not JSON (line {error.lineno}: {error.msg})"
-        raise UserError(what, "what `nld train` wrote", "write it again from its recipe") from None
-    return from_tree(RunConfig, tree)
+    return from_tree(RunConfig, parse_json_object(text.encode("utf-8", "surrogatepass"), "a frozen configuration"))

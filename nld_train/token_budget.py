@@ -7,8 +7,8 @@ is given in tokens, another batch or row length keeps the tokens and changes the
 from dataclasses import replace
 
 from nld_train.errors import UserError, require
+from nld_train.setting_ranges import DERIVED
 
-DERIVED = -1  # iterations that nobody gave: they follow from a number of tokens
 # Setting in tokens -> setting in iterations.
 ITERATIONS_OF = {
     "train.tokens": "train.iterations",

@@ -90,6 +90,7 @@ class LossTerms:
     ar_sum: Tensor  # [] float32
     diffusion_sum: Tensor  # [] float32; 0 without a noisy half
     denominator: Tensor  # [] float32
+    ar_weight: Tensor  # [] float32: the sum of the AR terms' weights; under a document mask fewer than the denominator
     masked: Tensor  # [] float32
     maskable: Tensor  # [] float32
 

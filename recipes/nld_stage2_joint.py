@@ -67,6 +67,8 @@ def run(size: str) -> RunConfig:
             blend=("data/pretrain/web",),
             tokenizer="data/tokenizer",
             sequence_length=4096,  # tokens [paper sec. 5]
+            skip_rows=476_837
+            * 512,  # stage 1's iterations x global batch: its rows are not read again; 0 on other data
             workers=4,  # processes per rank
         ),
         train=TrainConfig(
@@ -82,6 +84,7 @@ def run(size: str) -> RunConfig:
             lr=1e-5,
             min_lr=3e-6,
             # Weights alone come from stage 1; a short warm-up of ours lets the optimizer, which starts empty, settle.
+            # With init_optimizer=true optimizer.warmup_iterations=0 the moments come too, and one schedule goes on.
             warmup_iterations=500,
             # The length is not published: ours is 10 % of both stages, 0.1 x (1e12 + 300e9) tokens; 61,989 iterations.
             decay_tokens=130e9,

@@ -29,6 +29,7 @@ def run() -> RunConfig:
             blend=("out/demo/data/stdlib",),  # the files of stage 1
             tokenizer="out/demo/tokenizer",
             sequence_length=256,  # tokens
+            skip_rows=260 * 8,  # stage 1's iterations x global batch: its rows are not read again
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(

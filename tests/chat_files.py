@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nld_train.config import RunConfig
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
-from nld_train.data.token_file import TokenFileWriter, token_dtype
+from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
 
 VOCABULARY = 400
 END_OF_TURN = 11
@@ -50,6 +50,18 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
         last_turn_only=False,
         supervised_sha256=supervised_sha256,
     )
+    write_file_manifest(prefix, summary, chat, tokenizer_sha256)
+    return prefix
+
+
+def write_text_manifest(prefix: Path, summary: TokenFileSummary) -> None:
+    """PREFIX.manifest.json of plain text."""
+    write_file_manifest(prefix, summary, None, "0" * 64)
+
+
+def write_file_manifest(
+    prefix: Path, summary: TokenFileSummary, chat: ChatManifest | None, tokenizer_sha256: str
+) -> None:
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         tool_version="0",
@@ -65,7 +77,6 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
         **vars(summary),
     )
     write_manifest(prefix, manifest)
-    return prefix
 
 
 def on_conversations(run: RunConfig, folder: Path) -> RunConfig:

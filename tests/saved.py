@@ -45,5 +45,6 @@ DAMAGES = {
     "empty": lambda folder: empty(folder / SHARD),
     "missing_file": lambda folder: (folder / SHARD).unlink(),
     "no_manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "nested_manifest": lambda folder: (folder / MANIFEST).write_text('{"files":' + "[" * 100_000),
     "cut_manifest": lambda folder: truncate(folder / MANIFEST),
 }

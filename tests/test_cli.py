@@ -152,3 +152,23 @@ def test_help_teaches_by_example(nld: Callable[..., Done]) -> None:
 def test_visibility_is_drawn(nld: Callable[..., Done], tmp_path: Path) -> None:
     assert nld("show", "visibility", "--svg", tmp_path / "v.svg").returncode == 0
     assert (tmp_path / "v.svg").read_text().startswith("<svg")
+
+
+def test_overrides_stand_behind_and_between_the_options_of_every_command_that_takes_some() -> None:
+    assert set(cli.WITH_OVERRIDES) <= set(cli.COMMANDS)
+    words = ["launch", "tiny_stage1_ar", "name=a", "--executor", "slurm", "train.seed=2", "--nodes", "2", "output=x"]
+    args = cli.parse_words(words)
+    assert (args.override, args.nodes) == (["name=a", "train.seed=2", "output=x"], 2)
+    assert cli.parse_words(["doctor", "tiny_stage1_ar", "--verify", "name=a"]).override == ["name=a"]
+    requeue = ["requeue", "tiny_stage1_ar", "--status", "1", "name=a", "--how", "left", "output=b"]
+    assert cli.parse_words(requeue).override == ["name=a", "output=b"]
+
+
+def test_a_path_that_cannot_be_used_is_one_line(nld, tmp_path) -> None:
+    done = nld("report", "x" * 300)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "too long; allowed: a path" in done.stderr
+
+
+def test_a_message_with_line_ends_and_commands_to_a_terminal_is_one_line(nld) -> None:
+    done = nld("train", "none\nof\x1b[2J/x.py", "--dry-run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "\x1b" not in done.stderr

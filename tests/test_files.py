@@ -1,11 +1,13 @@
 import errno
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from nld_train.errors import UserError
-from nld_train.files import staged_files, staged_folder
+from nld_train.files import check_output_file, staged_files, staged_folder, write_text
 
 SUFFIXES = (".bin", ".idx")
 
@@ -78,3 +80,42 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["made"] and (target / "x").read_text() == text
     with pytest.raises(UserError, match="exists"), staged_folder(target, overwrite=False):
         raise AssertionError("the block must not run")
+
+
+def test_a_file_never_takes_the_place_of_a_folder_or_of_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        for write_or_check in (check_output_file, lambda path: write_text(path, "x")):
+            with pytest.raises(UserError, match=f"{name} is no plain file"):
+                write_or_check(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, said in (
+        (Path(""), "the output"),
+        (tmp_path / "file" / "x", "no folder"),
+        (tmp_path / "none" / "x", "no folder"),
+        (tmp_path / ("x" * 300), "cannot write in"),
+        (Path("/proc/x"), "cannot write in"),
+    ):
+        with pytest.raises((UserError, OSError), match=said if len(path.name) < 255 else "too long"):
+            check_output_file(path)
+    check_output_file(tmp_path / "file")
+    check_output_file(tmp_path / "new")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_small_file_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """A process may write no file above a size: for it the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(UserError, match="allowed: a disk with room"):
+            write_text(tmp_path / "x", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -214,7 +214,7 @@ def test_json_with_unknown_missing_or_wrong_settings_is_refused() -> None:
     assert "missing settings: train.seed" in refused(missing)
     assert "train.seed='7'" in refused(wrong)
     assert "model is 3" in refused(section)
-    assert "the run is []" in refused([])
+    assert "a frozen configuration holds no object" in refused([])
 
 
 def test_a_frozen_configuration_that_is_no_json_is_refused() -> None:

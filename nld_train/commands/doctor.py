@@ -45,8 +45,10 @@ def run_doctor(args: argparse.Namespace) -> int:
 
     from nld_train.doctor.examine import machine_findings, run_findings
     from nld_train.doctor.finding import any_fails, findings_json, findings_summary, findings_table
-    from nld_train.files import write_text
+    from nld_train.files import check_output_file, write_text
 
+    if args.json is not None:
+        check_output_file(Path(args.json))
     run = None if args.recipe is None else recipe.load_recipe(args.recipe, args.override)
     if args.meet is not None:
         return _run_on_nodes(args, run)

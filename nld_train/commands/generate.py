@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,7 +14,7 @@ from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.exit_status import FINISHED
 from nld_train.fields import field_types, format_value, parse_value
-from nld_train.files import write_text
+from nld_train.files import check_output_file, write_text
 
 if TYPE_CHECKING:  # they import numpy and torch
     import numpy as np
@@ -35,7 +35,7 @@ HELP = {
     "steps_per_block": "diffusion with --threshold none: steps for one block; none: a token per step",
     "draft_threshold": "self-spec: a draft stops where no token has this probability",
     "ensemble_weight": "quadratic: weight of diffusion in the verifier; 0: AR alone",
-    "eos_token_id": "token that ends the text; none: the model's",
+    "eos_token_id": "token that ends the text, or several with commas between; none: the model's",
     "max_thinking_tokens": "tokens after which thinking is ended by force; none: never",
     "end_think_token_id": "token that ends thinking",
 }
@@ -49,6 +49,7 @@ Generate text from a checkpoint folder in any of its modes.
   nld generate --model out/demo/hf --adapter out/demo/hf --mode self-spec --prompt "def main"    a trained drafter
   echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
   nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
+  nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any
 """
 MODE_HELP = (
     "what one forward does. "
@@ -82,6 +83,13 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
     generate.add_argument(
         "--json", type=Path, metavar="FILE", help="write the answers too: `nld report --answers FILE`"
     )
+    generate.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text that ends an answer, may be given several times",
+    )
     for setting in fields(DecodeConfig):
         flag = "--" + setting.name.replace("_", "-")
         generate.add_argument(
@@ -102,20 +110,33 @@ def decode_settings(args: argparse.Namespace) -> DecodeConfig:
 def read_prompts(args: argparse.Namespace, stdin: TextIO) -> list[str]:
     """The prompts of a command line. Raises: UserError where there is none."""
     if args.prompt is not None:
-        return args.prompt
+        return [require_unicode(prompt, "--prompt") for prompt in args.prompt]
     if args.prompt_file is None:
-        return [stdin.read().removesuffix("\n")]
+        try:
+            return [require_unicode(stdin.read(), "standard input").removesuffix("\n")]
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input is not UTF-8: {error}", "UTF-8 text", "convert it") from error
     path = Path(args.prompt_file)
     if not path.is_file():
         raise UserError(f"no file {path}", "a text file with one prompt per line", "check --prompt-file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}", "UTF-8 text", "convert the file") from error
-    prompts = [line for line in lines if line.strip()]
+    # Lines end at line ends alone: str.splitlines cuts at U+2028 and others too, which may stand within a prompt.
+    prompts = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{path} holds no prompt", "one prompt per line", "write one into it")
     return prompts
+
+
+def require_unicode(text: str, origin: str) -> str:
+    """The text itself. Raises: UserError where it holds bytes that are no UTF-8, which Python spells as surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{origin} is not UTF-8: {text[:60]!r}", "UTF-8 text", "convert it") from error
+    return text
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -123,6 +144,10 @@ def run_generate(args: argparse.Namespace) -> int:
     # 1. The command line is checked before anything is imported that takes seconds.
     settings, prompts = decode_settings(args), read_prompts(args, sys.stdin)
     require(args.json is None or len(prompts) == 1, f"--json with {len(prompts)} prompts", "one prompt", "give one")
+    if args.json is not None:
+        check_output_file(args.json)
+    stops = [require_unicode(stop, "--stop") for stop in args.stop]
+    require(all(stops), "an empty --stop", "a text", "leave it out")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     modes = tuple(MODES) if args.mode == "all" else (args.mode,)
     # 2. The model and its tokenizer.
@@ -131,6 +156,8 @@ def run_generate(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer
+    from nld_train.decode.run import text_ends
+    from nld_train.decode.stop_texts import ends_with_stop
 
     disable_progress_bar()
     dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
@@ -143,10 +170,12 @@ def run_generate(args: argparse.Namespace) -> int:
     if args.chat:
         encode, end_of_turn = chat_prompts(tokenizer, args.thinking)
         settings = with_end_of_turn(settings, end_of_turn)
-    eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    hidden = text_ends(model.config, settings)
 
     def to_text(ids: list[int]) -> str:
         return tokenizer.decode(np.array(ids, dtype=np.int64))
+
+    complete = ends_with_stop(to_text, stops) if stops else None
 
     # 3. Every prompt in every mode asked for.
     requests = [(prompt, mode) for prompt in prompts for mode in modes]
@@ -154,8 +183,8 @@ def run_generate(args: argparse.Namespace) -> int:
     for number, (prompt, mode) in enumerate(requests):
         if len(requests) > 1:
             print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
-        stream = TextStream(to_text, eos, sys.stdout)
-        result = MODES[mode].load_function()(model, [encode(prompt).tolist()], settings, stream)[0]
+        stream = TextStream(to_text, hidden, stops, sys.stdout)
+        result = MODES[mode].load_function()(model, [encode(prompt).tolist()], settings, stream, complete)[0]
         stream.close()
         print(answer_summary(mode, result), flush=True)
         answers.append(answer_record(mode, result, to_text))
@@ -178,7 +207,7 @@ def chat_prompts(tokenizer: "TextTokenizer", thinking: bool) -> "tuple[Callable[
 
 def with_end_of_turn(settings: DecodeConfig, end_of_turn: int) -> DecodeConfig:
     """The settings, with the end of a turn as the end of the text unless another is set."""
-    return settings if settings.eos_token_id is not None else replace(settings, eos_token_id=end_of_turn)
+    return settings if settings.eos_token_id is not None else replace(settings, eos_token_id=(end_of_turn,))
 
 
 def choose_device(name: str, has_gpu: bool) -> str:
@@ -189,23 +218,29 @@ def choose_device(name: str, has_gpu: bool) -> str:
 
 
 class TextStream:
-    """Prints the text of a row's tokens as they come; the bytes of a character wait until it is complete."""
+    """Prints the text of a row's tokens as they come; the bytes of a character wait until it is complete, and what may
+    become a stop text until it is another."""
 
-    def __init__(self, to_text: Callable[[list[int]], str], eos_token_id: int | None, out: TextIO) -> None:
+    def __init__(
+        self, to_text: Callable[[list[int]], str], hidden: Sequence[int], stops: Sequence[str], out: TextIO
+    ) -> None:
+        """hidden: ids that are not shown, those that end a text. stops: nothing is shown from one of them on."""
         from nld_train.data.tokenizer import UNFINISHED
+        from nld_train.decode.stop_texts import before_stop, without_beginning_of_stop
 
-        self.unfinished = UNFINISHED
-        self.to_text, self.eos_token_id, self.out = to_text, eos_token_id, out
+        self.unfinished, self.before_stop, self.whole = UNFINISHED, before_stop, without_beginning_of_stop
+        self.to_text, self.hidden, self.stops, self.out = to_text, hidden, stops, out
         self.ids: list[int] = []
         self.shown = 0
 
     def __call__(self, row: int, tokens: list[int]) -> None:
-        self.ids += [token for token in tokens if token != self.eos_token_id]
-        self._show(self.to_text(self.ids).rstrip(self.unfinished))
+        self.ids += [token for token in tokens if token not in self.hidden]
+        text = self.before_stop(self.to_text(self.ids), self.stops)
+        self._show(self.whole(text.rstrip(self.unfinished), self.stops))
 
     def close(self) -> None:
         """Print what waits, and end the line."""
-        self._show(self.to_text(self.ids))
+        self._show(self.before_stop(self.to_text(self.ids), self.stops))
         self.out.write("\n")
 
     def _show(self, text: str) -> None:

@@ -34,9 +34,11 @@ def run_inspect_chat(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nld_train.config import DiffusionConfig
-    from nld_train.files import write_text
+    from nld_train.files import check_output_file, write_text
     from nld_train.report.conversation_view import conversation_html, conversation_text, view_conversation
 
+    if args.html is not None:
+        check_output_file(Path(args.html))
     given = {"block_size": args.block_size, "noise_seed": args.noise_seed}
     config = DiffusionConfig(**{name: value for name, value in given.items() if value is not None})
     view = view_conversation(args.prefix, args.tokenizer, args.conversation, config)

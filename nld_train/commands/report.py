@@ -22,11 +22,14 @@ def run_report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nld_train.data.manifest import unigram_entropy
+    from nld_train.files import check_output_file
     from nld_train.report import drafter_figures
     from nld_train.report.history import read_stages
     from nld_train.report.page import write_report
     from nld_train.report.stage_table import text_table
 
+    if args.html is not None:
+        check_output_file(Path(args.html))
     outputs = [Path(output) for output in args.output]
     stages = read_stages(outputs)
     entropy = unigram_entropy(*args.data) if args.data else None

@@ -23,11 +23,12 @@ def run_show_visibility(args: argparse.Namespace) -> int:
 
     from nld_train.dual_stream.picture import visibility_svg, visibility_text
     from nld_train.dual_stream.row_layout import RowLayout
-    from nld_train.files import write_text
+    from nld_train.files import check_output_file, write_text
 
     layout = RowLayout(args.length, args.block_size, dual=True)
     if args.svg is None:
         print(visibility_text(layout))
     else:
+        check_output_file(Path(args.svg))
         write_text(Path(args.svg), visibility_svg(layout))
     return 0

@@ -1,6 +1,7 @@
 """A drafter's adapter as a stock PEFT folder, linear_spec_lora/, and back."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config import DrafterConfig, ModelConfig, RunConfig
+from nld_train.config import DrafterConfig, ModelConfig, RunConfig, require
 from nld_train.convert.folder_files import check_folder_links
+from nld_train.convert.import_checkpoint import require_finite
 from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.source import CheckpointSource, open_checkpoint_source
@@ -25,6 +27,11 @@ from nld_train.run_folder.paths import step_folder
 
 logger = logging.getLogger(__name__)
 # What any such folder says; the rest are numbers.
+# What else PEFT would compute with.
+UNUSED = (
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"),
+    *("layer_replication", "lora_bias", "exclude_modules", "target_parameters", "trainable_token_indices"),
+)
 FIXED: dict[str, Any] = {
     "peft_type": "LORA",
     "target_modules": ["o_proj"],
@@ -80,16 +87,50 @@ def open_adapter_base(adapter: AdapterSource) -> CheckpointSource:
 def write_adapter(source: AdapterSource, target: Path, dtype: torch.dtype) -> None:
     """Write the adapter into the empty folder `target`."""
     drafter = source.drafter
-    numbers = {"r": drafter.rank, "lora_alpha": _plain(drafter.alpha), "lora_dropout": drafter.dropout}
-    write_json_object(target / CONFIG, FIXED | numbers | {"base_model_name_or_path": source.base.name})
+    said = {"r": drafter.rank, "lora_alpha": _plain(drafter.alpha), "lora_dropout": drafter.dropout}
+    write_json_object(target / CONFIG, FIXED | said | {"base_model_name_or_path": source.base.name})
     parts = [part for unit in source.units for part in unit.parts]
-    write_safetensors(target / WEIGHTS, parts, dtype, (source.weights.read(unit, dtype) for unit in source.units))
+    numbers = (require_finite(source.weights.read(unit, dtype), unit.name, source.output) for unit in source.units)
+    write_safetensors(target / WEIGHTS, parts, dtype, numbers)
     logger.info("%s: %d tensors, rank %d, from step %d", target.name, len(parts), source.drafter.rank, source.step)
 
 
 def _plain(number: float) -> float:
     """512.0 as 512: readers of the published folder take a whole number."""
     return int(number) if number == int(number) else number
+
+
+@dataclass(frozen=True)
+class AdapterNumbers:
+    """The numbers of an adapter_config.json."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+def read_adapter_numbers(folder: Path) -> AdapterNumbers:
+    """Read adapter_config.json in this very folder. Raises: UserError where it is missing or of another kind."""
+    path = folder / CONFIG
+    content = read_json_object(path, "a PEFT folder of a drafter")
+    for key, value in FIXED.items():
+        require(content.get(key, value) == value, f"{path}: {key}={content.get(key)!r}", repr(value), "use one of ours")
+    for key in UNUSED:
+        require(
+            not content.get(key), f"{path}: {key}={content.get(key)!r}", "a plain LoRA without it", "use one of ours"
+        )
+    # The model tells a drafter, which is on while drafting alone, from a fine-tuned model by this key.
+    task = content.get("task_type")
+    require(task is None, f"{path}: task_type={task!r}", "null, for a drafter", "write null, if this is a drafter's")
+    rank, alpha = content.get("r"), content.get("lora_alpha")
+    dropout = content.get("lora_dropout", 0.0)  # PEFT's own default
+    for key, number in (("r", rank), ("lora_alpha", alpha), ("lora_dropout", dropout)):
+        known = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        require(known, f"{path}: {key}={number!r}", "a number", "copy it again")
+    require(isinstance(rank, int) and rank > 0, f"{path}: r={rank!r}", "a whole number above 0", "copy it again")
+    require(0 <= dropout < 1, f"{path}: lora_dropout={dropout!r}", "0 or more, below 1", "copy it again")
+    assert isinstance(rank, int) and isinstance(alpha, int | float), "they were checked"
+    return AdapterNumbers(rank, alpha, dropout)
 
 
 class StoredAdapter:
@@ -101,20 +142,8 @@ class StoredAdapter:
     def __init__(self, folder: Path, model: ModelConfig) -> None:
         self.folder = find_adapter(folder)
         check_folder_links(self.folder)
-        content = read_json_object(self.folder / CONFIG, "a PEFT folder of a drafter")
-        for key, value in FIXED.items():
-            if content.get(key, value) != value:
-                raise UserError(f"{self.folder / CONFIG}: {key}={content[key]!r}", repr(value), "use a drafter of ours")
-        if content.get("task_type") is not None:
-            # The model tells a drafter, which is on while drafting alone, from a fine-tuned model by this key.
-            raise UserError(
-                f"{self.folder / CONFIG}: task_type={content['task_type']!r}",
-                "null, for a drafter",
-                "write null there, if this is a drafter's adapter",
-            )
-        if not isinstance(content.get("r"), int) or not isinstance(content.get("lora_alpha"), int | float):
-            raise UserError(f"{self.folder / CONFIG} without r or lora_alpha", "both numbers", "copy it again")
-        self.rank, self.scale = content["r"], content["lora_alpha"] / content["r"]
+        numbers = read_adapter_numbers(self.folder)
+        self.rank, self.scale = numbers.rank, numbers.alpha / numbers.rank
         self.file = SafetensorsFile(self.folder / WEIGHTS)
         self.units = adapter_mappings(model, self.rank)
         expected = {part.name: part.shape for unit in self.units for part in unit.parts}
@@ -122,9 +151,9 @@ class StoredAdapter:
         check_stored_tensors(str(self.folder), stored, expected, "its adapter_config.json and this model")
 
     def read(self, unit: WeightMapping) -> Tensor:
-        """The stored tensor of a mapping: A [r, H * D] or B [E, r]."""
+        """The stored tensor of a mapping: A [r, H * D] or B [E, r]. Raises: UserError for NaN and infinite numbers."""
         (part,) = unit.parts
-        return self.file.read(part.name)
+        return require_finite(self.file.read(part.name), part.name, self.folder)
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """A [r, H * D] and B [E, r] of one layer."""
@@ -152,7 +181,17 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     Returns: PEFT's own model around it. Raises: UserError without PEFT.
     """
     try:
-        from peft import PeftModel
+        from peft import LoraConfig, PeftModel
     except ImportError as error:
         raise UserError("an adapter without the package peft", "peft installed", "pip install peft") from error
-    return PeftModel.from_pretrained(model, find_adapter(folder))
+    inner = find_adapter(folder)
+    numbers = read_adapter_numbers(inner)
+    # Ours, from what was checked: PEFT would take any value of the file.
+    config = LoraConfig(
+        r=numbers.rank,
+        lora_alpha=numbers.alpha,  # type: ignore[arg-type]
+        lora_dropout=numbers.dropout,
+        target_modules=["o_proj"],
+        inference_mode=True,
+    )
+    return PeftModel.from_pretrained(model, inner, config=config)

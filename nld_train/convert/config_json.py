@@ -9,7 +9,7 @@ import torch
 
 from nld_train.config import ModelConfig
 from nld_train.convert.weight_table import MINISTRAL, MINISTRAL_TEXT, NLD, HFNaming
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.fields import field_types, from_tree
 from nld_train.json_file import read_json_object
 
@@ -165,8 +165,8 @@ def read_folder_config(folder: Path) -> FolderConfig:
     if architecture == [ARCHITECTURE]:
         return FolderConfig(parse_model_config(path, content), NLD, False, content)
     if architecture == [MINISTRAL_ARCHITECTURE]:
-        text = content.get("text_config", {})
-        if text.get("model_type") == MINISTRAL_TEXT_TYPE:
+        text = content.get("text_config")
+        if isinstance(text, dict) and text.get("model_type") == MINISTRAL_TEXT_TYPE:
             tied = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
             return FolderConfig(parse_model_config(path, text), MINISTRAL, tied, text)
     if architecture == [MINISTRAL_TEXT_ARCHITECTURE]:
@@ -185,6 +185,7 @@ def parse_model_config(path: Path, content: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json gives. Raises: UserError for missing keys, or what the network does not compute."""
     # rope_parameters is the newer name, and wins where a file has both.
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    require(isinstance(rope, dict), f"{path}: rope_parameters={rope!r}", "an object", "copy the file again")
     # Older files keep rope_theta beside the other rotary numbers.
     rope = {"rope_theta": content.get("rope_theta"), **rope}
     missing = [key for key in SHAPE_KEYS.values() if content.get(key) is None]

@@ -11,7 +11,7 @@ from nld_train.convert.folder_files import check_folder_links, check_plain_names
 from nld_train.convert.fp8 import ACTIVATION_SCALES, FP8, Fp8Scale, scale_name
 from nld_train.convert.safetensors_file import SafetensorsFile
 from nld_train.convert.weight_table import Shape, check_hf_shapes, ignored_names, some_names
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.json_file import read_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,6 +28,8 @@ class HFWeights:
         self.folder = folder
         files = [SafetensorsFile(path) for path in safetensors_files(folder)]
         self.stored = {name: (file, name) for file in files for name in file.entries}
+        if (folder / INDEX).is_file():
+            self._check_index(read_weight_index(folder))
         self.scales = {
             name: Fp8Scale.of(name, file.entries[name].shape, self.stored)
             for name, (file, _) in self.stored.items()
@@ -37,6 +39,13 @@ class HFWeights:
             name for name in self.stored if self.scales and name.endswith(ACTIVATION_SCALES)
         }
         self.places = {name: place for name, place in self.stored.items() if name not in belonging}
+
+    def _check_index(self, named: dict[str, str]) -> None:
+        stored = {name: file.path.name for name, (file, _) in self.stored.items()}
+        wrong = sorted(name for name in stored.keys() | named.keys() if stored.get(name) != named.get(name))
+        if wrong:
+            got = f"{self.folder / INDEX} says {named.get(wrong[0])} of {wrong[0]}, it is in {stored.get(wrong[0])}"
+            raise UserError(got, "an index of the files beside it", "copy the folder again")
 
     def tie(self, name: str, stored: str) -> bool:
         """Let a tensor answer to a second name, where the file holds none of that name. Returns: whether it does."""
@@ -64,9 +73,19 @@ def safetensors_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: one, or those that its index names. Raises: UserError."""
     if not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
-    names = read_json_object(folder / INDEX, "an index of safetensors files")["weight_map"].values()
-    check_plain_names(folder / INDEX, names)
-    return [folder / name for name in sorted(set(names))]
+    return [folder / name for name in sorted(set(read_weight_index(folder).values()))]
+
+
+def read_weight_index(folder: Path) -> dict[str, str]:
+    """Name of a tensor -> its file, as the index says. Raises: UserError where it says something else, or names a file
+    that does not lie in the folder."""
+    content = read_json_object(folder / INDEX, "an index of safetensors files")
+    said = isinstance(content.get("metadata"), dict)  # transformers fails without
+    require(said, f"{folder / INDEX} without metadata", "an object, if an empty one", "copy the file again")
+    found = content.get("weight_map")
+    check_plain_names(folder / INDEX, found.values() if isinstance(found, dict) else [found])
+    assert isinstance(found, dict), "its values were checked"
+    return found
 
 
 def open_hf_folder(folder: Path) -> tuple[FolderConfig, HFWeights]:

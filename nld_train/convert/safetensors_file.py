@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from nld_train.convert.weight_table import HFTensor, Shape
 from nld_train.errors import UserError
+from nld_train.json_file import parse_json_object
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -43,10 +44,7 @@ class SafetensorsFile:
         self.path = path
         header, start = self._header()
         self.entries = {name: self._entry(name, said, start) for name, said in header.items()}
-        ends = (entry.start + tensor_bytes(entry.dtype, entry.shape) for entry in self.entries.values())
-        end, found = max(ends, default=start), path.stat().st_size
-        if found != end:
-            raise self._broken(f"has {found:,} bytes of {end:,}")
+        self._check_gapless(start)
 
     def _header(self) -> tuple[dict[str, Any], int]:
         if not self.path.is_file():
@@ -55,25 +53,36 @@ class SafetensorsFile:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if length > self.path.stat().st_size - LENGTH_BYTES:
                 raise self._broken("is shorter than its header")
-            try:
-                header = json.loads(file.read(length))
-            except ValueError as error:
-                raise self._broken("has a header that is not JSON") from error
-        if not isinstance(header, dict):
-            raise self._broken("has a header that is no object")
-        header.pop("__metadata__", None)
+            header = parse_json_object(file.read(length), f"the header of {self.path}")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise self._broken("has metadata that are no texts by name")
         return header, LENGTH_BYTES + length
 
-    def _entry(self, name: str, said: dict[str, Any], start: int) -> TensorEntry:
-        if said["dtype"] not in DTYPES:
-            raise UserError(
-                f"{self.path}: {name} has the dtype {said['dtype']}", ", ".join(DTYPES), "use unquantised weights"
-            )
-        first, last = said["data_offsets"]
-        entry = TensorEntry(DTYPES[said["dtype"]], tuple(said["shape"]), start + first)
+    def _entry(self, name: str, said: object, start: int) -> TensorEntry:
+        if not isinstance(said, dict) or set(said) != {"dtype", "shape", "data_offsets"}:
+            raise self._broken(f"describes {name} by {str(said)[:60]}")
+        kind, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise UserError(f"{self.path}: {name} has the dtype {kind}", ", ".join(DTYPES), "use unquantised weights")
+        if not are_counts(shape) or not are_counts(offsets) or len(offsets) != 2:
+            raise self._broken(f"gives {name} the shape {shape} and the bytes {offsets}")
+        first, last = offsets
+        entry = TensorEntry(DTYPES[kind], tuple(shape), start + first)
         if last - first != tensor_bytes(entry.dtype, entry.shape):
-            raise self._broken(f"gives {name} {last - first} bytes for the shape {said['shape']}")
+            raise self._broken(f"gives {name} {last - first} bytes for the shape {shape}")
         return entry
+
+    def _check_gapless(self, start: int) -> None:
+        """Every byte of the data belongs to one tensor, as in every file that the library writes or reads."""
+        end = start
+        for entry in sorted(self.entries.values(), key=lambda entry: (entry.start, prod(entry.shape))):
+            if entry.start != end:
+                raise self._broken(f"has tensors that overlap, or a gap between them, at byte {end:,}")
+            end += tensor_bytes(entry.dtype, entry.shape)
+        found = self.path.stat().st_size
+        if found != end:
+            raise self._broken(f"has {found:,} bytes of {end:,}")
 
     def _broken(self, what: str) -> UserError:
         return UserError(f"{self.path} {what}", "a whole safetensors file", "copy or download it again")
@@ -98,6 +107,11 @@ class SafetensorsFile:
         with self.path.open("rb") as file:
             file.seek(entry.start)
             return torch.frombuffer(bytearray(file.read(entry.dtype.itemsize)), dtype=entry.dtype).reshape(())
+
+
+def are_counts(values: object) -> TypeGuard[list[int]]:
+    """Whether a value of a JSON file is a list of whole numbers from 0 on."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def tensor_bytes(dtype: torch.dtype, shape: Sequence[int]) -> int:

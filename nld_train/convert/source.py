@@ -84,7 +84,7 @@ def read_output_token_ids(source: CheckpointSource, tokenizer: TextTokenizer, ch
     run = source.run
     if run is None:
         imported = read_json_object(source.output / IMPORT, TRAINED_OR_IMPORTED)
-        ids = from_tree(SpecialTokenIds, imported["traits"], "traits.")
+        ids = from_tree(SpecialTokenIds, imported.get("traits"), "traits.")
         ids = replace(ids, eos_token_id=template_end(tokenizer)) if chat else ids
     else:
         end = turn_end(run, tokenizer) if chat else end_of_document_id(tokenizer)

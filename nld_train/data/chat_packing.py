@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from nld_train.config import DataConfig, LongConversations, RunConfig, require
 from nld_train.data.manifest import parse_blend, read_manifest
 from nld_train.data.packing import PackedRows, fill_rate, pack_documents, ragged_share
+from nld_train.data.splits import PARTS, parts_read, split_documents
 from nld_train.data.supervision import Supervision
 from nld_train.data.token_file import read_token_index
 from nld_train.files import staged_folder
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of the plans: raise it where the same settings would give other rows
-SPLITS = ("train", "validation")
-SPLIT_KEY = 0  # the split is the same whatever data.shuffle_seed is
+VERSION = 2  # of the plans: raise it where the same settings would give other rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def open_packings(run: RunConfig, folder: Path) -> Plans:
     prefixes = [prefix for _, prefix in parse_blend(run.data.blend)]
     plans = {prefix: open_packing(prefix, run.data, run.diffusion.block_size, folder) for prefix in prefixes}
     for prefix, plan in plans.items():
-        for name in SPLITS if run.train.eval_batches else SPLITS[:1]:
+        for name in parts_read(run):
             check_split_rows(prefix, run.data, name, plan[name].counts)
             logger.info("%s", describe_split(prefix, run.data.sequence_length, name, plan[name].counts))
     return plans
@@ -84,7 +83,7 @@ def make_packing(prefix: str, data: DataConfig, block_size: int) -> Plan:
     """Choose, split and pack the conversations of a chat file. Raises UserError."""
     lengths = np.asarray(read_token_index(prefix).lengths, np.int64)
     kept = fitting_conversations(lengths, Supervision(prefix), data.sequence_length, data.long_conversations)
-    shares = split_conversations(len(lengths), data.split)
+    shares = split_documents(len(lengths), data.split)
     return {
         name: pack_split(lengths, kept, numbers, data.sequence_length, block_size) for name, numbers in shares.items()
     }
@@ -100,39 +99,6 @@ def fitting_conversations(
         for document in np.flatnonzero(~kept):
             kept[document] = supervision.of(int(document))[:capacity].any()
     return kept
-
-
-def split_conversations(count: int, split: str) -> dict[str, NDArray[np.int64]]:
-    """Numbers of the conversations of each split, ascending: drawn at random, always the same for a count and shares.
-
-    Files are often several sources one after another: a validation share cut from the end would be the last source.
-    """
-    shares = np.array(split_shares(split))
-    ends = np.rint(np.cumsum(shares) * count).astype(np.int64)
-    drawn = epoch_permutation(SPLIT_KEY, 0, count)
-    return {"train": np.sort(drawn[: ends[0]]), "validation": np.sort(drawn[ends[0] : ends[1]])}
-
-
-def epoch_permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """A permutation of range(count) that belongs to (seed, epoch).
-
-    Philox promises the same words in every version of numpy; `Generator.permutation` does not.
-    """
-    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(count)
-    return np.argsort(words, kind="stable")
-
-
-def split_shares(split: str) -> list[float]:
-    """ "99,1,0" -> [0.99, 0.01, 0.0]. Raises UserError."""
-    parts = [part.strip() for part in split.split(",")]
-    numbers = [float(part) for part in parts if part.replace(".", "", 1).isdigit()]
-    require(
-        len(parts) == len(numbers) == 3 and numbers[0] > 0,
-        f"data.split={split!r}",
-        "three numbers, of which the first is above 0",
-        "write the shares of training, validation and test, for example 99,1,0",
-    )
-    return [number / sum(numbers) for number in numbers]
 
 
 def pack_split(
@@ -169,7 +135,7 @@ def load_packing(folder: Path) -> Plan:
             PackedRows(*(np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("documents", "starts"))),
             SplitCounts(**counts[name]),
         )
-        for name in SPLITS
+        for name in PARTS
     }
 
 

@@ -1,29 +1,36 @@
-"""Rows of whole conversations by global sample index: a blend of chat files, shuffled anew in every epoch."""
-
-from collections.abc import Sequence
+"""Rows of whole conversations, shuffled anew in every epoch."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.chat_packing import epoch_permutation
+from nld_train.data.blended_rows import Sample
 from nld_train.data.packing import PackedRows
+from nld_train.data.splits import ROW_ORDER, epoch_permutation
 from nld_train.data.supervision import Supervision
 from nld_train.data.token_file import TokenFile
 
 PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
 
-Sample = dict[str, NDArray]
-
 
 class ChatFileRows:
     """The rows of one split of a chat file."""
 
-    def __init__(self, prefix: str, rows: PackedRows, length: int) -> None:
+    def __init__(self, prefix: str, rows: PackedRows, length: int, shuffle_seed: int) -> None:
         self.tokens, self.supervision = TokenFile(prefix), Supervision(prefix)
-        self.rows, self.length = rows, length
+        self.rows, self.length, self.shuffle_seed = rows, length, shuffle_seed
+        self._order: tuple[int, NDArray[np.int64]] | None = None  # the epoch that was last read, and its order
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def epoch_row(self, epoch: int, place: int) -> Sample:
+        """The row at `place` of an epoch."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_permutation(self.shuffle_seed, epoch, len(self), ROW_ORDER)
+        return self[int(self._order[1][place])]
+
+    def prepare_epochs(self, epochs: range) -> None:
+        """Nothing is kept: conversations make few enough rows to shuffle them anew."""
 
     def __getitem__(self, row: int) -> Sample:
         """tokens [L + 1] int64, supervised [L + 1] bool, document_lengths.
@@ -46,49 +53,3 @@ class ChatFileRows:
             "supervised": supervised,
             "document_lengths": np.array([*lengths, self.length + 1 - end]),
         }
-
-
-class ChatRows:
-    """Rows 0 .. count - 1 of the run. Which row of which file a number means does not depend on `count`.
-
-    `weights`: share of the rows that each file gives; None: every file once per epoch of the whole.
-    """
-
-    def __init__(
-        self, files: Sequence[ChatFileRows], weights: Sequence[float] | None, shuffle_seed: int, count: int
-    ) -> None:
-        assert all(len(file) for file in files), "a file without rows: open_plans refuses it"
-        self.files, self.shuffle_seed = files, shuffle_seed
-        self.file_of, self.place_of = blend_samples(weights or [len(file) for file in files], count)
-        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # by file: the epoch that was last read, its order
-
-    def __len__(self) -> int:
-        return len(self.file_of)
-
-    def __getitem__(self, index: int) -> Sample:
-        number = int(self.file_of[index])
-        file = self.files[number]
-        epoch, place = divmod(int(self.place_of[index]), len(file))
-        return file[int(self._order(number, epoch)[place])]
-
-    def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
-        """In which order an epoch takes a file's rows; kept, because the next rows are of the same epoch."""
-        known = self._orders.get(number)
-        if known is None or known[0] != epoch:
-            known = epoch, epoch_permutation(self.shuffle_seed, epoch, len(self.files[number]))
-            self._orders[number] = known
-        return known[1]
-
-
-def blend_samples(weights: Sequence[float], count: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """For sample 0 .. count - 1: the file it comes from, and how many samples that file gave before.
-
-    Sample k of a file is due at time (k + 1/2) / its share of the weights; samples come in the order they are due. So
-    after any number of samples every file has given its share, but for rounding, and one more sample changes no other.
-    """
-    shares = np.array(weights, np.float64) / np.sum(weights)
-    enough = np.ceil(count * shares).astype(np.int64) + len(shares) + 1
-    places = np.concatenate([np.arange(number) for number in enough])
-    files = np.repeat(np.arange(len(shares), dtype=np.int16), enough)
-    first = np.argsort((places + 0.5) / shares[files], kind="stable")[:count]
-    return files[first], places[first]

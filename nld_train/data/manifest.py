@@ -126,13 +126,18 @@ def check_token_file(prefix: str | Path, verify_hashes: bool = False) -> Manifes
 
 def check_token_file_hashes(prefix: str | Path, manifest: Manifest) -> None:
     """Read the files whole; raise UserError where a SHA-256 is not the manifest's."""
-    digests = {bin_path(prefix): manifest.bin_sha256, idx_path(prefix): manifest.idx_sha256}
-    if manifest.chat is not None:
-        digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
-    for path, digest in digests.items():
+    for path, digest in payload_digests(prefix, manifest).items():
         found = digest_like(digest, path)
         if found != digest:
             raise UserError(f"{path} has SHA-256 {found}", f"{digest} as in {manifest_path(prefix)}", REMAKE)
+
+
+def payload_digests(prefix: str | Path, manifest: Manifest) -> dict[Path, str]:
+    """The files beside a manifest, and the digest that each should have."""
+    digests = {bin_path(prefix): manifest.bin_sha256, idx_path(prefix): manifest.idx_sha256}
+    if manifest.chat is not None:
+        digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
+    return digests
 
 
 def check_token_file_tokenizer(

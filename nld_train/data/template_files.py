@@ -1,11 +1,11 @@
 """Where a tokenizer folder keeps its chat templates."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nld_train.data.tokenizer import CONFIG, one_line, read_tokenizer_config
+from nld_train.data.tokenizer import CONFIG, read_tokenizer_config
 from nld_train.errors import UserError
+from nld_train.json_file import read_json_object
 
 TEMPLATE = "chat_template.jinja"
 PROCESSOR_TEMPLATE = "chat_template.json"  # processors of pictures and sound keep it here
@@ -57,11 +57,7 @@ def _first_place(folder: Path) -> tuple[dict[str, str], str, str]:
         return _by_name(config[TEMPLATE_KEY], origin), origin, CONFIG
     path = folder / PROCESSOR_TEMPLATE
     if path.is_file():
-        try:
-            content = json.loads(_read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {one_line(error)}", "a JSON object", "copy it again") from error
-        found = content.get(TEMPLATE_KEY) if isinstance(content, dict) else None
+        found = read_json_object(path, "a tokenizer's folder").get(TEMPLATE_KEY)
         return _by_name(found, str(path)), str(path), PROCESSOR_TEMPLATE
     return {}, "", ""
 

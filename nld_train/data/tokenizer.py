@@ -1,6 +1,5 @@
 """Hugging Face tokenizers as the project uses them: text never turns into control ids."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer
 
 from nld_train.data.token_file import file_sha256, token_dtype
 from nld_train.errors import UserError
-from nld_train.json_file import read_json_object
+from nld_train.json_file import parse_json_object, read_json_object
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -126,15 +125,11 @@ def parse_tokenizer_file(path: Path) -> Tokenizer:
     Raises UserError where it is no tokenizer, or has parts that the installed library does not know.
     """
     allowed, do = f"a {FILE} of the tokenizers library", "download or make it again"
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {one_line(error)}", allowed, do) from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    content = path.read_bytes()
+    if not isinstance(parse_json_object(content, str(path)).get("model"), dict):
         raise UserError(f"{path} holds no model", allowed, do)
     try:
-        library = Tokenizer.from_str(text)
+        library = Tokenizer.from_str(content.decode())
     except Exception as error:
         if type(error) is not Exception:  # the library has no error class of its own
             raise

@@ -7,14 +7,20 @@ from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import decode_ar
-from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
+from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
 
 
 def generate_ar(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None = None,
+    complete: Complete | None = None,
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
 
     Raises: UserError for a request that the model cannot serve.
     """
-    return generate_batch(model, prompts, settings, streamer, lambda rows, sampler: decode_ar(model, rows, sampler))
+    return generate_batch(
+        model, prompts, settings, streamer, complete, lambda rows, sampler: decode_ar(model, rows, sampler)
+    )

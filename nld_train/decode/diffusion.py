@@ -7,11 +7,15 @@ from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch, user_errors
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import DenoisingPlan, decode_diffusion
-from nld_train.hf.rows_nemotron_labs_diffusion import Streamer, check_whole_blocks
+from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer, check_whole_blocks
 
 
 def generate_diffusion(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None = None,
+    complete: Complete | None = None,
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
 
@@ -23,5 +27,5 @@ def generate_diffusion(
         settings.block_length, model.config.mask_token_id, settings.threshold, settings.steps_per_block
     )
     return generate_batch(
-        model, prompts, settings, streamer, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan)
+        model, prompts, settings, streamer, complete, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan)
     )

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig
 
 from nld_train.convert.adapter import StoredAdapter, attach_adapter
 from nld_train.convert.config_json import read_folder_config
 from nld_train.convert.hf_folder import HFWeights
+from nld_train.convert.import_checkpoint import require_finite
 from nld_train.convert.weight_table import Shape, check_stored_tensors
-from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
+from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, one_line
 from nld_train.decode.run import user_errors
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.json_file import read_json_object
@@ -27,8 +30,13 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     config = load_model_config(folder)
     check_stored_tensors(str(folder), HFWeights(folder).shapes, expected_shapes(config), "its config.json")
     chosen = config.dtype if dtype is None else dtype
-    model = NemotronLabsDiffusionModel.from_pretrained(folder, config=config, dtype=chosen)
-    return model.to(device)  # type: ignore[arg-type]
+    # Its own settings of generation are those of transformers' loops, which none of our modes runs.
+    model = NemotronLabsDiffusionModel.from_pretrained(
+        folder, config=config, dtype=chosen, generation_config=GenerationConfig()
+    ).to(device)  # type: ignore[arg-type]
+    for name, weight in model.state_dict().items():  # one reading of the memory, far below the time of the load
+        require_finite(weight, name, folder)
+    return model
 
 
 def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: Path) -> None:
@@ -37,7 +45,9 @@ def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: 
     Linear self-speculation turns the adapter on while it drafts; no other mode uses it.
     folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where the adapter belongs to another model.
     """
-    StoredAdapter(folder, read_folder_config(base).model)
+    stored = StoredAdapter(folder, read_folder_config(base).model)
+    for unit in stored.units:
+        stored.read(unit)
     attach_adapter(model, folder)
     for module in model.modules():
         if hasattr(module, "lora_A"):
@@ -50,8 +60,16 @@ def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
     found = content.get("architectures")
     if found != [ARCHITECTURE]:
         raise UserError(f"{folder} holds {found}", f"[{ARCHITECTURE!r}]", "give a folder of `nld convert export`")
-    with user_errors():
-        return NemotronLabsDiffusionConfig(**content)
+    read_folder_config(folder)
+    positions = content.get("max_position_embeddings")
+    known = type(positions) is int and positions > 0
+    require(known, f"{folder / 'config.json'}: max_position_embeddings={positions!r}", "a whole number", "correct it")
+    try:
+        with user_errors():
+            return NemotronLabsDiffusionConfig(**content)
+    except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:  # transformers' own checks
+        got = f"{folder / 'config.json'}: {one_line(error)}"
+        raise UserError(got, "a configuration as `nld convert export` writes it", "copy it again") from error
 
 
 def expected_shapes(config: NemotronLabsDiffusionConfig) -> dict[str, Shape]:

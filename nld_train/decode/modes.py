@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # they import torch, and `nld generate --help` reads this tab
 
     from nld_train.decode.result import NFE, Decoded
     from nld_train.decode.settings import DecodeConfig
-    from nld_train.hf.rows_nemotron_labs_diffusion import Streamer
+    from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
 
-    # (model, prompts, settings, streamer) -> the answer to every prompt
-    GenerateBatch = Callable[[Any, Sequence[Sequence[int]], DecodeConfig, Streamer | None], list[Decoded]]
+    # (model, prompts, settings, streamer, complete) -> the answer to every prompt
+    GenerateBatch = Callable[
+        [Any, Sequence[Sequence[int]], DecodeConfig, Streamer | None, Complete | None], list[Decoded]
+    ]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ from nld_train.decode.run import generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import accept_draft, noisy_logits, prefill_prompts, sample_next
 from nld_train.hf.modeling_ministral import KVCache
-from nld_train.hf.rows_nemotron_labs_diffusion import Generations, Streamer
+from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Generations, Streamer
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler, mix_logits, propose_drafts, verify_proposal
 
 
 def generate_quadratic(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None = None,
+    complete: Complete | None = None,
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
 
@@ -32,7 +36,12 @@ def generate_quadratic(
     """
     length, weight = settings.block_length, settings.ensemble_weight
     return generate_batch(
-        model, prompts, settings, streamer, lambda rows, draws: decode_quadratic(model, rows, draws, length, weight)
+        model,
+        prompts,
+        settings,
+        streamer,
+        complete,
+        lambda rows, draws: decode_quadratic(model, rows, draws, length, weight),
     )
 
 

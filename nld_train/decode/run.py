@@ -9,14 +9,16 @@ import torch
 
 from nld_train.decode.result import Decoded, decoded_result
 from nld_train.decode.settings import DecodeConfig
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.hf.configuration_nemotron_labs_diffusion import InputError
 from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation_mode
 from nld_train.hf.rows_nemotron_labs_diffusion import (
+    Complete,
     GenerationLimits,
     Generations,
     Streamer,
     check_generation_request,
+    end_token_ids,
     thinking_budget,
 )
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
@@ -26,14 +28,19 @@ DecodeLoop = Callable[[Generations, Sampler], None]  # decodes all rows to their
 
 
 def generate_batch(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None, loop: DecodeLoop
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None,
+    complete: Complete | None,
+    loop: DecodeLoop,
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch with `loop`. Returns: an answer to each prompt, in their order.
 
     An answer does not depend on the other prompts, but at a temperature on its own number in the list.
     Raises: UserError for a request that the model cannot serve.
     """
-    rows = open_generations(model, prompts, settings, streamer)
+    rows = open_generations(model, prompts, settings, streamer, complete)
     sampler = Sampler(
         settings.temperature, settings.top_p, prompt_generators(settings.seed, len(prompts)), len(prompts)
     )
@@ -45,15 +52,38 @@ def generate_batch(
 
 
 def open_generations(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None,
+    complete: Complete | None,
 ) -> Generations:
     """The rows of a request, checked. Raises: UserError for a request that the model cannot serve."""
-    eos = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    ends = text_ends(model.config, settings)
     with user_errors():
         thinking = thinking_budget(settings.max_thinking_tokens, settings.end_think_token_id)
-        limits = GenerationLimits(settings.max_new_tokens, eos, thinking)
+        limits = GenerationLimits(settings.max_new_tokens, ends, thinking, complete)
         check_generation_request(model.config, prompts, limits)
     return Generations(prompts, limits, streamer)
+
+
+def text_ends(config: Any, settings: DecodeConfig) -> tuple[int, ...]:
+    """The ids that end a text: those of the settings, or the model's own. Raises: UserError for an id that no token of
+    the model has, and which would never end one."""
+    known = config.eos_token_id
+    is_ids = known is None or isinstance(known, int | list | tuple)
+    require(is_ids, f"eos_token_id={known!r} in config.json", "an id, or a list of them", "correct config.json")
+    chosen = known if settings.eos_token_id is None else settings.eos_token_id
+    named = {"eos_token_id": end_token_ids(chosen), "end_think_token_id": end_token_ids(settings.end_think_token_id)}
+    for name, ids in named.items():
+        for token_id in ids:
+            require(
+                isinstance(token_id, int) and 0 <= token_id < config.vocab_size,
+                f"{name}={token_id}",
+                f"ids from 0 on below the model's vocab_size={config.vocab_size}",
+                f"correct {name}, or config.json",
+            )
+    return named["eos_token_id"]
 
 
 @contextmanager

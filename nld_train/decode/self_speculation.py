@@ -7,12 +7,16 @@ from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import decode_linear_speculation
-from nld_train.hf.rows_nemotron_labs_diffusion import Generations, Streamer
+from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Generations, Streamer
 from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler
 
 
 def generate_self_speculation(
-    model: Any, prompts: Sequence[Sequence[int]], settings: DecodeConfig, streamer: Streamer | None = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    streamer: Streamer | None = None,
+    complete: Complete | None = None,
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch. Returns: an answer to each prompt, in their order.
 
@@ -23,4 +27,4 @@ def generate_self_speculation(
     def loop(rows: Generations, sampler: Sampler) -> None:
         decode_linear_speculation(model, rows, sampler, length, mask, settings.draft_threshold)
 
-    return generate_batch(model, prompts, settings, streamer, loop)
+    return generate_batch(model, prompts, settings, streamer, complete, loop)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nld_train.errors import require, require_positive
+from nld_train.setting_ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +18,9 @@ class DecodeConfig:
     steps_per_block: int | None = None  # diffusion without threshold; none: block_length
     draft_threshold: float = 0.0  # linear self-speculation: a draft stops where no token has this probability
     ensemble_weight: float = 0.0  # quadratic: lambda, the verifier is (1 - lambda) * AR + lambda * diffusion
-    eos_token_id: int | None = None  # none: the model's own
+    eos_token_id: tuple[int, ...] | None = None  # any of them ends the text; none: the model's own
     max_thinking_tokens: int | None = None  # none: no budget
     end_think_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive("decode", self, "max_new_tokens", "block_length")
-        require(self.temperature >= 0, f"decode.temperature={self.temperature}", "0 or more", "use 0 for greedy")
-        require(0 < self.top_p <= 1, f"decode.top_p={self.top_p}", "above 0, at most 1", "use 1 to draw from all")
-        weight = self.ensemble_weight
-        require(0 <= weight <= 1, f"decode.ensemble_weight={weight}", "0 to 1", "use 0 to verify with AR alone")
-        if self.steps_per_block is not None:
-            require_positive("decode", self, "steps_per_block")
+        check_ranges("decode", self)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.data.manifest import check_token_file_tokenizer, parse_blend
+from nld_train.data.run_rows import describe_repeats, estimate_validation_rows
 from nld_train.data.tokenizer import check_mask_id, load_tokenizer
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import DoctorFinding, Verdict, any_fails, counted_noun, gb_text, refusal_finding
@@ -15,9 +16,12 @@ from nld_train.doctor.machine import nearest_existing_folder, total_memory
 from nld_train.errors import UserError
 from nld_train.plan import memory
 from nld_train.plan.row_counts import run_tokens
-from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps
+from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps, newest_complete_step
+from nld_train.run_folder.frozen import read_run_if_any
 from nld_train.run_folder.paths import checkpoints_folder, step_folder
 
+# Settings of the data section that decide which row a number means.
+ORDER_OF_ROWS = ("blend", "sequence_length", "split", "chat", "long_conversations", "shuffle_seed")
 MANY_TIMES = 4  # a run that reads its tokens more often learns them by heart
 
 
@@ -48,7 +52,43 @@ def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
         how = "SHA-256 verified" if verify else "sizes as in its manifest"
         said = f"{counted_noun(found.tokens, 'token')} in {counted_noun(found.documents, 'document')}; {how}"
         findings.append(DoctorFinding(f"data {prefix}", said))
-    return findings if any_fails(findings) else [*findings, check_data_passes(run, counts)]
+    if any_fails(findings):
+        return findings
+    return [*findings, check_data_passes(run, counts), *check_rows_read_before(run), *check_validation_rows(run)]
+
+
+def check_rows_read_before(run: RunConfig) -> list[DoctorFinding]:
+    """Say what share of the run's rows its `init` has read, where that is a run on the same rows in the same order."""
+    if run.init is None:
+        return []
+    try:
+        before = read_run_if_any(Path(run.init))
+    except UserError:
+        return []  # the start checks refuse it, or another version wrote it
+    if before is None or any(getattr(before.data, name) != getattr(run.data, name) for name in ORDER_OF_ROWS):
+        return []
+    steps = newest_complete_step(Path(run.init)) or before.train.iterations
+    ended = before.data.skip_rows + steps * before.train.global_batch
+    first, count = run.data.skip_rows, run.train.iterations * run.train.global_batch
+    again = max(0, min(ended, first + count) - max(before.data.skip_rows, first))
+    said = f"init={run.init} ended at row {ended:,} of this data, the run begins at row {first:,}"
+    if not again:
+        return [DoctorFinding("rows", f"{said}: none is read again before the data is")]
+    do = f"set data.skip_rows={ended} to go on where it ended"
+    return [DoctorFinding("rows", f"{said}: {again / count:.0%} of its rows are read again", "note", do)]
+
+
+def check_validation_rows(run: RunConfig) -> list[DoctorFinding]:
+    """Note a validation part that is shorter than one evaluation."""
+    if not run.train.eval_batches:
+        return []
+    try:
+        rows = estimate_validation_rows(run)
+    except UserError as error:
+        return [refusal_finding("validation", error)]
+    said = describe_repeats(run, rows) if all(rows) else None  # a file without any is refused as a start check
+    do = "lower train.eval_batches, or give validation a larger share of data.split"
+    return [] if said is None else [DoctorFinding("validation", said, "note", do)]
 
 
 def check_data_passes(run: RunConfig, counts: Sequence[tuple[float | None, str, int]]) -> DoctorFinding:

@@ -4,16 +4,21 @@
 A check only reads. It refuses a run with a UserError, so every function here raises UserError.
 """
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nld_train.config import RunConfig, require
+from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.config_json import read_folder_config
+from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
+from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
+from nld_train.fields import leaf_values
+from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
 from nld_train.peft_names import CONFIG, WEIGHTS
@@ -28,12 +33,17 @@ from nld_train.run_folder.frozen import (
     is_drafter_run,
     model_record,
     read_frozen_run,
+    read_run_if_any,
     setting_differences,
 )
-from nld_train.run_folder.paths import MODEL, RUN, checkpoints_folder, is_hf_folder
+from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED, checkpoints_folder, is_hf_folder
 
 # What a resumed run may not change: with other weights, rows or objective it would be another run.
-FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_step", *SECTION_OBJECTIVES)
+FIXED_ON_RESUME = ("model", "diffusion", "data", "init", "init_step", "init_optimizer", *SECTION_OBJECTIVES)
+FREE_OF_DATA = ("workers", "verify")  # of the data section: they make no difference to the rows
+# Megatron's checkpoint holds these of the optimizer: it would refuse others in mid-start, or keep its own in silence.
+FIXED_OPTIMIZER = tuple(f"optimizer.{name}" for name in ("lr", "min_lr", "weight_decay", "beta1", "beta2", "eps"))
+FIXED_OPTIMIZER += ("parallel.distributed_optimizer",)
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
@@ -50,12 +60,13 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
 
 
 def check_run_data(run: RunConfig) -> None:
-    """Refuse token files that are missing or damaged, or that are of another kind, tokenizer or vocabulary; and what
-    the export would refuse after training."""
+    """Refuse token files that are missing or damaged, that are of another kind, tokenizer or vocabulary, or too small
+    for a row of each part that is read; and what the export would refuse after training."""
     blend = parse_blend(run.data.blend)
     for _, prefix in blend:
         manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
         _check_data_kind(prefix, manifest, run)
+        check_data_parts(prefix, manifest, run)
         vocabulary = manifest.vocab_size
         require(
             vocabulary <= run.model.vocab_size,
@@ -84,15 +95,18 @@ def _check_data_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:
 
 
 def check_start(run: RunConfig) -> None:
-    """Refuse an output folder of another run, and weights to start from that are missing or of another shape."""
+    """Refuse an output folder of another run or of other data, and weights to start from that are missing or of another
+    shape."""
     output = Path(run.output)
-    if run.init is not None and is_hf_folder(Path(run.init)):
+    imports = run.init is not None and is_hf_folder(Path(run.init))
+    if checkpoint_steps(output) and not imports:
+        check_same_run(run, output)
+    if complete_steps(output):
+        check_data_identity(run)
+    if imports:
         if not checkpoint_steps(output):
             check_init_shape(run)
-        return
-    if checkpoint_steps(output):
-        check_same_run(run, output)
-    if objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
+    elif objective_of(run).init_to_read(resumes=bool(complete_steps(output))) is not None:
         check_init(run)
 
 
@@ -106,6 +120,8 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         "choose another output=, or start from it with init=",
     )
     before = read_frozen_run(output)
+    free = {name: getattr(run.data, name) for name in FREE_OF_DATA}
+    before = replace(before, data=replace(before.data, **free))
     for name in FIXED_ON_RESUME:
         changed = setting_differences(getattr(before, name), getattr(run, name), name)
         require(
@@ -119,6 +135,14 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         f"train.global_batch={run.train.global_batch}, the checkpoint in {output} has {before.train.global_batch}",
         "the same global batch: rows are numbered by it",
         "undo the change, or choose another output=",
+    )
+    kept, wanted = leaf_values(before), leaf_values(run)
+    changed = [f"{key} was {kept[key]}, is {wanted[key]}" for key in FIXED_OPTIMIZER if kept[key] != wanted[key]]
+    require(
+        not changed,
+        f"the optimizer in {output} was saved with other settings: {'; '.join(changed)}",
+        "resuming with the same " + ", ".join(FIXED_OPTIMIZER),
+        f"undo the change, or start from its weights: init={output} and another output=",
     )
 
 
@@ -135,16 +159,48 @@ def check_init(run: RunConfig) -> None:
     )
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
-    check_same_model(run.init, json.loads(shape.read_text()), run.model)
+    check_same_model(run.init, read_json_object(shape, TRAINED_OR_IMPORTED), run.model)
+    check_init_optimizer(run)
     check_checkpoint_contents(newest)
     objective = objective_of(run)
     if objective.adapter is not None and objective.adapter.adapter is not None:
-        check_init_adapter(objective.section, objective.adapter, Path(objective.adapter.adapter))
+        folder = Path(objective.adapter.adapter)
+        check_init_adapter(objective.section, objective.adapter, folder)
+        stored = StoredAdapter(folder, run.model)
+        for unit in stored.units:
+            stored.read(unit)  # which refuses NaN
+
+
+def check_init_optimizer(run: RunConfig) -> None:
+    """Refuse init_optimizer where `init` holds no optimizer, or one that this run cannot go on with."""
+    if not run.init_optimizer:
+        return
+    assert run.init is not None
+    before = read_run_if_any(Path(run.init))
+    got = f"init_optimizer=True with init={run.init!r}"
+    require(
+        before is not None and objective_of(run).adapter is None,
+        f"{got}, which has no optimizer of this run's weights",
+        "the output folder of `nld train` of the whole model, in both stages",
+        "set init_optimizer=False, or name such a folder",
+    )
+    assert before is not None
+    # Megatron finds stored moments by the learning rates of their group.
+    names = ("optimizer.lr", "optimizer.min_lr", "train.precision", "parallel.distributed_optimizer")
+    kept, wanted = (leaf_values(each) for each in (before, run))
+    changed = [f"{name}={kept[name]} there, {wanted[name]} here" for name in names if kept[name] != wanted[name]]
+    require(
+        not changed,
+        f"{got}: {'; '.join(changed)}",
+        "the same in both stages, of which one schedule is made",
+        "set them as there, or init_optimizer=False",
+    )
 
 
 def check_init_shape(run: RunConfig) -> None:
     """Refuse a Hugging Face folder of another shape before it is read whole."""
     assert run.init is not None
+    check_init_optimizer(run)
     check_same_model(run.init, model_record(read_folder_config(Path(run.init)).model), run.model)
 
 
@@ -155,7 +211,7 @@ def check_init_adapter(section: str, lora: LoraSettings, folder: Path) -> None:
     require(
         there, f"{section}.adapter={str(folder)!r}", f"a PEFT folder with {CONFIG} and {WEIGHTS}", "correct the path"
     )
-    content = json.loads(said.read_text())
+    content = read_json_object(said, "a PEFT folder")
     found, wanted = (content.get("r"), content.get("lora_alpha")), (lora.rank, lora.alpha)
     require(
         found == wanted,

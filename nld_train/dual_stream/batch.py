@@ -20,9 +20,10 @@ def collate_rows(
     The rows are `NoisyRow`s where the configuration is dual, plain `Row`s where it is not.
 
     The AR term of position i counts iff supervised[i + 1]; the diffusion term of token i counts iff i is masked. N is
-    the number of AR terms. With `config.document_mask` the AR term of a document's last token does not count: its
-    target lies in the next document, which that token cannot know. (A row says the documents of its first L tokens; its
-    last target is taken to belong to the document of token L - 1.)
+    the number of supervised tokens that are targets. With `config.document_mask` the AR term of a document's last token
+    does not count: its target lies in the next document, which that token cannot know. That target is still a
+    supervised token, which the diffusion term predicts, so N counts it: the two terms keep their weights. (A row says
+    the documents of its first L tokens; its last target is taken to belong to the document of token L - 1.)
 
     Token averaging [paper eq. 5] gives the terms the weights 1 and 1/p, and the denominator N. Sequence averaging
     [eq. 4] divides both weights by the row's own N, and the denominator is the number of rows; rows with N = 0 drop out
@@ -34,8 +35,9 @@ def collate_rows(
     tokens = torch.stack([row.tokens for row in plain])
     layout = RowLayout(tokens.shape[1] - 1, config.block_size, config.dual)
     documents = stack_documents(plain, config, layout.length)
-    counts = _ar_counts(torch.stack([row.supervised for row in plain]), documents)
-    shares, denominator = _shares(counts, config.average)
+    targets = torch.stack([row.supervised for row in plain])[:, 1:]
+    counts = _ar_counts(targets, documents)
+    shares, denominator = _shares(targets, config.average)
     ar_rows, ar_tokens = (counts & (shares > 0)[:, None]).nonzero(as_tuple=True)
     inputs, masked, inverse_p = _noisy_half(noisy, tokens)
     diffusion_rows, diffusion_tokens = (masked & (shares > 0)[:, None]).nonzero(as_tuple=True)
@@ -77,20 +79,21 @@ def stack_documents(rows: Sequence[Row], config: DiffusionConfig, length: int) -
     return torch.stack([whole if row.documents is None else row.documents for row in rows])
 
 
-def _ar_counts(supervised: Tensor, documents: Tensor | None) -> Tensor:
-    """Which AR terms count, s_{i+1}: [B, L] bool."""
-    counts = supervised[:, 1:].clone()
-    if documents is not None:
-        counts[:, :-1] &= documents[:, 1:] == documents[:, :-1]
+def _ar_counts(targets: Tensor, documents: Tensor | None) -> Tensor:
+    """Which AR terms count: [B, L] bool. targets: [B, L] bool, s_{i+1}."""
+    if documents is None:
+        return targets
+    counts = targets.clone()
+    counts[:, :-1] &= documents[:, 1:] == documents[:, :-1]
     return counts
 
 
-def _shares(counts: Tensor, average: LossAverage) -> tuple[Tensor, Tensor]:
+def _shares(targets: Tensor, average: LossAverage) -> tuple[Tensor, Tensor]:
     """The weight of every row, [B] float32 (0: the row drops out), and the batch's denominator, [] float32.
 
-    `counts`: [B, L] bool, the AR terms that count.
+    `targets`: [B, L] bool, s_{i+1}.
     """
     if average == "token":
-        return torch.ones(counts.shape[0]), counts.sum().float()
-    targets = counts.sum(1)
-    return torch.where(targets > 0, 1.0 / targets.clamp(min=1), 0.0), (targets > 0).sum().float()
+        return torch.ones(targets.shape[0]), targets.sum().float()
+    counted = targets.sum(1)
+    return torch.where(counted > 0, 1.0 / counted.clamp(min=1), 0.0), (counted > 0).sum().float()

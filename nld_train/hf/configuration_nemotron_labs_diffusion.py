@@ -79,7 +79,7 @@ class NemotronLabsDiffusionConfig(PreTrainedConfig):
         sliding_window: int | None = None,
         rope_parameters: dict[str, Any] | None = None,
         bos_token_id: int | None = 1,
-        eos_token_id: int | None = 11,
+        eos_token_id: int | list[int] | None = 11,
         mask_token_id: int = 100,
         block_size: int = 32,
         dlm_paradigm: str = "bidirectional",

@@ -149,12 +149,12 @@ class DiffusionBlocks:
     steps: Tensor  # [B, n] int64: the row's forward that gave each token
     thinks_until: Tensor  # [B] int64: place where thinking ends by force; 0: nowhere in this block
 
-    def open(self, row: int, eos_token_id: int | None) -> bool:
+    def open(self, row: int, eos_token_ids: Sequence[int]) -> bool:
         """Whether a mask is left that matters: one with no end-of-sequence token to the left of it."""
         for token, masked in zip(self.ids[row].tolist(), self.masked[row].tolist(), strict=True):
             if masked:
                 return True
-            if token == eos_token_id:
+            if token in eos_token_ids:
                 return False
         return False
 
@@ -197,7 +197,7 @@ def denoise_blocks(
     """Fill one block of every active row, one forward per step; a row stops when no mask is left that matters."""
     block, step = start_blocks(rows, cache, plan), 0
     total = plan.block_length if plan.steps_per_block is None else plan.steps_per_block
-    while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_id)]:
+    while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_ids)]:
         rows.count("draft", busy)
         logits = noisy_logits(model, block.ids, cache, plan.mask_token_id)
         if rows.limits.thinking is not None:

@@ -39,8 +39,10 @@ from .rows_nemotron_labs_diffusion import (
     GenerationLimits,
     Generations,
     Streamer,
+    TokenIds,
     check_generation_request,
     check_whole_blocks,
+    end_token_ids,
     thinking_budget,
 )
 from .sampling_nemotron_labs_diffusion import Sampler
@@ -58,8 +60,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
     `ar_generate`, `linear_spec_generate` and, with a block_length, `generate` take prompts [B, P], left-padded where
     `attention_mask` says 0, and return (ids with the prompt, forwards); rows that end early are filled with the
     end-of-sequence token. They are seeded by `generator` (one, or one per row) and call `streamer(row, tokens)` with
-    new tokens as they come. `eos_token_id` None means the configuration's. A drafter's PEFT adapter is on while
-    `linear_spec_generate` drafts, and off in everything else that decodes.
+    new tokens as they come. `eos_token_id`, one or several, None means the configuration's. A drafter's PEFT adapter
+    is on while `linear_spec_generate` drafts, and off in everything else that decodes.
     Raises: InputError, a ValueError of one line, for a request that cannot be met.
     """
 
@@ -258,7 +260,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         prompt_ids: Tensor,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        eos_token_id: int | None = None,
+        eos_token_id: TokenIds = None,
         max_thinking_tokens: int | None = None,
         end_think_token_id: int | None = None,
         attention_mask: Tensor | None = None,
@@ -281,7 +283,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         threshold: float | None = None,
         causal_context: bool = True,
         temperature: float = 0.0,
-        eos_token_id: int | None = None,
+        eos_token_id: TokenIds = None,
         max_thinking_tokens: int | None = None,
         end_think_token_id: int | None = None,
         attention_mask: Tensor | None = None,
@@ -309,7 +311,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         block_length: int = 32,
         temperature: float = 0.0,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: TokenIds = None,
         max_thinking_tokens: int | None = None,
         end_think_token_id: int | None = None,
         threshold: float = 0.0,
@@ -330,10 +332,9 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
             decode_linear_speculation(self, rows, sampler, block_length, mask, threshold)
         return self._finished(prompt_ids, rows), rows.forwards.total()
 
-    def _limits(self, new: int, eos: int | None, thinking: int | None, end_think: int | None) -> GenerationLimits:
-        return GenerationLimits(
-            new, self.config.eos_token_id if eos is None else eos, thinking_budget(thinking, end_think)
-        )
+    def _limits(self, new: int, eos: TokenIds, thinking: int | None, end_think: int | None) -> GenerationLimits:
+        ends = end_token_ids(self.config.eos_token_id if eos is None else eos)
+        return GenerationLimits(new, ends, thinking_budget(thinking, end_think))
 
     def _rows(
         self, prompt_ids: Tensor, mask: Tensor | None, limits: GenerationLimits, streamer: Streamer | None
@@ -347,8 +348,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
     def _finished(self, prompt_ids: Tensor, rows: Generations) -> Tensor:
         """[B, P + longest], shorter rows filled with the end-of-sequence token."""
         new = [torch.tensor(row.tokens, device=prompt_ids.device) for row in rows.rows]
-        eos = rows.limits.eos_token_id  # rows of different lengths exist only where it ended one
-        filled = pad_sequence(new, batch_first=True, padding_value=0 if eos is None else eos)
+        ends = rows.limits.eos_token_ids  # rows of different lengths exist only where one of them ended one
+        filled = pad_sequence(new, batch_first=True, padding_value=ends[0] if ends else 0)
         return torch.cat([prompt_ids, filled], 1)
 
 

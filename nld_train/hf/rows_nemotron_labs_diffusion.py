@@ -11,6 +11,8 @@ from torch import Tensor
 from .configuration_nemotron_labs_diffusion import InputError, require_input
 
 Streamer = Callable[[int, list[int]], None]  # called with a row's number and its new tokens
+Complete = Callable[[list[int]], bool]  # called with a row's generated tokens: whether its text ends behind them
+TokenIds = int | Sequence[int] | None  # one, several or none, as config.json spells them
 Kind = Literal["prefill", "draft", "verify"]
 
 
@@ -27,8 +29,9 @@ class GenerationLimits:
     """When a row ends, and when its thinking does."""
 
     max_new_tokens: int
-    eos_token_id: int | None  # None: only max_new_tokens ends a row
+    eos_token_ids: tuple[int, ...]  # any of them ends a row
     thinking: ThinkingBudget | None
+    complete: Complete | None = None
 
 
 @dataclass
@@ -87,12 +90,19 @@ class Generations:
             kept = self._forced(row, token)
             row.tokens.append(kept)
             row.steps.append(row.forwards.total() if steps is None else steps[place])
-            row.ended = kept == self.limits.eos_token_id or len(row.tokens) == self.limits.max_new_tokens
+            row.ended = self._ends(row)
             if row.ended or kept != token:  # what follows was made for another token
                 break
         if self.streamer is not None and len(row.tokens) > start:
             self.streamer(number, row.tokens[start:])
         return len(row.tokens) - start
+
+    def _ends(self, row: Generation) -> bool:
+        """Whether the newest token is the row's last one."""
+        limits = self.limits
+        if row.tokens[-1] in limits.eos_token_ids or len(row.tokens) == limits.max_new_tokens:
+            return True
+        return limits.complete is not None and limits.complete(row.tokens)
 
     def _forced(self, row: Generation, token: int) -> int:
         """The token itself, or the end of thinking where the budget is spent."""
@@ -132,6 +142,11 @@ def check_generation_request(config: Any, prompts: Sequence[Sequence[int]], limi
             f"ids below {config.vocab_size}",
             "use the model's own tokenizer",
         )
+
+
+def end_token_ids(ids: TokenIds) -> tuple[int, ...]:
+    """The ids that end a text."""
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def thinking_budget(tokens: int | None, end_token_id: int | None) -> ThinkingBudget | None:

@@ -33,6 +33,7 @@ TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
 SECRET = re.compile(r"\w*(?:KEY|TOKEN|SECRET|PASSWORD)\w*")
 # A secret given inside of another value, and not by another program or variable.
 SECRET_GIVEN = re.compile(rf"({SECRET.pattern})=[\"']?[^\s\"'$]")
+MOST_CHARACTERS = 10_000  # of a line
 EXAMPLE = "slurm/site.env.example"
 
 
@@ -96,7 +97,13 @@ def check_secrets_kept(path: Path, found: Mapping[str, str]) -> None:
 
 def site_lines(path: Path) -> list[tuple[int, str]]:
     """The number and the text of every line that is neither empty nor a comment."""
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}", "a text file", f"see {EXAMPLE}") from error
+    lines = list(enumerate(text.split("\n"), 1))
+    longest = max(len(line) for _, line in lines)
+    require(longest <= MOST_CHARACTERS, f"{path} has a line of {longest} characters", "lines of values", "correct it")
     return [(number, line.strip()) for number, line in lines if line.strip() and not line.strip().startswith("#")]
 
 

@@ -16,6 +16,7 @@ def sum_loss_terms(terms: Sequence[LossTerms]) -> LossTerms:
         ar_sum=torch.stack([term.ar_sum for term in terms]).sum(),
         diffusion_sum=torch.stack([term.diffusion_sum for term in terms]).sum(),
         denominator=torch.stack([term.denominator for term in terms]).sum(),
+        ar_weight=torch.stack([term.ar_weight for term in terms]).sum(),
         masked=torch.stack([term.masked for term in terms]).sum(),
         maskable=torch.stack([term.maskable for term in terms]).sum(),
     )
@@ -35,11 +36,12 @@ def objective_value(terms: Sequence[LossTerms], alpha: float) -> Tensor:
 def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count) of every figure that is shown of a step, scalars []. Both add up over micro-batches and ranks.
 
-    Losses are in nats per supervised token; under sequence averaging they are the mean of the rows' means. The
-    diffusion loss is the ELBO, which can be compared across runs whatever alpha is.
+    Losses are in nats per supervised token; under sequence averaging they are the mean of the rows' means. The AR loss
+    is the mean of its terms, which a document mask makes fewer than the supervised tokens. The diffusion loss is the
+    ELBO, which can be compared across runs whatever alpha is.
     """
     return {
-        "AR loss": (terms.ar_sum, terms.denominator),
+        "AR loss": (terms.ar_sum, terms.ar_weight),
         "diffusion loss": (terms.diffusion_sum, terms.denominator),
         "total loss": (loss_numerator(terms, alpha), terms.denominator),
         "mask ratio": (terms.masked, terms.maskable),
@@ -78,5 +80,5 @@ def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _per(total: Tensor, count: Tensor) -> Tensor:
     """total / count, scalars."""
-    # Counts are whole numbers. Where a count is 0, because nothing is supervised, its sum is 0 too: 0 / 1 is no NaN.
-    return total / count.clamp(min=1.0)
+    # Where a count is 0, because nothing is supervised, its sum is 0 too: 0 / 1 is no NaN.
+    return total / torch.where(count > 0, count, 1.0)

@@ -16,6 +16,7 @@ def loss_terms(ar_nll: Tensor, diffusion_nll: Tensor, batch: Batch) -> LossTerms
         ar_sum=_weighted(ar_nll, batch.ar_weights),
         diffusion_sum=_weighted(diffusion_nll, batch.diffusion_weights),
         denominator=batch.denominator,
+        ar_weight=batch.ar_weights.sum(),
         masked=torch.full_like(batch.denominator, batch.diffusion_positions.numel()),
         maskable=batch.maskable,
     )

@@ -1,11 +1,13 @@
 """One prompt decoded in every mode, side by side: what `nld generate --json` wrote, as part of the report."""
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import get_args, get_origin
 
 from nld_train.config import require
+from nld_train.fields import field_types
+from nld_train.json_file import read_json_object
 
 STYLE = """
   .modes { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 16px }
@@ -33,12 +35,29 @@ class DecodedAnswer:
 def read_answers(path: Path) -> tuple[str, list[DecodedAnswer]]:
     """The prompt and its answers. Raises: UserError where the file is missing or of another kind."""
     require(path.is_file(), f"no file {path}", "what `nld generate --json` wrote", "run it first")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content["prompt"], [DecodedAnswer(**answer) for answer in content["answers"]]
-    except (ValueError, KeyError, TypeError) as error:
-        require(False, f"{path}: {error}", "what `nld generate --json` wrote", "write it again")
-        raise
+    content = read_json_object(path, "what `nld generate --json` wrote")
+    prompt, answers = content.get("prompt"), content.get("answers")
+    good = isinstance(prompt, str) and isinstance(answers, list) and all(map(is_answer, answers))
+    require(good, f"{path} holds no answers", "what `nld generate --json` wrote", "write it again")
+    return content["prompt"], [DecodedAnswer(**answer) for answer in content["answers"]]
+
+
+def is_answer(content: object) -> bool:
+    """Whether JSON content is an answer: all of its fields, each of its type, and an order of every piece."""
+    kinds = field_types(DecodedAnswer)
+    if not isinstance(content, dict) or content.keys() != kinds.keys():
+        return False
+    typed = all(has_json_type(kind, content[name]) for name, kind in kinds.items())
+    return typed and len(content["pieces"]) == len(content["order"])
+
+
+def has_json_type(kind: object, value: object) -> bool:
+    """Whether a value of JSON is of the type of a field: text, a number, a whole number above 0, or a list of them."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(has_json_type(get_args(kind)[0], item) for item in value)
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool) and value >= 0
 
 
 def decoded_section(path: Path) -> str:

@@ -9,11 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from nld_train import recipe
-from nld_train.config import require
 from nld_train.data.manifest import parse_blend
 from nld_train.dual_stream.picture import visibility_svg
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.files import write_text
+from nld_train.files import check_output_file, write_text
 from nld_train.report import chart, decoded_answers, drafter_figures
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.history import Stage, read_stages, stage_losses
@@ -62,7 +61,7 @@ def write_report(
     Raises: UserError when a folder holds no metrics, or `target` has no folder to lie in.
     """
     read = read_stages(stages)
-    require(target.parent.is_dir(), f"no folder {target.parent}", "an existing folder", "make it, or choose another")
+    check_output_file(target)
     made_by = report_command(read, target, unigram_entropy, title, answers)
     write_text(target, report_page(read, unigram_entropy, title, made_by, answers))
 

@@ -140,7 +140,7 @@ def read_checkpoint_manifest(manifest: Path) -> Files | None:
     try:
         files = json.loads(manifest.read_bytes())["files"]
         kinds = {(type(entry["bytes"]), type(entry[CHECKSUM])) for entry in files.values()}
-    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another shape
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another shape
         return None
     return files if kinds == {(int, str)} else None
 

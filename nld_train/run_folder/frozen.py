@@ -9,7 +9,7 @@ from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.fields import from_tree
 from nld_train.files import write_text
 from nld_train.json_file import read_json_object
-from nld_train.recipe import run_from_json, run_to_json
+from nld_train.recipe import run_to_json
 from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED
 
 
@@ -17,7 +17,7 @@ def read_frozen_run(output: Path) -> RunConfig:
     """The configuration that a run was started with. Raises: UserError where its folder holds none."""
     path = output / RUN
     require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
-    return run_from_json(path.read_text(encoding="utf-8"))
+    return from_tree(RunConfig, read_json_object(path, TRAINED_OR_IMPORTED))
 
 
 def read_run_if_any(output: Path) -> RunConfig | None:
@@ -28,7 +28,7 @@ def read_run_if_any(output: Path) -> RunConfig | None:
 def is_drafter_run(output: Path) -> bool:
     """Whether a drafter's run wrote this folder. Other settings are not read: an older version may have frozen them."""
     path = output / RUN
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("drafter") is not None
+    return path.is_file() and read_json_object(path, TRAINED_OR_IMPORTED).get("drafter") is not None
 
 
 def read_frozen_model(output: Path) -> ModelConfig:

@@ -11,7 +11,9 @@ import torch
 
 from nld_train.attention.backends import check_attention_backend
 from nld_train.config import RunConfig
-from nld_train.data.chat_packing import open_packings
+from nld_train.data.identity import record_data_identity
+from nld_train.data.run_rows import open_run_rows
+from nld_train.data.verified import verified_run_data
 from nld_train.doctor.start_checks import check_ranks, check_run_data
 from nld_train.exit_status import FINISHED, LEFT_AT_ONCE, STOPPED
 from nld_train.node_check.nodes import ALONE, Nodes
@@ -54,13 +56,13 @@ def start_first_node(
     output, supervisor = Path(run.output), TorchrunSupervisor(run.name, stop_file(run.output), first=True)
     with held_output(output, supervisor.give_way), supervisor:
         try:
-            prepared = prepare_run(run)
-            if prepared is None:
-                announce(False)
-                return FINISHED
-            announce(True)
-            record_start(output, step_reached(output), nodes.labels, os.environ)
-            status = train_ranks(prepared, nodes, command_of(prepared), supervisor)
+            with verified_run_data(run, supervisor.refuse):
+                prepared = prepare_run(run)
+                announce(prepared is not None)
+                if prepared is None:
+                    return FINISHED
+                record_start(output, step_reached(output), nodes.labels, os.environ)
+                status = train_ranks(prepared, nodes, command_of(prepared), supervisor)
         except StoppedBeforeStart as request:
             return _stopped_before_start(run, request)
         if not supervisor.gave_way:
@@ -96,9 +98,9 @@ def prepare_run(run: RunConfig) -> RunConfig | None:
         return None
     if step is not None:
         logger.info("resuming %s at step %d from %s", run.name, step, run.output)
-    # 3. The packing of conversations into rows, made once: ranks that start together only read it.
-    if run.data.chat:
-        open_packings(run, data_index_folder(run.output))
+    # 3. Which data it is, and which tokens make which row, made once: ranks that start together only read it.
+    record_data_identity(run, resumes=step is not None)
+    open_run_rows(run, data_index_folder(run.output))
     return run
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE
+from nld_train.errors import UserError
+from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE, REFUSED
 from nld_train.run_folder.output_lock import LockOwner
 from nld_train.run_folder.stop_file import LEAVE, SEEN, stop_answer
 from nld_train.signals import PARENT, SIGNALS
@@ -38,7 +39,8 @@ class TorchrunSupervisor:
         answers in it is one of these."""
         self.name, self.stop, self.first = name, stop, first
         self.process: subprocess.Popen[bytes] | None = None
-        self.interrupted = self.left = self.gave_way = False
+        self.interrupted = self.gave_way = False
+        self.left: int | None = None  # the exit status, where the run is not waited for
         self.asked_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -55,25 +57,29 @@ class TorchrunSupervisor:
     def give_way(self, owner: LockOwner | None) -> None:
         """Leave at once: the output folder has gone to another start."""
         self.gave_way = True
-        self._leave(f"{self.stop.parent} was taken over by {owner or 'another start'}: this one leaves")
+        self._leave(f"{self.stop.parent} was taken over by {owner or 'another start'}: this one leaves", REFUSED)
+
+    def refuse(self, error: UserError) -> None:
+        """Leave at once: what the run trains on turns out to be damaged."""
+        self._leave(f"nld: {error}", REFUSED)
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run the command to its end, with its stderr appended to `log`; returns FINISHED, FAILED or LEFT_AT_ONCE."""
+        """Run the command to its end, with its stderr appended to `log`; returns its exit status."""
         # The child starts with the signals blocked, so that one that comes before it listens waits for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         start = log.stat().st_size if log.exists() else 0
         with log.open("a") as errors:
             self.process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, stderr=errors)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if self.left:
+        if self.left is not None:
             self.process.kill()
         try:
             status = self._wait()
         finally:
             if not self.gave_way:
                 self.stop.unlink(missing_ok=True)
-        if self.left:
-            return LEFT_AT_ONCE
+        if self.left is not None:
+            return self.left
         if status:
             with log.open("rb") as errors:
                 errors.seek(start)
@@ -93,12 +99,15 @@ class TorchrunSupervisor:
             except subprocess.TimeoutExpired:
                 asked = self.asked_at is not None and time.monotonic() - self.asked_at > ANSWER_SECONDS
                 if self.first and asked and stop_answer(self.stop) not in (SEEN, LEAVE):
-                    self._leave(f"{self.name}: no answer from its ranks for {ANSWER_SECONDS:.0f} s: they are killed")
+                    self._leave(
+                        f"{self.name}: no answer from its ranks for {ANSWER_SECONDS:.0f} s: they are killed",
+                        LEFT_AT_ONCE,
+                    )
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, reason: str, status: int) -> None:
         """Kill the command; its ranks die with it: signals.die_with_parent."""
         logger.error(reason)
-        self.left = True
+        self.left = status
         if self.process is not None:
             self.process.kill()
 
@@ -108,7 +117,7 @@ class TorchrunSupervisor:
         if self.process.poll() is not None:  # it has ended by itself
             return
         if number == signal.SIGINT and self.interrupted:
-            self._leave(f"SIGINT: leaving {self.name} at once")
+            self._leave(f"SIGINT: leaving {self.name} at once", LEFT_AT_ONCE)
             return
         self.interrupted |= number == signal.SIGINT
         self.asked_at = self.asked_at or time.monotonic()

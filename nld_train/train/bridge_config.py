@@ -25,6 +25,7 @@ from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import init_checkpoint, newest_complete_step
 from nld_train.run_folder.paths import TENSORBOARD, checkpoints_folder, data_index_folder
+from nld_train.train.callbacks.carried_optimizer import carries_optimizer
 from nld_train.train.dataset import RunRowsProvider
 
 NEVER = 1 << 60  # steps
@@ -137,13 +138,18 @@ def _checkpoint(run: RunConfig, output: Path) -> CheckpointConfig:
     """Where checkpoints are written and read, and what the first one starts from."""
     saved = str(checkpoints_folder(output))
     init = objective_of(run).init_to_read(resumes=newest_complete_step(output) is not None)
+    first = None if init is None else str(init_checkpoint(init, run.init_step))
+    carried = carries_optimizer(run)
+    assert first is not None or not carried, f"{run.name} has init_optimizer without init: the start checks refuse it"
     return CheckpointConfig(
         save=saved,
-        load=saved,
+        # What is under `load` is read as a resume, with its optimizer. Dropout's generator is the run's own.
+        load=first if carried else saved,
+        load_rng=not carried,
         save_interval=run.checkpoint.interval,
         most_recent_k=run.checkpoint.keep,
         # It is read only where `load` holds nothing yet, and gives weights alone, at step 0.
-        pretrained_checkpoint=None if init is None else str(init_checkpoint(init, run.init_step)),
+        pretrained_checkpoint=None if carried else first,
         async_save=run.checkpoint.asynchronous,
         ckpt_format="torch_dist",
         # Adam's moments are saved by parameter, and not as the ranks happen to share them out, so that a run may

@@ -107,8 +107,10 @@ class CpuAdam(torch.optim.Optimizer):
 
 
 def _l2_norm(_chunk: int, _flag: Tensor, lists: Sequence[Sequence[Tensor]], *_: Any) -> tuple[Tensor, None]:
-    norms = [torch.linalg.vector_norm(tensor) for tensor in lists[0]]
-    return torch.linalg.vector_norm(torch.stack(norms)), None
+    # Summed in float32 the squares of a few million gradients lose 3e-5 of the norm. The norm itself is float32 again:
+    # Megatron adds up its squares over ranks, of which one without gradients brings a float32 zero.
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in lists[0]]
+    return torch.linalg.vector_norm(torch.stack(norms)).float(), None
 
 
 def _scale(_chunk: int, _flag: Tensor, lists: Sequence[Sequence[Tensor]], factor: float | Tensor) -> None:

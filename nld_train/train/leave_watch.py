@@ -1,20 +1,24 @@
 """A rank that was asked to stop, and cannot get to the end of a step, leaves all the same.
 
 The loop looks for requests after each step. A thread looks for them where that is no help: before the end of the first
-step, when there is nothing to save, and in a step that does not end, such as one that waits for a lost rank.
+step, when there is nothing to save, and in a step that does not end, such as one that waits for a lost rank. The thread
+also ends a rank that waits for its rows without end.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 from nld_train.config import RunConfig
 from nld_train.exit_status import FAILED, FINISHED
 from nld_train.run_folder.stop_file import LEAVE, SEEN, answer_stop, stop_answer, stop_file
 from nld_train.signals import OWN_TORCHRUN, StopRequest, end_children
+from nld_train.train.terminal import shared_memory_text
 
 logger = logging.getLogger(__name__)
 PERIOD = 1.0  # seconds between two looks
@@ -27,11 +31,15 @@ class LeaveWatch:
 
     def __init__(self, run: RunConfig, rank: int, request: StopRequest, screen: TextIO) -> None:
         self.rank, self.request, self.screen = rank, request, screen
+        self.workers = run.data.workers
         self.name, self.path = run.name, stop_file(run.output)
         self.taken = 0  # steps that this start has ended
         self.began: float | None = None  # when the step under way began; None between two steps
         self.longest = 0.0  # seconds of the longest step
         self.asked_at: float | None = None
+        self.waits_since: float | None = None  # for the next rows; None: it has them
+        # Before the other ranks, which wait for this one, give up without a reason.
+        self.patience = run.parallel.timeout_minutes * 60 / 2
 
     def start(self) -> None:
         threading.Thread(target=self._watch, daemon=True).start()
@@ -44,6 +52,13 @@ class LeaveWatch:
         self.longest = max(self.longest, time.monotonic() - self.began)
         self.began, self.taken = None, self.taken + 1
 
+    @contextlib.contextmanager
+    def waits_for_rows(self) -> Iterator[None]:
+        """The block waits for the loader."""
+        self.waits_since = time.monotonic()
+        yield
+        self.waits_since = None
+
     def leaving(self) -> bool:
         """Whether all ranks leave without a checkpoint: what fails now fails because another one has left already."""
         return stop_answer(self.path) == LEAVE
@@ -51,6 +66,9 @@ class LeaveWatch:
     def _watch(self) -> None:
         while True:
             time.sleep(PERIOD)
+            if self.waits_since is not None and time.monotonic() - self.waits_since > self.patience:
+                workers = "the loader's workers read no rows" if self.workers else "no row could be read"
+                self._fail(f"{workers} for {self.patience:.0f} s: {shared_memory_text()}; are the token files there?")
             answer = stop_answer(self.path)
             if answer == LEAVE:
                 self._leave_early()
@@ -81,10 +99,14 @@ class LeaveWatch:
 
     def _leave_hanging_step(self) -> None:
         assert self.began is not None, "a step is under way"
-        said = (
-            f"rank {self.rank}: asked to stop in a step that has not ended for {time.monotonic() - self.began:.0f} s "
-            f"(the longest before: {self.longest:.1f} s): leaving without saving it"
+        since = time.monotonic() - self.began
+        self._fail(
+            f"asked to stop in a step that has not ended for {since:.0f} s (the longest before: {self.longest:.1f} s): "
+            "leaving without saving it"
         )
+
+    def _fail(self, reason: str) -> None:
+        said = f"rank {self.rank}: {reason}"
         logger.error(said)
         self.screen.write(f"{said}\n")
         self.screen.flush()

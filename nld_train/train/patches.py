@@ -2,10 +2,15 @@
 soon as the library no longer needs it (tests/train/test_patches.py)."""
 
 import functools
+import os
 import queue
 import sys
 from collections.abc import Callable
+from multiprocessing import parent_process
+from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING, Any
+
+from nld_train.exit_status import FAILED
 
 if TYPE_CHECKING:
     from megatron.core.optimizer.optimizer import ChainedOptimizer
@@ -15,11 +20,14 @@ if TYPE_CHECKING:
 def apply_patches() -> None:
     """Apply every patch. Call this before training is set up; the second call does nothing."""
     skip_compiling_prebuilt_helpers()
+    end_workers_that_cannot_send()
 
 
 def leave_wandb_out() -> None:
     """For runs without W&B: Megatron's timers import it whoever runs, which takes 4 to 6 s. None in its place makes
     that import fail as if it were not installed, and Megatron goes on without it."""
+    if "wandb" in sys.modules and sys.modules["wandb"] is None:  # left out already
+        return
     assert "megatron" not in sys.modules, "Megatron has bound its names already"
     sys.modules["wandb"] = None  # type: ignore[assignment]
 
@@ -43,6 +51,20 @@ def hand_results_over_in_process() -> None:
 
     for writer in (of_megatron, of_resiliency):  # the pins decide which of the two is used
         writer._results_queue = queue.Queue()
+
+
+def end_workers_that_cannot_send() -> None:
+    """A loader worker whose batch has no room in shared memory prints so and drops the batch, and its rank would wait
+    for it for ever. A worker that ends instead is noticed within seconds."""
+    keep = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+    def end(error: Exception, batch: object) -> None:
+        keep(error, batch)
+        if parent_process() is not None:
+            sys.stderr.flush()
+            os._exit(FAILED)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
 def watch_gradient_norm(optimizer: "ChainedOptimizer", watch: Callable[[float | None], None]) -> None:

@@ -60,6 +60,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     from megatron.bridge.training.pretrain import pretrain
 
     from nld_train.train.bridge_config import bridge_config
+    from nld_train.train.callbacks.carried_optimizer import CarriedOptimizer, carries_optimizer
     from nld_train.train.callbacks.completion import CheckpointCompletion
     from nld_train.train.callbacks.first_evaluation import FirstEvaluation
     from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
@@ -69,11 +70,13 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
 
     config = bridge_config(run)
     forward_step = ObjectiveStep(objective_of(run))
-    watched = WatchedForwardStep(forward_step)
+    watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
     callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, watch)])
+    if carries_optimizer(run):
+        callbacks.add(CarriedOptimizer(run))
     pretrain(config, watched, callbacks)
 
 

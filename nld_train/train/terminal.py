@@ -16,6 +16,7 @@ from nld_train.run_folder.paths import rank_log, step_folder
 
 logger = logging.getLogger(__name__)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SHARED_MEMORY = ("DataLoader worker", "SemLock")  # in the traceback where workers ended, or could not be started
 SAVING = ("save_checkpoint", "maybe_finalize_async_save")  # Megatron-Bridge's functions that a failed save leaves
 
 
@@ -59,12 +60,21 @@ def _failure_reason(output: str, rank: int, error: BaseException) -> str:
     """One line."""
     if isinstance(error, SharedFailure):
         return str(error)
+    if any(name in "".join(traceback.format_exception(error)) for name in SHARED_MEMORY):
+        return f"rank {rank} failed: no rows from the loader's workers: {shared_memory_text()}"
     full = _disk_full_reason(Path(output), error)
     if full is None:
         return f"rank {rank} failed: {''.join(traceback.format_exception_only(error)).strip().splitlines()[-1]}"
     steps = complete_steps(Path(output))
     kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "there is no earlier checkpoint"
     return f"rank {rank} failed: {full}; {kept}; make room and give the same command again"
+
+
+def shared_memory_text() -> str:
+    """How much shared memory there is, which loader workers hand their rows over in, and what to do."""
+    there = shutil.disk_usage("/dev/shm")
+    room = f"/dev/shm has {there.free / 1e6:,.1f} of {there.total / 1e6:,.1f} MB free"
+    return f"{room}; in a container give it more (docker run --shm-size=8g), or set data.workers=0"
 
 
 def _disk_full_reason(output: Path, error: BaseException) -> str | None:

@@ -7,10 +7,19 @@ from dataclasses import fields
 import pytest
 
 from nld_train import cli
-from nld_train.commands.generate import HELP, TextStream, chat_prompts, choose_device, decode_settings, with_end_of_turn
+from nld_train.commands.generate import (
+    HELP,
+    TextStream,
+    chat_prompts,
+    choose_device,
+    decode_settings,
+    read_prompts,
+    with_end_of_turn,
+)
 from nld_train.data.tokenizer import CONTROL_IDS, load_tokenizer
 from nld_train.decode.modes import MODES
 from nld_train.decode.settings import DecodeConfig
+from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import UserError
 from nld_train.report.decoded_answers import read_answers
 
@@ -83,8 +92,8 @@ def test_a_chat_prompt_is_a_users_turn_in_the_folders_template(folder, thinking,
 
 
 def test_a_chat_ends_with_the_turn_unless_told_otherwise():
-    assert with_end_of_turn(DecodeConfig(), 11) == DecodeConfig(eos_token_id=11)
-    assert with_end_of_turn(DecodeConfig(eos_token_id=7), 11) == DecodeConfig(eos_token_id=7)
+    assert with_end_of_turn(DecodeConfig(), 11) == DecodeConfig(eos_token_id=(11,))
+    assert with_end_of_turn(DecodeConfig(eos_token_id=(7,)), 11) == DecodeConfig(eos_token_id=(7,))
 
 
 def test_chat_shows_the_answer_alone(folder, monkeypatch, capsys):
@@ -105,6 +114,11 @@ BAD = {
     "context": (["--prompt", "a " * 200, "--max-new-tokens", "32"], "128 positions together"),
     "json": (["--prompt", "a", "--prompt", "b", "--json", "x.json"], "--json with 2 prompts"),
     "number": (["--prompt", "a", "--temperature", "warm"], "temperature='warm'; allowed: numbers"),
+    "no UTF-8": (["--prompt", "caf\udce9"], "--prompt is not UTF-8: 'caf\\udce9'"),
+    "no UTF-8 to stop at": (["--prompt", "a", "--stop", "caf\udce9"], "--stop is not UTF-8"),
+    "no stop": (["--prompt", "a", "--stop", ""], "an empty --stop"),
+    "end outside": (["--prompt", "a", "--eos-token-id", "2,400"], "eos_token_id=400; allowed: ids from 0 on below"),
+    "end below": (["--prompt", "a", "--eos-token-id=-1"], "decode.eos_token_id=-1"),
     "range": (["--prompt", "a", "--top-p", "2"], "top_p=2.0; allowed: above 0, at most 1"),
 }
 
@@ -135,10 +149,55 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 def test_the_stream_waits_for_whole_characters_and_hides_the_end_of_sequence():
     out = io.StringIO()
-    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), 0, out)
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), (0,), (), out)
     shown = []
     for tokens in ([104], [0xC3], [0xBC, 33], [0xE2, 0], []):
         stream(0, tokens)
         shown.append(out.getvalue())
     stream.close()
     assert shown == ["h", "h", "hü!", "hü!", "hü!"] and out.getvalue() == "hü!\ufffd\n"
+
+
+def test_standard_input_that_is_no_utf_8_is_refused(folder, monkeypatch, capsys):
+    for errors in ("strict", "surrogateescape"):  # what Python opens it with depends on the locale
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8", errors))
+        assert nld(monkeypatch, "generate", "--model", folder, "--mode", "ar") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("nld: standard input is not UTF-8") and error.count("\n") == 1
+
+
+def test_a_prompt_file_is_cut_at_line_ends_alone(tmp_path):
+    file = tmp_path / "prompts.txt"
+    prompts = ["a\u2028b\x0cc\x1cd\x85e\u2029f", " indented", "a\rb"]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*prompts[:2], "", prompts[2] + "\n \n"]).encode())
+    args = cli.parse_words(["generate", "--model", "X", "--mode", "ar", "--prompt-file", str(file)])
+    assert read_prompts(args, io.StringIO()) == prompts
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_ends_before_the_first_stop_text_in_every_mode(folder, monkeypatch, capsys, mode):
+    words = ["generate", "--model", folder, "--mode", mode, "--max-new-tokens", 32, "--block-length", 8]
+    assert nld(monkeypatch, *words, "--prompt", "import os", "--eos-token-id", 399) == 0
+    text = capsys.readouterr().out.rpartition(f"\n[{mode}]")[0]
+    stop = text[len(text) // 2 :][:3]
+    assert nld(monkeypatch, *words, "--prompt", "import os", "--eos-token-id", 399, "--stop", "no", "--stop", stop) == 0
+    shown, _, figures = capsys.readouterr().out.rpartition(f"\n[{mode}]")
+    assert shown == before_stop(text, ["no", stop]) and int(figures.split()[0]) < 32
+
+
+def test_the_stream_holds_back_what_may_become_a_stop_text():
+    out = io.StringIO()
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), (), ("###", "#!"), out)
+    shown = []
+    for text in ("a#", "b", "##", "#c"):
+        stream(0, list(text.encode()))
+        shown.append(out.getvalue())
+    stream.close()
+    assert shown == ["a", "a#b", "a#b", "a#b"] and out.getvalue() == "a#b\n"
+
+
+def test_a_stop_text_is_found_across_tokens():
+    complete = ends_with_stop(lambda ids: bytes(ids).decode(errors="replace"), ["\n\n", "end"])
+    assert [complete(list(text.encode())) for text in ("a\n", "a\n\n", "the en", "x" * 50 + "end")] == [
+        *(False, True, False, True)
+    ]

@@ -151,8 +151,13 @@ def test_a_run_without_a_drafter_and_a_missing_step_are_refused(random_run: Path
     [
         ({"peft_type": "IA3"}, "peft_type"),
         ({"target_modules": ["q_proj"]}, "target_modules"),
-        ({"r": 0.5}, "without r"),
+        ({"r": 0.5}, "r=0.5; allowed: a whole number"),
         ({"task_type": "CAUSAL_LM"}, "task_type='CAUSAL_LM'"),
+        ({"r": 0}, "r=0; allowed: a whole number above 0"),
+        ({"lora_alpha": None}, "lora_alpha=None; allowed: a number"),
+        ({"lora_dropout": "none"}, "lora_dropout='none'; allowed: a number"),
+        ({"use_rslora": True}, "use_rslora=True; allowed: a plain LoRA"),
+        ({"rank_pattern": {"o_proj": 2}}, "rank_pattern="),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(both: Path, copy_of, change: dict, said: str) -> None:
@@ -164,6 +169,17 @@ def test_a_folder_of_another_kind_is_refused(both: Path, copy_of, change: dict, 
         load_drafter_adapter(model, folder, folder)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_an_adapter_that_is_not_finite_is_refused_by_the_name_of_its_tensor(both: Path, copy_of, number) -> None:
+    folder = copy_of(both)
+    stored = load_file(folder / FOLDER / WEIGHTS)
+    name = sorted(stored)[-1]
+    stored[name].view(-1)[-1] = number
+    save_file(stored, folder / FOLDER / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinite numbers"):
+        load_drafter_adapter(load_model(folder, None, CPU), folder, folder)
+
+
 def test_half_the_precision_is_written_where_it_is_asked_for(drafter_run: Path, tmp_path: Path) -> None:
     write_adapter(open_adapter(drafter_run), tmp_path, torch.bfloat16)
     assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS).values()} == {torch.bfloat16}
@@ -172,7 +188,7 @@ def test_half_the_precision_is_written_where_it_is_asked_for(drafter_run: Path, 
 def test_stock_peft_drafts_with_it_and_the_text_stays_that_of_greedy_ar(both: Path, monkeypatch) -> None:
     """On while drafting and at no other time; other modes do not know it."""
     prompts = [[5, 9, 31, 7], [11, 12, 13]]
-    settings = DecodeConfig(max_new_tokens=12, block_length=4, eos_token_id=-1)
+    settings = DecodeConfig(max_new_tokens=12, block_length=4, eos_token_id=())
     base, model = load_model(both, None, CPU), load_model(both, None, CPU)
     load_drafter_adapter(model, both, both)
     states = []

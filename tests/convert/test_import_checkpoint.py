@@ -105,3 +105,32 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(exported, copy_of, tmp_pa
     shutil.copyfile(tmp_path / "other" / "tokenizer.json", folder / "tokenizer.json")
     with pytest.raises(UserError, match="has a vocabulary of 420; allowed: at most the model's 400"):
         imported(folder, tmp_path / "out")
+
+
+INDEXES = {
+    "no metadata": lambda index: index.pop("metadata"),
+    "no map": lambda index: index.pop("weight_map"),
+    "a list": lambda index: index.update(weight_map=["model.safetensors"]),
+    "a number": lambda index: index["weight_map"].update(a=3),
+    "outside": lambda index: index["weight_map"].update(a="../hf/model.safetensors"),
+    "an absolute path": lambda index: index["weight_map"].update(a="/model.safetensors"),
+    "nothing": lambda index: index["weight_map"].update(a=""),
+    "no such tensor": lambda index: index["weight_map"].update(a="model-00001-of-00002.safetensors"),
+    "a tensor left out": lambda index: index["weight_map"].popitem() and None,
+    "the other file": lambda index: index.update(
+        weight_map=dict(zip(index["weight_map"], reversed(index["weight_map"].values()), strict=True))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", INDEXES.values(), ids=INDEXES)
+def test_an_index_that_does_not_go_with_its_folder_is_refused(random_run, tmp_path, change) -> None:
+    folder = export(random_run, tmp_path / "hf", dtype=torch.float32, shard_bytes=600_000)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    assert len(set(index["weight_map"].values())) == 2
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json") as caught:
+        write_imported_output(folder, tmp_path / "imported")
+    assert "\n" not in str(caught.value)

@@ -67,3 +67,42 @@ def test_a_range_that_does_not_fit_its_shape_is_refused(tmp_path) -> None:
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match=r"gives x 8 bytes for the shape \[3\]"):
         SafetensorsFile(tmp_path / "x")
+
+
+def with_header(path, change) -> None:
+    """Write the file again with its header changed."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(change(header) or header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+HEADERS = {
+    "entry is none": lambda header: header.update(a=None),
+    "no dtype": lambda header: header["a"].pop("dtype"),
+    "dtype a list": lambda header: header["a"].update(dtype=[]),
+    "shape a text": lambda header: header["a"].update(shape="4,3"),
+    "shape below zero": lambda header: header["a"].update(shape=[-4, -3]),
+    "shape a bool": lambda header: header["b"].update(shape=[True, 5]),
+    "one offset": lambda header: header["a"].update(data_offsets=[0]),
+    "offsets of another size": lambda header: header["a"].update(data_offsets=[0, 47]),
+    "offsets below zero": lambda header: header["a"].update(data_offsets=[-48, 0]),
+    "an unknown key": lambda header: header["a"].update(more=1),
+    "tensors over each other": lambda header: header["c"].update(data_offsets=header["b"]["data_offsets"], shape=[5]),
+    "a gap": lambda header: header.pop("b") and header,
+    "a huge shape": lambda header: header["a"].update(shape=[2**62, 2**62]),
+    "metadata a number": lambda header: header.update(__metadata__=3),
+    "metadata of numbers": lambda header: header.update(__metadata__={"a": 3}),
+    "a list": lambda header: [header],
+}
+
+
+@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_is_wrong_anywhere_is_one_line(tmp_path, change) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(tensors(torch.float32), path)
+    with_header(path, change)
+    with pytest.raises(UserError, match=r"model\.safetensors") as caught:
+        SafetensorsFile(path)
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 
 from nld_train import recipe
 from nld_train.config import DataConfig, RunConfig
-from nld_train.data.chat_packing import make_packing, open_packing, open_packings, split_shares
+from nld_train.data.chat_packing import make_packing, open_packing, open_packings
 from nld_train.data.token_file import bin_path
 from nld_train.errors import UserError
 from tests.chat_files import conversation, write_chat_file
@@ -54,12 +54,6 @@ def test_splits_share_out_the_conversations(tmp_path: Path) -> None:
     assert validation & set(range(100)) and validation & set(range(100, 200)), "drawn from the whole file"
     other_rows = make_packing(str(file), replace(SETTINGS, split="80,15,5", sequence_length=8, shuffle_seed=5), BLOCK)
     assert set(other_rows["validation"].rows.documents.tolist()) == validation
-
-
-@pytest.mark.parametrize("split", ["99,1", "99,1,0,0", "0,1,0", "a,b,c", "99,-1,0", ""])
-def test_a_split_that_is_none_is_refused(split: str) -> None:
-    with pytest.raises(UserError, match="three numbers"):
-        split_shares(split)
 
 
 def test_a_plan_is_made_once_and_read_back(chat_file: Path, tmp_path: Path) -> None:

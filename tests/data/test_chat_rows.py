@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nld_train.data.chat_rows import PADDING_TOKEN, ChatFileRows, ChatRows, blend_samples
+from nld_train.data.blended_rows import BlendedRows
+from nld_train.data.chat_rows import PADDING_TOKEN, ChatFileRows
 from nld_train.data.packing import PackedRows
 from tests.chat_files import conversation, write_chat_file
 
@@ -17,7 +18,7 @@ CONVERSATIONS = [conversation(n, prompt=p, seed=n) for n, p in ((5, 2), (6, 3), 
 def file(tmp_path: Path) -> ChatFileRows:
     """Rows of 12: the first two conversations; the third, cut; the fourth, which fills its row."""
     prefix = write_chat_file(tmp_path / "chat", CONVERSATIONS)
-    return ChatFileRows(str(prefix), PackedRows(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), 12)
+    return ChatFileRows(str(prefix), PackedRows(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), 12, shuffle_seed=1)
 
 
 def test_conversations_fill_a_row_from_its_start(file: ChatFileRows) -> None:
@@ -41,32 +42,15 @@ def test_behind_a_full_row_lies_one_unsupervised_token(file: ChatFileRows) -> No
     assert sample["supervised"][11] and not sample["supervised"][12]
 
 
-def first_tokens(rows: ChatRows, start: int, stop: int) -> list[int]:
+def first_tokens(rows: BlendedRows, start: int, stop: int) -> list[int]:
     return [int(rows[number]["tokens"][0]) for number in range(start, stop)]
 
 
 def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(file: ChatFileRows) -> None:
-    rows = ChatRows([file], None, 1, 30)
+    rows = BlendedRows([file], None, range(30))
     epochs = [tuple(first_tokens(rows, start, start + 3)) for start in range(0, 30, 3)]
     assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(int(CONVERSATIONS[i][0][0]) for i in (0, 2, 3)))}
     assert len(set(epochs)) > 1
-
-
-def test_a_number_means_the_same_row_in_a_longer_run_and_another_under_another_seed(file: ChatFileRows) -> None:
-    short, long = ChatRows([file, file], (0.3, 0.7), 1, 10), ChatRows([file, file], (0.3, 0.7), 1, 100)
-    assert first_tokens(short, 0, 10) == first_tokens(long, 0, 10)
-    assert first_tokens(ChatRows([file, file], (0.3, 0.7), 2, 100), 0, 100) != first_tokens(long, 0, 100)
-
-
-@pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (5.0, 3.0, 2.0), (1.0, 1000.0)])
-def test_a_blend_keeps_its_shares_after_any_number_of_rows(weights) -> None:
-    files, places = blend_samples(weights, 2000)
-    shares = np.array(weights) / sum(weights)
-    for number in (1, 7, 100, 1999):
-        given = np.bincount(files[:number], minlength=len(weights))
-        assert np.abs(given - shares * number).max() <= len(weights) / 2 + 1
-    for file in range(len(weights)):
-        assert places[files == file].tolist() == list(range((files == file).sum()))
 
 
 def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFileRows, tmp_path: Path) -> None:
@@ -74,7 +58,8 @@ def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFile
         str(write_chat_file(tmp_path / "other", [conversation(8, prompt=2, seed=90 + i) for i in range(5)])),
         PackedRows(np.arange(5), np.arange(6)),
         12,
+        shuffle_seed=1,
     )
-    rows = ChatRows([file, other], None, 3, 16)
+    rows = BlendedRows([file, other], None, range(16))
     first, second = Counter(first_tokens(rows, 0, 8)), Counter(first_tokens(rows, 8, 16))
     assert first == second and len(first) == 8

@@ -16,7 +16,7 @@ import pytest
 
 from data_prep import prepare_chat as module
 from data_prep.encode_chat import REPORTS
-from data_prep.prepare_chat import ChatOptions, folder_lock, parts_folder, prepare_chat
+from data_prep.prepare_chat import ChatOptions, prepare_chat
 from nld_train.data.chat_encoder import load_chat_encoder
 from nld_train.data.chat_template import Message
 from nld_train.data.manifest import check_token_file_tokenizer, read_manifest
@@ -175,28 +175,6 @@ def test_an_output_is_replaced_only_on_request(tmp_path: Path, tokenizer: Path) 
     assert read(output(tmp_path)) == before
     prepare_chat(sources[1:], output(tmp_path), tokenizer, ChatOptions(workers=1, overwrite=True))
     assert read(output(tmp_path)) != before
-
-
-def test_parts_of_other_input_or_options_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prefix = output(tmp_path)
-    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt), parts_folder(prefix, "one") as folder:
-        (folder / f"part-0{REPORTS}").write_text("[]")
-        raise KeyboardInterrupt
-    assert left_behind(tmp_path) == [".chat.parts-one"] and "the same command goes on from there" in caplog.text
-    with caplog.at_level(logging.INFO), parts_folder(prefix, "two") as folder:
-        assert list(folder.iterdir()) == []
-    assert left_behind(tmp_path) == [] and "input or options differ" in caplog.text
-
-
-def test_an_output_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / ".chat.parts-one").mkdir()
-    for key in ("one", "two"):
-        with (
-            folder_lock(tmp_path / ".chat.parts-one"),
-            pytest.raises(UserError, match="another process"),
-            parts_folder(tmp_path / "chat", key),
-        ):
-            pass
 
 
 SCRIPT = """

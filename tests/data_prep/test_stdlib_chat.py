@@ -37,6 +37,12 @@ def test_a_functions_body_answers_its_signature_and_summary() -> None:
     assert list(documented_functions(SOURCE)) == [(question, "# a reason\nif unit:\n    return 1\nreturn 2")]
 
 
+def test_lines_end_where_pythons_do() -> None:
+    """A form feed is no line end to the parser, as it is to str.splitlines."""
+    marked = "x = 1\n\x0c\n" + SOURCE
+    assert list(documented_functions(marked)) == list(documented_functions(SOURCE))
+
+
 def test_the_machine_has_thousands_of_short_ones_and_the_same_every_time(tmp_path: Path) -> None:
     count = write_stdlib_chat(tmp_path / "a.jsonl")
     assert write_stdlib_chat(tmp_path / "b.jsonl") == count > 2000

@@ -54,6 +54,16 @@ BROKEN = {
         lambda folder: change_weights(folder, lambda all: all.update({NORM: torch.ones(5)})),
         f"{NORM} has the shape .5.; allowed: .32.",
     ),
+    "not a number": (
+        lambda folder: change_weights(folder, lambda tensors: tensors[HEAD][0].fill_(torch.nan)),
+        f"{HEAD} holds NaN or infinite numbers",
+    ),
+    "rope no object": (lambda folder: change_config(folder, rope_parameters="yarn"), "rope_parameters='yarn'"),
+    "positions": (
+        lambda folder: change_config(folder, max_position_embeddings="many"),
+        "max_position_embeddings='many'",
+    ),
+    "a type of transformers": (lambda folder: change_config(folder, id2label=3), "config.json: "),
     "more layers": (lambda folder: change_config(folder, num_hidden_layers=3), "lacks .* and 6 more"),
 }
 

@@ -94,12 +94,39 @@ def test_what_follows_another_distribution_can_be_told(small):
 @every_mode
 @pytest.mark.parametrize("weight", [0.0, 0.6])
 def test_a_ragged_batch_is_its_rows_one_by_one(small, ragged, decode, weight):
-    settings = replace(SETTINGS, eos_token_id=1, ensemble_weight=weight)
+    settings = replace(SETTINGS, eos_token_id=(1,), ensemble_weight=weight)
     together = decode(small, ragged[:12], settings)
     for prompt, result in zip(ragged[:12], together, strict=True):
         alone = decode(small, [prompt], settings)[0]
         assert replace(alone, seconds=0) == replace(result, seconds=0)
     assert len({len(result.ids) for result in together}) > 2
+
+
+@every_mode
+def test_each_of_several_ids_ends_a_text_and_so_does_what_the_caller_says(small, ragged, decode):
+    for prompt in ragged[:12]:
+        full = decode(small, [prompt], SETTINGS)[0].ids
+        first = next((place for place, token in enumerate(full, 1) if token in (1, 4)), len(full))
+        assert decode(small, [prompt], replace(SETTINGS, eos_token_id=(1, 4)))[0].ids == full[:first]
+        pair = full[2:4]
+        places = (place for place in range(2, len(full) + 1) if full[place - 2 : place] == pair)
+        ended = decode(small, [prompt], SETTINGS, complete=lambda tokens, pair=pair: tokens[-2:] == pair)[0].ids
+        assert ended == full[: next(places)]
+
+
+@every_mode
+def test_a_list_of_ids_in_config_json_ends_texts(make_model, ragged, decode):
+    plain, listed = make_model(6), make_model(6, eos_token_id=[1, 4])
+    for prompt in ragged[:4]:
+        wanted = decode(plain, [prompt], replace(SETTINGS, eos_token_id=(1, 4)))[0].ids
+        assert decode(listed, [prompt], SETTINGS)[0].ids == wanted
+
+
+@every_mode
+@pytest.mark.parametrize("named", [{"eos_token_id": (1, 6)}, {"max_thinking_tokens": 2, "end_think_token_id": 6}])
+def test_an_id_outside_the_vocabulary_is_refused(small, decode, named):
+    with pytest.raises(UserError, match="token_id=6; allowed: ids from 0 on below"):
+        decode(small, [[4]], replace(SETTINGS, **named))
 
 
 @every_mode

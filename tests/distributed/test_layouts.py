@@ -108,3 +108,11 @@ def test_every_evaluation_sees_the_same_rows_and_noise(trained: dict[str, RunCon
 def test_training_learns(trained: dict[str, RunConfig]) -> None:
     first, *_, last = figures(trained["stage1"])
     assert last[0] < first[0] - 0.05
+
+
+@pytest.mark.parametrize("name", ["joint_one", "joint_resumed"])
+def test_the_logged_learning_rate_is_the_one_that_the_step_took(trained: dict[str, RunConfig], name: str) -> None:
+    """Constant for half of the 4 steps, then minus the root: the fourth step is half-way down."""
+    high, low = 1e-3, 1e-4
+    expected = [high, high, high, low + (high - low) * (1 - 0.5**0.5)]
+    assert [entry["learning rate"] for entry in logged(trained[name])] == pytest.approx(expected)

@@ -1,5 +1,6 @@
 """What a run needs, on real token files, tokenizers and folders, sound and damaged."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from nld_train.doctor.recipe_checks import (
     check_data_passes,
     check_disk,
     check_memory,
+    check_rows_read_before,
     check_tokenizer,
+    check_validation_rows,
     run_start_check,
 )
 from nld_train.errors import UserError
 from nld_train.plan.memory import checkpoint_size, worst_stage
 from nld_train.plan.row_counts import run_tokens
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
+from nld_train.run_folder.frozen import freeze_run
 from nld_train.run_folder.paths import step_folder
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
@@ -60,7 +64,7 @@ def flip_a_byte(path: Path, at: int) -> None:
 
 
 def test_sound_files_are_counted_and_how_often_they_are_read(run: RunConfig, folder: Path) -> None:
-    first, second, often = check_data_files(run, verify=True)
+    first, second, often, *_ = check_data_files(run, verify=True)
     assert verdicts([first, second]) == ["ok", "ok"]
     assert "tokens in" in first.found and "SHA-256 verified" in second.found
     assert f"{run_tokens(run):,} to train on" in often.found
@@ -90,6 +94,44 @@ def test_a_file_read_many_times_is_noted(run: RunConfig) -> None:
     assert check_data_passes(run, [(None, "a", plenty), (None, "b", plenty)]).verdict == "ok"
     noted = check_data_passes(run, [(0.9, "a", plenty), (0.1, "b", scarce // 10)])
     assert noted.verdict == "note" and "b is read 20 times" in noted.found
+
+
+def test_a_validation_part_shorter_than_an_evaluation_is_noted(run: RunConfig, folder: Path) -> None:
+    few = replace(run, data=replace(run.data, blend=(f"{folder}/data/b",)))
+    (noted,) = check_validation_rows(few)
+    assert noted.verdict == "note"
+    assert re.search(
+        r"an evaluation takes 64 rows; .*/data/b has \d for validation, so each of them is read", noted.found
+    )
+    assert not check_validation_rows(replace(few, train=replace(run.train, eval_batches=0)))
+    many = replace(few, data=replace(few.data, split="50,50,0", sequence_length=32))
+    assert not check_validation_rows(many)
+
+
+def test_a_part_without_documents_is_refused_by_the_doctor(run: RunConfig) -> None:
+    empty = replace(run, data=replace(run.data, split="100,0,0"))
+    refusal = next(finding for finding in run_findings(empty, verify=False) if finding.check == "data")
+    assert refusal.verdict == "FAIL" and "none of them for validation under data.split=100,0,0" in refusal.found
+
+
+def test_rows_that_init_has_read_are_noted(run: RunConfig, folder: Path) -> None:
+    """Stage 1 takes 20 steps of 8 rows; stage 2 begins where it ended, a quarter before, behind, or on other rows."""
+    Path(run.output).mkdir()
+    freeze_run(run)
+
+    def second(**data: object) -> list[DoctorFinding]:
+        stage = replace(run, init=run.output, output=f"{folder}/second", data=replace(run.data, **data))
+        return check_rows_read_before(stage)
+
+    (again,) = second(skip_rows=120)
+    assert again.verdict == "note" and "begins at row 120: 25% of its rows are read again" in again.found
+    assert "data.skip_rows=160" in again.do
+    assert "100% of its rows" in second()[0].found
+    for rows in (160, 1000):
+        assert [finding.verdict for finding in second(skip_rows=rows)] == ["ok"]
+    assert second(shuffle_seed=5) == second(blend=run.data.blend[:1]) == []
+    save(run, 5)
+    assert "ended at row 40" in second()[0].found, "what it saved counts, not what it planned"
 
 
 def test_the_tokenizer_says_what_the_mask_is(run: RunConfig, folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_masked_documents_travel_and_their_last_tokens_have_no_target():
     batch = collate_rows([packed, whole], config(document_mask=True))
     assert batch.documents.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
     assert batch.ar_positions.tolist() == [4, 6, 7, 12, 13, 14, 15]  # not 5: token 1 ends document 0
-    assert batch.denominator == 7 and batch.maskable == 8
+    assert batch.denominator == 8 == batch.maskable, "the first token of document 1 is supervised, though no AR target"
 
 
 def test_without_a_document_mask_a_packed_row_is_one_text():

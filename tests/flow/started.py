@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nld_train.run_folder.metrics import read_metrics
@@ -17,18 +17,36 @@ SHORT = ["optimizer.warmup_iterations=1", "optimizer.decay_iterations=0", "log.i
 PATIENCE = 400  # seconds; a start takes 40 on 2 idle cores, and minutes on busy ones
 
 
-class Started:
-    """A run of the tiny joint stage on 400 tokens of vocabulary."""
+def run_words(prepared: Path, output: Path, *overrides: str) -> list[str]:
+    """The words after `nld train`: the tiny joint stage on 400 tokens of vocabulary."""
+    data = [f"data.blend={prepared}/data/a", f"data.tokenizer={prepared}/tokenizer", "model.vocab_size=400"]
+    return ["tiny_stage2_joint", "init=none", *SMALL, *SHORT, *data, f"output={output}", *overrides]
 
-    def __init__(self, prepared: Path, output: Path, *overrides: str, log: Path | None = None) -> None:
-        data = [f"data.blend={prepared}/data/a", f"data.tokenizer={prepared}/tokenizer", "model.vocab_size=400"]
-        words = ["tiny_stage2_joint", "init=none", *SMALL, *SHORT, *data, f"output={output}", *overrides]
+
+class Started:
+    """A run as a process."""
+
+    def __init__(
+        self,
+        prepared: Path,
+        output: Path,
+        *overrides: str,
+        log: Path | None = None,
+        reader: Sequence[str] | None = None,
+    ) -> None:
+        """reader: a command that reads what the run says and writes the log; (): the run writes it."""
         self.output = output
         self.log = log or output.with_name(f"{output.name}.log")
         self.begins = self.log.stat().st_size if self.log.exists() else 0
+        command = [sys.executable, "-m", "nld_train.cli", "train", *run_words(prepared, output, *overrides)]
         with self.log.open("a") as terminal:
-            command = [sys.executable, "-m", "nld_train.cli", "train", *words]
-            self.process = subprocess.Popen(command, stdout=terminal, stderr=subprocess.STDOUT)
+            if not reader:
+                self.process = subprocess.Popen(command, stdout=terminal, stderr=subprocess.STDOUT)
+                return
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            subprocess.Popen(reader, stdin=self.process.stdout, stdout=terminal)
+            assert self.process.stdout is not None
+            self.process.stdout.close()  # the reader alone holds it
 
     @property
     def said(self) -> str:

@@ -1,8 +1,6 @@
 """Runs that are stopped, killed, damaged, or sick, with the real `nld train`: what is kept, and what is said."""
 
-import io
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -10,22 +8,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy
 import pytest
-import torch
-from torch.distributed.checkpoint import FileSystemReader
 
-from nld_train.exit_status import STOPPED
-from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, complete_steps, newest_complete_step
+from nld_train.exit_status import REFUSED, STOPPED
+from nld_train.run_folder.checkpoints import checkpoint_problem, complete_steps, newest_complete_step
 from nld_train.run_folder.metrics import read_metrics
-from nld_train.run_folder.paths import METRICS, step_folder
+from nld_train.run_folder.paths import LOCK, METRICS, RUN, STOP, step_folder
 from tests.flow.started import Started, alive
 from tests.saved import flip
 
 pytestmark = pytest.mark.megatron
 ENDLESS = "train.iterations=100000"
 NEVER_EVALUATE = ["train.eval_batches=0"]
-KILLS, STEPS = 10, 60
 
 
 def test_a_run_is_stopped_by_signals_and_goes_on(prepared: Path, tmp_path: Path) -> None:
@@ -51,6 +45,59 @@ def test_a_run_is_stopped_by_signals_and_goes_on(prepared: Path, tmp_path: Path)
     check_stopped(run, asked_at)
 
 
+def test_before_the_first_checkpoint_nothing_blocks_a_run(prepared: Path, tmp_path: Path) -> None:
+    """A second start is refused and touches nothing; SIGTERM before the first step is honoured; a run killed before its
+    first checkpoint starts again."""
+    settings = ["--nproc", "1", *NEVER_EVALUATE, "train.iterations=4"]
+    run = Started(prepared, tmp_path / "run", *settings)
+    run.wait_until((run.output / RUN).exists)
+    second = Started(prepared, run.output, *settings, log=tmp_path / "second")
+    assert second.end() == REFUSED
+    assert f"is in use by process {run.process.pid} on " in second.said
+    run.process.send_signal(signal.SIGTERM)
+    since = time.monotonic()
+    assert run.end() == STOPPED, run.said[-3000:]
+    assert time.monotonic() - since < 30
+    assert "stopped at its first step: nothing is saved; the same command goes on" in run.said
+    assert not (run.output / STOP).exists() and not (run.output / LOCK).exists()
+
+    run = Started(prepared, tmp_path / "run", *settings)
+    run.wait_for_step(2)
+    run.process.kill()
+    run.end()
+    assert complete_steps(run.output) == [] and run.steps()
+    run = Started(prepared, tmp_path / "run", *settings)
+    assert run.end() == 0, run.said[-3000:]
+    assert run.steps() == [1, 2, 3, 4]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_run_that_hangs_can_be_stopped(prepared: Path, tmp_path: Path, stuck: int) -> None:
+    run = Started(prepared, tmp_path / "run", "--nproc", "2", ENDLESS, *NEVER_EVALUATE)
+    run.wait_for_step(3)
+    os.kill(run.ranks()[stuck], signal.SIGSTOP)
+    time.sleep(2)
+    below = run.processes()[1:]
+    run.process.send_signal(signal.SIGTERM)
+    since = time.monotonic()
+    assert run.end() == 1
+    assert time.monotonic() - since < 30
+    assert f"rank {1 - stuck}: asked to stop in a step that has not ended for" in run.said
+    assert not any(alive(pid) for pid in below)
+
+
+@pytest.mark.long
+def test_a_dead_reader_and_a_hang_up_end_no_run(prepared: Path, tmp_path: Path) -> None:
+    run = Started(
+        prepared, tmp_path / "run", "--nproc", "2", "train.iterations=10", *NEVER_EVALUATE, reader=["head", "-1"]
+    )
+    run.wait_until(lambda: (run.output / METRICS).exists() and len(run.steps()) > 2)
+    run.signal_all(signal.SIGHUP)
+    assert run.end() == 0
+    assert run.steps() == list(range(1, 11))
+
+
 def check_stopped(run: Started, asked_at: int) -> int:
     """Stopped within a step, whole, every step logged once. Returns the step."""
     step = newest_complete_step(run.output)
@@ -61,82 +108,6 @@ def check_stopped(run: Started, asked_at: int) -> int:
     assert run.steps() == list(range(1, step + 1))
     assert f"stopped at step {step} of 100000, saved" in run.said
     return step
-
-
-@pytest.mark.long
-def test_ten_kills_change_nothing(prepared: Path, tmp_path: Path) -> None:
-    """Killed at random moments, also inside saves, and started again: the curve and the weights of an undisturbed run,
-    bit for bit. Every other start saves beside the training."""
-    settings = ["--nproc", "2", f"train.iterations={STEPS}", "checkpoint.interval=3", "train.eval_interval=20"]
-    settings += ["train.eval_batches=1"]
-    undisturbed = Started(prepared, tmp_path / "undisturbed", *settings)
-    assert undisturbed.end() == 0, undisturbed.said[-3000:]
-    seed = random.randrange(1 << 32)
-    print(f"moments of the kills: seed {seed}")
-    draw = random.Random(seed)
-    killed = []
-    for number in range(KILLS):
-        run = Started(prepared, tmp_path / "killed", *settings, f"checkpoint.asynchronous={number % 2 == 1}")
-        killed.append(kill_at_random(run, draw, number))
-    print(f"killed at steps {killed}")
-    last = Started(prepared, tmp_path / "killed", *settings)
-    assert last.end() == 0, last.said[-3000:]
-    assert curve(last.output) == curve(undisturbed.output)
-    assert contents(step_folder(last.output, STEPS)) == contents(step_folder(undisturbed.output, STEPS))
-
-
-def kill_at_random(run: Started, draw: random.Random, number: int) -> int:
-    """SIGKILL everything: every third time as soon as a checkpoint is being written, else some steps further on."""
-    reached = max(complete_steps(run.output), default=0)
-    target = reached + draw.randint(2, max(2, (STEPS - 6 - reached) // (KILLS - number)))
-    run.wait_for_step(min(target, STEPS - 5))
-    if number % 3 == 0:
-        run.wait_until(lambda: unfinished(run.output))
-        time.sleep(draw.random() * 0.05)
-    else:
-        time.sleep(draw.random() * 0.3)
-    for pid in run.processes():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    run.end()
-    return run.reached()
-
-
-def unfinished(output: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    return any(not (folder / MANIFEST).exists() for folder in (output / "checkpoints").glob("iter_*"))
-
-
-def curve(output: Path) -> list[dict]:
-    """Everything that is logged but the speed."""
-    return [
-        {name: value for name, value in entry.items() if name != "tokens/s"} for entry in read_metrics(output / METRICS)
-    ]
-
-
-def contents(folder: Path) -> dict[tuple, object]:
-    """Weights, optimizer and counters of a checkpoint, bit for bit. Not the files' own bytes: pickles of equal objects
-    may differ in what they share. Not torch's generator: starting loaders draw from it, and nothing else does."""
-    found = {}
-    for place, stored in FileSystemReader(folder).read_metadata().storage_data.items():
-        if place.fqn.startswith("rng_state"):
-            continue
-        with (folder / stored.relative_path).open("rb") as file:
-            file.seek(stored.offset)
-            value = torch.load(io.BytesIO(file.read(stored.length)), weights_only=False)
-        found[place.fqn, place.offset, place.index] = plain(value)
-    return found
-
-
-def plain(value: object) -> object:
-    """The same value without arrays, so that == compares all of it."""
-    if isinstance(value, torch.Tensor | numpy.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.mark.long

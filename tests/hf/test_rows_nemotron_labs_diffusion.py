@@ -17,7 +17,7 @@ EOS, END_THINK = 9, 8
 
 def rows_with(budget: int | None = None, new: int = 6, streamer=None) -> Generations:
     thinking = None if budget is None else ThinkingBudget(budget, END_THINK)
-    return Generations([[1, 2], [3]], GenerationLimits(new, EOS, thinking), streamer)
+    return Generations([[1, 2], [3]], GenerationLimits(new, (EOS,), thinking), streamer)
 
 
 def test_a_row_ends_at_the_end_of_sequence_which_it_keeps():
@@ -82,7 +82,7 @@ class Config:
 )
 def test_a_request_that_cannot_be_met_is_refused_in_one_line(prompts, new, named):
     with pytest.raises(InputError, match=named) as caught:
-        check_generation_request(Config, prompts, GenerationLimits(new, None, None))
+        check_generation_request(Config, prompts, GenerationLimits(new, (), None))
     assert "\n" not in str(caught.value)
 
 

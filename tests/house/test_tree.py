@@ -7,7 +7,7 @@ from nld_train.recipe import recipe_names
 
 FOLDERS = {"nld_train", "recipes", "data_prep", "slurm", "tests", "examples", "benchmarks", "docs", "out", ".ci"}
 # Test folders that mirror no room: flow: the whole chain; distributed: gloo ranks; parity: against other code.
-OWN_TESTS = {"flow", "distributed", "parity", "house"}
+OWN_TESTS = {"flow", "distributed", "parity", "house", "fuzz"}
 # Written so that this file does not contain what it looks for.
 FORBIDDEN = {
     "a package registry's host": re.compile(

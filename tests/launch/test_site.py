@@ -18,6 +18,21 @@ def test_a_good_file_is_read(site_file: Callable[..., Path]) -> None:
     assert site.environment == {"NCCL_DEBUG": "WARN"}
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [(b"NLD_SETUP=caf\xe9", "is not UTF-8"), (b"# " + b"x" * 2_000_000, "has a line of 2000002 characters")],
+)
+def test_bytes_and_lines_that_no_site_has_are_refused_at_once(site_file, line: bytes, said: str) -> None:
+    path = site_file()
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(UserError, match=said):
+        read_site(path)
+
+
+def test_a_character_that_ends_lines_elsewhere_may_stand_in_a_value(site_file) -> None:
+    assert read_site(site_file(NLD_SETUP='"a\u2028b\x85c"')).values["NLD_SETUP"] == "a\u2028b\x85c"
+
+
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_missing_name_is_refused(site_file: Callable[..., Path], name: str) -> None:
     for value in (None, ""):

@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from nld_train.loss.objective import loss_numerator, objective_value, reported_figures, sum_loss_terms
-from nld_train.types import LossTerms
+from nld_train.loss.terms import loss_terms
+from nld_train.types import LossTerms, Row
 
 
 def hand_made(ar: float, diffusion: float, count: float, masked: float = 0.0, maskable: float = 0.0) -> LossTerms:
-    return LossTerms(*(torch.tensor(number) for number in (ar, diffusion, count, masked, maskable)))
+    return LossTerms(*(torch.tensor(number) for number in (ar, diffusion, count, count, masked, maskable)))
 
 
 def test_one_denominator_divides_both_terms():
@@ -21,6 +22,23 @@ def test_report_is_per_supervised_token_whatever_alpha_is():
     shown = reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.5)
     assert shown == {"AR loss": 2.0, "diffusion loss": 3.0, "total loss": 3.5, "mask ratio": 0.5}
     assert reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.1)["diffusion loss"] == 3.0
+
+
+def test_a_document_mask_takes_ar_terms_away_and_no_weight_from_the_others(settings, batches):
+    """Three documents in 24 tokens: 22 AR terms, and 24 supervised tokens in N."""
+    documents = torch.arange(24) // 8
+    row = Row(0, torch.arange(2, 27), torch.ones(25, dtype=torch.bool), documents)
+    for average, count in (("token", 24.0), ("sequence", 1.0)):
+        (batch,) = batches([row], settings(document_mask=True, average=average), 1)
+        (apart,) = batches([row], settings(average=average), 1)
+        ar, diffusion = torch.full((22,), 2.0), torch.ones(batch.diffusion_positions.shape)
+        packed = loss_terms(ar, diffusion, batch)
+        whole = loss_terms(torch.full((24,), 2.0), diffusion, apart)
+        assert packed.denominator == whole.denominator == count
+        assert packed.diffusion_sum == whole.diffusion_sum
+        shown = reported_figures(packed, 0.3)
+        assert shown["AR loss"] == pytest.approx(2.0) and packed.ar_sum / whole.ar_sum == pytest.approx(22 / 24)
+        assert shown["total loss"] == pytest.approx(((2 * 22 / 24) + 0.3 * shown["diffusion loss"]).item())
 
 
 def test_nothing_supervised_is_zero_and_not_nan():

@@ -45,6 +45,27 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         decoded_section(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order": [1]},
+        {"order": [1, "3"]},
+        {"order": 3},
+        {"pieces": None},
+        {"forwards": -1},
+        {"forwards": True},
+        {"tokens_per_second": "fast"},
+        {"mode": 3},
+        {"more": 1},
+    ],
+)
+def test_an_answer_with_a_field_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps({"prompt": "", "answers": [ANSWER | change]}))
+    with pytest.raises(UserError, match=r"answers\.json holds no answers"):
+        decoded_section(path)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         decoded_section(tmp_path / "none.json")

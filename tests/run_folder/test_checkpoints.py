@@ -39,6 +39,7 @@ def test_a_finished_checkpoint_is_complete(tmp_path: Path) -> None:
         ("empty", r"iter_0000030/__0_0\.distcp has 0 of 1,000 bytes"),
         ("missing_file", r"iter_0000030/__0_0\.distcp is missing"),
         ("no_manifest", r"iter_0000030 has no manifest\.json: its save was cut off"),
+        ("nested_manifest", r"iter_0000030/manifest\.json is damaged"),
         ("cut_manifest", r"iter_0000030/manifest\.json is damaged"),
     ],
 )

@@ -199,3 +199,23 @@ def test_a_time_limit_a_preemption_and_a_lost_node_change_nothing(
 
     assert len(curve(shared / "hurt")) == STEPS
     assert curve(shared / "hurt") == curve(undisturbed)
+
+
+@pytest.mark.long
+def test_a_node_that_is_lost_before_the_first_checkpoint_changes_nothing(
+    slurm: Cluster, shared: Path, launch: Launch, undisturbed: Path
+) -> None:
+    """A job of one node, killed with its node in its first steps: it starts again on the other node, from step 0."""
+    words = settings(shared, "early", "checkpoint.interval=1000")
+    done = launch("tiny_stage1_ar", *words, nodes=1)
+    assert done.returncode == 0, done.stderr
+    number = done.stdout.strip()
+    wait_for_steps(shared / "early", 2)
+    node = slurm.job(number)["NodeList"]
+    slurm.fail_node(node)
+    wait_until(lambda: slurm.job(number)["Restarts"] == "1", "restart 1")
+    assert slurm.wait(number, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
+    assert slurm.job(number)["NodeList"] != node
+    slurm.start_node(node)
+    assert len(curve(shared / "early")) == STEPS
+    assert curve(shared / "early") == curve(undisturbed)

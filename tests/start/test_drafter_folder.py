@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nld_train import recipe
 from nld_train.config import RunConfig
+from nld_train.convert.weight_table import adapter_mappings
 from nld_train.errors import UserError
 from nld_train.peft_names import CONFIG, WEIGHTS
 from nld_train.start.output_folder import open_output
@@ -64,4 +67,13 @@ def test_an_adapter_to_start_from_must_be_there_and_of_this_rank_and_scale(run: 
     with pytest.raises(UserError, match="lora_alpha=256; allowed: drafter.rank=128 and drafter.alpha=512"):
         open_output(starting_from(run, folder))
     (folder / CONFIG).write_text(json.dumps({"r": 128, "lora_alpha": 512}))
+    with pytest.raises(UserError, match="is shorter than its header"):
+        open_output(starting_from(run, folder))
+    tensors = {part.name: torch.zeros(part.shape) for unit in adapter_mappings(run.model, 128) for part in unit.parts}
+    save_file(tensors, folder / WEIGHTS)
     assert open_output(starting_from(run, folder)) is None
+    name = sorted(tensors)[0]
+    tensors[name][0, 0] = torch.inf
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinite numbers"):
+        open_output(starting_from(run, folder))

@@ -29,11 +29,15 @@ def test_an_own_checkpoint_is_resumed(run: RunConfig) -> None:
     assert open_output(run) == 30
 
 
-def test_more_steps_another_layout_and_other_logging_may_be_asked_for_on_resume(run: RunConfig) -> None:
+def test_more_steps_another_layout_and_other_logging_may_be_asked_for_on_resume(run: RunConfig, caplog) -> None:
+    caplog.set_level("INFO")
     open_output(run)
     save_checkpoint(run.output, 30)
     more = replace(run, train=replace(run.train, iterations=900), log=replace(run.log, interval=1))
+    more = replace(more, data=replace(run.data, workers=0), optimizer=replace(run.optimizer, clip_grad=2.0))
     assert open_output(replace(more, parallel=replace(run.parallel, world_size=1))) == 30
+    for taken in ("train.iterations was", "log.interval was", "data.workers was", "clip_grad was 1.0, is 2.0"):
+        assert taken in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,10 @@ def test_more_steps_another_layout_and_other_logging_may_be_asked_for_on_resume(
         ("diffusion.noise_seed=9", "diffusion.noise_seed was 1234, is 9"),
         ("data.shuffle_seed=9", "data.shuffle_seed was 1234, is 9"),
         ("train.global_batch=16", "train.global_batch=16"),
+        ("optimizer.lr=2e-3", "optimizer.lr was 0.003, is 0.002"),
+        ("optimizer.weight_decay=0", "optimizer.weight_decay was 0.1, is 0.0"),
+        ("optimizer.beta2=0.99", "optimizer.beta2 was 0.95, is 0.99"),
+        ("parallel.distributed_optimizer=false", "parallel.distributed_optimizer was True, is False"),
         ("init=elsewhere", "init was None, is 'elsewhere'"),
     ],
 )

@@ -56,7 +56,7 @@ def test_chat_files_whose_answers_end_differently_are_refused_before_training(
 ) -> None:
     """An export names one token at which servers stop."""
     other = write_chat_file(
-        tmp_path / "other", [conversation(9, prompt=3, seed=0)], tokenizer_fingerprint(prepared / "tokenizer")
+        tmp_path / "other", [conversation(9, prompt=3, seed=0)] * 2, tokenizer_fingerprint(prepared / "tokenizer")
     )
     manifest = read_manifest(other)
     assert manifest.chat is not None

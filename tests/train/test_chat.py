@@ -11,7 +11,7 @@ from nld_train.dual_stream.batch import collate_rows
 from nld_train.recipe import run_to_json
 from nld_train.types import Batch, NoisyRow, Row
 from tests.chat_files import END_OF_TURN, conversation, write_chat_file
-from tests.distributed.ranks import on, small_run
+from tests.distributed.ranks import on, small_run, with_train
 from tests.model.build import build
 
 pytestmark = [pytest.mark.megatron, pytest.mark.usefixtures("one_rank")]
@@ -26,7 +26,7 @@ SHAPES = [((13, 21, 25)[i % 3], 2 + i % 5) for i in range(60)]
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("chat")
     write_chat_file(folder / "chat", [conversation(n, prompt=p, seed=i) for i, (n, p) in enumerate(SHAPES)])
-    plain = small_run("chat", folder, alpha=0.3, init=None, parallel=on(1))
+    plain = with_train(small_run("chat", folder, alpha=0.3, init=None, parallel=on(1)), iterations=ROWS // 8)
     return replace(
         plain,
         diffusion=replace(plain.diffusion, document_mask=True),

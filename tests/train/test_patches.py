@@ -1,6 +1,9 @@
 """Each mend of a pinned library fails here as soon as the library no longer needs it."""
 
+import contextlib
 import inspect
+import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,6 +51,46 @@ def test_saves_between_steps_still_go_through_a_manager_by_themselves() -> None:
     patches.hand_results_over_in_process()
     assert isinstance(filesystem_async.get_write_results_queue(), queue.Queue)
     filesystem_async._results_queue = before
+
+
+LOADER = """
+import sys
+sys.path.insert(0, ".")
+import torch
+from nld_train.train.patches import end_workers_that_cannot_send
+if sys.argv[1] == "patched":
+    end_workers_that_cannot_send()
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, number):
+        return torch.zeros(1 << 20)
+next(iter(torch.utils.data.DataLoader(Rows(), num_workers=1, collate_fn=list)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patched", ["patched", "as it is"])
+def test_a_loader_worker_without_shared_memory_ends(patched: str, tmp_path: Path) -> None:
+    """160 KB of it hold the semaphores and no batch."""
+    (tmp_path / "loader.py").write_text(LOADER)
+    inside = f"mount -t tmpfs -o size=160k tmpfs /dev/shm && exec {sys.executable} {tmp_path}/loader.py '{patched}'"
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("NOT TESTED: a loader without shared memory; no mount namespace can be made here")
+    process = subprocess.Popen(
+        ["unshare", "-m", "bash", "-c", inside], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, said = process.communicate(timeout=40)
+    except subprocess.TimeoutExpired:
+        said = "hangs"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if patched == "patched":
+        assert "No space left on device" in said and "DataLoader worker (pid" in said
+    else:
+        assert said == "hangs", "the patch is no longer needed"
 
 
 def test_megatron_bridge_still_waits_for_wandb_without_limits() -> None:

@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nld_train.objectives.contract import MicroBatch
+from nld_train.train.leave_watch import LeaveWatch
 from nld_train.train.patches import watch_gradient_norm
 from nld_train.train.terminal import SharedFailure
 
@@ -30,14 +31,15 @@ class SeenMicroBatch:
 class WatchedForwardStep:
     """A forward step that remembers its micro-batches, and lets none of them hide a loss that is not finite."""
 
-    def __init__(self, forward_step: Callable) -> None:
-        self.forward_step = forward_step
+    def __init__(self, forward_step: Callable, watch: LeaveWatch) -> None:
+        self.forward_step, self.watch = forward_step, watch
         self.seen: list[SeenMicroBatch] = []
 
     def __call__(
         self, state: GlobalState, data_iterator: Iterator[MicroBatch], model: GPTModel
     ) -> tuple[Tensor, Callable]:
-        batch = next(data_iterator)
+        with self.watch.waits_for_rows():
+            batch = next(data_iterator)
         output, loss_function = self.forward_step(state, iter([batch]), model)
         return output, partial(self._loss, loss_function, batch.sample_indices.tolist())
 

@@ -35,6 +35,7 @@ class ProgressReporter(Callback):
         self.steps = 0
         self.spikes = SpikeDetector(run.log.spike, _logged_norms(self.metrics) if active else [])
         self.clock = self.paused_at = 0.0
+        self.learning_rate = math.nan  # of the step that is being taken
         self.evaluated: int | None = None  # step of the last evaluation reported
         console = Console(file=terminal, force_terminal=terminal.isatty())
         columns = (
@@ -54,6 +55,10 @@ class ProgressReporter(Callback):
     def on_train_end(self, context: CallbackContext) -> None:
         """Take the bar away."""
         self.bar.stop()
+
+    def on_train_step_start(self, context: CallbackContext) -> None:
+        """Remember the step's learning rate: when it ends, the schedule has gone on to the next one's."""
+        self.learning_rate = context.optimizer.param_groups[0]["lr"]
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Add up the figures of the step, warn of a spike, and report where a report is due."""
@@ -106,21 +111,20 @@ class ProgressReporter(Callback):
         self.spikes.log(norm)
         tokens = self.run.train.global_batch * self.run.data.sequence_length * self.steps / seconds
         left = _clock_text((self.run.train.iterations - step) * seconds / self.steps)
-        learning_rate = context.optimizer.param_groups[0]["lr"]
         self._record(
             {
                 "step": step,
                 "kind": "train",
                 **values,
                 NORM: norm,
-                "learning rate": learning_rate,
+                "learning rate": self.learning_rate,
                 "tokens/s": tokens,
             }
         )
         self.bar.update(self.task, left=f"{left} left")
         self._say(
             f"step {step:>7,}/{self.run.train.iterations:,}  {left} left  {tokens:>9,.0f} tokens/s  "
-            f"{self.objective.figures_text(values)}  grad norm {norm:.3f}  lr {learning_rate:.2e}"
+            f"{self.objective.figures_text(values)}  grad norm {norm:.3f}  lr {self.learning_rate:.2e}"
         )
         self.sums, self.steps, self.clock = {}, 0, now
 

@@ -1,0 +1,109 @@
+"""The rows of a run's files: text or conversations, for training or validation."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from nld_train.config import RunConfig, require
+from nld_train.data.blended_rows import BlendedRows, FileRows
+from nld_train.data.chat_packing import open_packings
+from nld_train.data.chat_rows import ChatFileRows
+from nld_train.data.manifest import Manifest, parse_blend, read_manifest
+from nld_train.data.splits import part_counts, parts_read
+from nld_train.data.text_rows import (
+    TextFileRows,
+    check_text_part,
+    count_text_rows,
+    make_text_parts,
+    open_text_parts,
+)
+
+logger = logging.getLogger(__name__)
+DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
+RunParts = dict[str, BlendedRows]  # by part, as in `splits.PARTS`
+
+
+def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
+    """The rows of each part that the run reads, with what is kept of them in `folder`, made where it is missing.
+
+    The first process that calls this makes everything that the run will read, so that loaders only read it: let the
+    others wait. Raises: UserError where a file has no row for a part.
+    """
+    files = _chat_files(run, folder) if run.data.chat else _text_files(run, folder)
+    weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None] or None
+    # Training goes on where an earlier stage on the same data ended; every evaluation of every stage takes row 0 first.
+    asked = {
+        "train": range(run.data.skip_rows, run.data.skip_rows + run.train.iterations * run.train.global_batch),
+        "validation": range(run.train.eval_batches * run.train.global_batch),
+    }
+    if "validation" in files:
+        said = describe_repeats(run, [len(file) for file in files["validation"]])
+        if said is not None:
+            logger.warning("%s", said)
+    parts = {part: BlendedRows(of_part, weights, asked[part]) for part, of_part in files.items()}
+    for rows in parts.values():
+        rows.prepare_epochs()
+    return parts
+
+
+def _chat_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
+    length, seed = run.data.sequence_length, run.data.shuffle_seed
+    plans = open_packings(run, folder)
+    return {
+        part: [ChatFileRows(prefix, plan[part].rows, length, seed) for prefix, plan in plans.items()]
+        for part in parts_read(run)
+    }
+
+
+def _text_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
+    opened = [(prefix, *open_text_parts(prefix, run.data, folder)) for _, prefix in parse_blend(run.data.blend)]
+    return {
+        part: [TextFileRows(prefix, parts[part], run.data, place) for prefix, parts, place in opened]
+        for part in parts_read(run)
+    }
+
+
+def check_data_parts(prefix: str, manifest: Manifest, run: RunConfig) -> None:
+    """Raise UserError where a part of a file that the run reads has no document, or of text no row."""
+    counts = part_counts(manifest.documents, run.data.split)
+    for name in parts_read(run):
+        require(
+            counts[name] > 0,
+            f"{prefix} has {manifest.documents:,} documents, and none of them for {name} "
+            f"under data.split={run.data.split}",
+            "one or more",
+            "give more data or other shares; train.eval_batches=0 needs no validation",
+        )
+    if not run.data.chat and manifest.documents <= DRAWN_UP_TO:
+        parts = make_text_parts(prefix, run.data)
+        for name in parts_read(run):
+            check_text_part(prefix, parts[name], run.data)
+
+
+def estimate_validation_rows(run: RunConfig) -> list[float]:
+    """About how many validation rows each file has. Raises UserError."""
+    rows: list[float] = []
+    for _, prefix in parse_blend(run.data.blend):
+        manifest = read_manifest(prefix)
+        if run.data.chat or manifest.documents > DRAWN_UP_TO:
+            share = part_counts(manifest.documents, run.data.split)["validation"] / max(manifest.documents, 1)
+            rows.append(max(share * manifest.tokens / run.data.sequence_length, 1))
+        else:
+            tokens = make_text_parts(prefix, run.data)["validation"].tokens
+            rows.append(count_text_rows(tokens, run.data.sequence_length))
+    return rows
+
+
+def describe_repeats(run: RunConfig, rows: Sequence[float]) -> str | None:
+    """One line where an evaluation reads rows more than once; None where it does not. rows: of each file."""
+    evaluated = run.train.eval_batches * run.train.global_batch
+    blend = parse_blend(run.data.blend)
+    weights = [rows[number] if weight is None else weight for number, (weight, _) in enumerate(blend)]
+    times = [weight / sum(weights) * evaluated / have for weight, have in zip(weights, rows, strict=True)]
+    most = max(range(len(times)), key=lambda number: times[number])
+    if times[most] <= 1:
+        return None
+    return (
+        f"an evaluation takes {evaluated:,} rows; {blend[most][1]} has {rows[most]:,.0f} for validation, "
+        f"so each of them is read {times[most]:.2g} times"
+    )
