@@ -109,6 +109,7 @@ def in_child(work: Callable[[], int], folder: Path, room: int | None = None) -> 
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, (_, write) in enumerate(pipes, start=1):
             os.dup2(write, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # not what the parent's were
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         if room is not None:
