@@ -30,7 +30,7 @@ from tests.fuzz.damages import damages_of, is_evident
 from tests.fuzz.material import build_material
 from tests.fuzz.readers import READERS, Reader
 
-SECONDS = 30  # of wall time; a case takes one at most on a free core
+SECONDS = 60  # of wall time; a case takes one at most on a free core
 MEMORY = 3 << 30  # bytes of address space that a case may take
 CLASSES = ("refused", "harmless", "silent", "traceback", "hang")
 FAILURES = CLASSES[2:]
