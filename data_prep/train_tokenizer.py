@@ -73,7 +73,7 @@ def train_bpe(documents: Iterator[str], vocab_size: int) -> Tokenizer:
 
 def write_tokenizer_folder(folder: Path, library: Tokenizer) -> None:
     """The four files of a Hugging Face tokenizer folder."""
-    library.save(str(folder / FILE))
+    (folder / FILE).write_text(library.to_str(pretty=True), encoding="utf-8")  # its own save has no error of a disk
     config = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_tokenizer_json(folder / CONFIG, config)
     write_tokenizer_json(folder / "special_tokens_map.json", ROLES)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -29,7 +30,7 @@ from tests.fuzz.damages import damages_of, is_evident
 from tests.fuzz.material import build_material
 from tests.fuzz.readers import READERS, Reader
 
-SECONDS = 30  # of wall time; a case takes one at most on a free core
+SECONDS = 60  # of wall time; a case takes one at most on a free core
 MEMORY = 3 << 30  # bytes of address space that a case may take
 CLASSES = ("refused", "harmless", "silent", "traceback", "hang")
 FAILURES = CLASSES[2:]
@@ -69,6 +70,8 @@ def prepare_command(number: int, seed: int) -> tuple[Reader, str, str]:
         body = random.choice(list(reader.bodies))
         Path("recipe.py").write_bytes(body.encode("utf-8" if body.isascii() else "latin-1"))
         return reader, "recipe.py", repr(body)[:80]
+    if reader.rooms:
+        return reader, "disk", str(random.choice(list(reader.rooms)))
     return reader, "command", random.choice(list(reader.words))
 
 
@@ -93,17 +96,25 @@ def run_command(words: Sequence[str]) -> int:
         return 1
 
 
-def in_child(work: Callable[[], int], folder: Path) -> Ending:
-    """Run `work` in a forked child inside of `folder`, with a limit of time and of memory."""
-    out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
+def in_child(work: Callable[[], int], folder: Path, room: int | None = None) -> Ending:
+    """Run `work` in a forked child inside of `folder`, with a limit of time and of memory.
+
+    room: bytes that a file may have, behind which the disk is full to the child; None: it never is.
+    """
+    pipes = [os.pipe() for _ in range(2)]
     child = os.fork()
     if child == 0:
         os.setsid()
         os.chdir(folder)
-        for number, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
-            os.dup2(os.open(path, flags | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, (_, write) in enumerate(pipes, start=1):
+            os.dup2(write, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # not what the parent's were
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        if room is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         status = 1
         try:
             status = work()
@@ -113,17 +124,34 @@ def in_child(work: Callable[[], int], folder: Path) -> Ending:
             traceback.print_exc()
         finally:
             os._exit(status & 0xFF)
+    for _, write in pipes:
+        os.close(write)
+    said = [bytearray(), bytearray()]
     end = time.monotonic() + SECONDS
     ended, code = os.waitpid(child, os.WNOHANG)
     while not ended and time.monotonic() < end:
-        time.sleep(0.005)
+        drain_pipes(pipes, said, 0.005)
         ended, code = os.waitpid(child, os.WNOHANG)
     if not ended:
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    drain_pipes(pipes, said, 0)
+    for read, _ in pipes:
+        os.close(read)
     status = os.waitstatus_to_exitcode(code) if ended else None
-    said = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err)]
-    return Ending(status, said[0], said[1], ())
+    out, err = (text.decode("utf-8", "backslashreplace") for text in said)
+    return Ending(status, out, err, ())
+
+
+def drain_pipes(pipes: Sequence[tuple[int, int]], said: Sequence[bytearray], seconds: float) -> None:
+    """Read what stands in the pipes, after a wait of at most so long."""
+    while ready := select.select([read for read, _ in pipes], [], [], seconds)[0]:
+        blocks = [(number, os.read(read, 1 << 16)) for number, (read, _) in enumerate(pipes) if read in ready]
+        for number, block in blocks:
+            said[number].extend(block)
+        if not any(block for _, block in blocks):  # both ends are closed
+            time.sleep(seconds)
+            return
 
 
 def run_case(material: Path, folder: Path, number: int, seed: int | None) -> tuple[Ending, str, str]:
@@ -136,7 +164,7 @@ def run_case(material: Path, folder: Path, number: int, seed: int | None) -> tup
     _, path, damage = (reader, "", "nothing") if seed is None else prepare_command(number, seed)
     os.chdir(before)
     words = command_words(reader, damage if path == "command" else "")
-    end = in_child(lambda: run_command(words), folder)
+    end = in_child(lambda: run_command(words), folder, int(damage) if path == "disk" else None)
     made = tuple((folder / name).read_bytes() for name in reader.outputs if (folder / name).is_file())
     shutil.rmtree(folder)
     return Ending(end.status, end.out, end.err, made), path, damage

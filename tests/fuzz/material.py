@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def build_material() -> None:
         Path(f"corpus/part{i}.py").parent.mkdir(exist_ok=True)
         Path(f"corpus/part{i}.py").write_text("".join(TEXTS[i : i + 10]))
     train_tokenizer(["corpus"], "tokenizer", vocab_size=400)
+    shutil.copytree("tokenizer", "processor")
+    text = Path("processor/chat_template.jinja").read_text()
+    Path("processor/chat_template.jinja").unlink()
+    Path("processor/chat_template.json").write_text(json.dumps({"chat_template": text}))
     for name in ("a", "b"):
         prepare_text(["corpus"], f"data/{name}", "tokenizer", TextOptions(workers=1))
     write_inputs()

@@ -16,6 +16,7 @@ class Reader:
     command: str  # words with spaces between; a damaged word stands for "{}"
     files: Sequence[str] = ()  # one of them is damaged
     words: Sequence[str] = ()  # or one of these stands in the command
+    rooms: Sequence[int] = ()  # or no file may have more than so many bytes, as on a full disk
     bodies: Sequence[str] = ()  # or one of these is the recipe's text
     outputs: Sequence[str] = ()  # what it writes; compared with that of the undamaged material, beside its stdout
     guarded: bool = False  # checksums cover the files, but for manifests: whatever changes the result must be seen
@@ -36,6 +37,7 @@ PREPARED = ("made.bin", "made.idx")
 PLACES = ("pipe", "corpus", "site.env/inside", "/proc/none/x", "x" * 300, "{}/y".format("z" * 300), "")
 PLACES += ("a\nb/c", "/dev/null/x")
 NO_FOLDERS = tuple(place for place in PLACES if place not in ("corpus", "a\nb/c"))  # a run would start in the others
+ROOMS = (0, 100, 3000, 30_000)  # bytes
 BAD_WORDS = (
     *("", "=", "train", "train.iterations", "train.iterations=", "train.iterations=-1", "train.iterations=nan"),
     *(
@@ -211,4 +213,27 @@ READERS = (
     ),
     Reader("output: train-tokenizer", "data train-tokenizer corpus --vocab-size 400 --output {}", words=PLACES),
     Reader("output: stdlib-chat", "data stdlib-chat --output {}", words=PLACES),
+    Reader("full disk: report", "report run --html page.html", rooms=ROOMS),
+    Reader("full disk: generate", f"generate --model hf {GENERATE} --json answer.json", rooms=ROOMS),
+    Reader("full disk: export", "convert export run --no-verify --to made", rooms=ROOMS),
+    Reader("full disk: import", "convert import hf --no-verify --to made", rooms=ROOMS),
+    Reader(
+        "full disk: prepare",
+        "data prepare inputs/text.jsonl --tokenizer tokenizer --workers 1 --output made",
+        rooms=ROOMS,
+    ),
+    Reader(
+        "full disk: prepare-chat",
+        "data prepare-chat inputs/chats.jsonl --tokenizer tokenizer --workers 1 --output made",
+        rooms=ROOMS,
+    ),
+    Reader("full disk: train-tokenizer", "data train-tokenizer corpus --vocab-size 400 --output made", rooms=ROOMS),
+    Reader("full disk: stdlib-chat", "data stdlib-chat --output made.jsonl", rooms=ROOMS),
+    Reader("full disk: train", "train recipe.py output=fresh", rooms=(0, 100)),
+    Reader(
+        "prepare-chat: template in JSON",
+        "data prepare-chat inputs/chats.jsonl --tokenizer processor --output made --workers 1 --date 2026-01-01",
+        ("processor/chat_template.json",),
+        outputs=PREPARED,
+    ),
 )

@@ -53,4 +53,4 @@ def test_none_of_two_thousand_does(seed) -> None:
     ],
 )
 def test_a_case_is_judged_by_what_it_says_and_makes(reader, damage, end, kind) -> None:
-    assert judge_case(reader, reader.files[0], damage, end, GOOD) == kind
+    assert judge_case(reader, reader.files[-1], damage, end, GOOD) == kind
