@@ -100,9 +100,7 @@ class DataConfig:
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
     workers: int = 2  # loader processes per rank
     shuffle_seed: int = 1234
-    skip_rows: int = (
-        0  # training rows of the blend before the run's first: where an earlier stage on the same data ended
-    )
+    skip_rows: int = 0  # training rows of the blend before the run's first: those of an earlier stage on the same data
     verify: VerifyData = "once"  # once: each file is compared with its SHA-256 once per machine; never: sizes alone
 
     def __post_init__(self) -> None:
@@ -113,9 +111,6 @@ class DataConfig:
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
         require_choice("data.verify", self.verify, VerifyData)
-        require(
-            self.skip_rows >= 0, f"data.skip_rows={self.skip_rows}", "0 or more", "use 0 to begin with the first row"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +289,8 @@ class RunConfig:
         step_tokens = self.train.global_batch * self.data.sequence_length
         object.__setattr__(self, "train", derive_iterations("train", self.train, step_tokens))
         object.__setattr__(self, "optimizer", derive_iterations("optimizer", self.optimizer, step_tokens))
-        named = self.init_step is None or (self.init is not None and self.init_step >= 0)
+        check_ranges("", self)
+        named = self.init_step is None or self.init is not None
         require(named, f"init_step={self.init_step}, init={self.init!r}", "a step of a run that init names", "set both")
         check_layout(self)
         check_training(self)

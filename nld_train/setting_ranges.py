@@ -47,6 +47,7 @@ BELOW_ONE = NumberRange(0, 1, high_excluded=True)
 SEED = COUNT = whole_from(0)
 SIZE = whole_from(1)
 RANGES = {
+    "init_step": whole_from(0, STEPS),
     "diffusion.alpha": NumberRange(0, FACTOR),
     "diffusion.block_size": whole_from(1, BLOCK),
     "diffusion.mask_token_id": COUNT,
@@ -70,6 +71,7 @@ RANGES = {
     "model.rope.mscale_all_dim": NumberRange(0, FACTOR),
     "model.rope.query_scale_beta": NumberRange(0, FACTOR),
     "data.sequence_length": SIZE,
+    "data.skip_rows": whole_from(0, 10**13),
     "data.workers": whole_from(0, 1024),
     "data.shuffle_seed": SEED,
     "train.tokens": NumberRange(0, 1e16, low_excluded=True),
@@ -123,11 +125,11 @@ RANGES = {
 
 
 def check_ranges(section: str, settings: object) -> None:
-    """Raise UserError unless every numeric setting of a section lies in its range, and each of several numbers. None
+    """Raise UserError unless every numeric setting of a section ("": of the run itself) lies in its range, and each of several numbers. None
     does, and so do iterations that are to follow from tokens."""
     assert hasattr(settings, "__dataclass_fields__"), f"{section} is no section of settings"
     for entry in fields(settings):  # type: ignore[arg-type]
-        key = f"{section}.{entry.name}"
+        key = f"{section}.{entry.name}".removeprefix(".")
         if key not in RANGES:
             continue
         given = vars(settings)[entry.name]

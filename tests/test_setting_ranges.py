@@ -23,7 +23,15 @@ TAKE_ZERO = {
     *("train.eval_batches", "train.seed", "optimizer.min_lr", "optimizer.warmup_iterations", "optimizer.weight_decay"),
     *("optimizer.decay_iterations", "optimizer.beta1", "optimizer.beta2", "log.spike", "drafter.dropout"),
     *("drafter.sampled_share", "model.rope.mscale", "model.rope.mscale_all_dim", "model.rope.query_scale_beta"),
-    *("decode.temperature", "decode.seed", "decode.threshold", "decode.draft_threshold", "decode.ensemble_weight"),
+    *(
+        "init_step",
+        "data.skip_rows",
+        "decode.temperature",
+        "decode.seed",
+        "decode.threshold",
+        "decode.draft_threshold",
+        "decode.ensemble_weight",
+    ),
     *("decode.eos_token_id", "decode.max_thinking_tokens", "decode.end_think_token_id"),
 }
 DERIVED = {"train.iterations", "optimizer.warmup_iterations", "optimizer.decay_iterations"}  # -1: from the tokens
@@ -42,6 +50,8 @@ def is_taken(key: str, value: float) -> bool:
             replace(
                 settings.model.rope, **{name.rpartition(".")[2]: value}
             )  # alone: what fits it is for the run to say
+        elif not section:
+            replace(run, init="x", **{name: value})
         elif isinstance(settings, RunConfig):
             replace_leaves(vars(settings)[section], {key.rpartition(".")[2]: value})
         else:
