@@ -125,8 +125,8 @@ RANGES = {
 
 
 def check_ranges(section: str, settings: object) -> None:
-    """Raise UserError unless every numeric setting of a section ("": of the run itself) lies in its range, and each of several numbers. None
-    does, and so do iterations that are to follow from tokens."""
+    """Raise UserError unless every numeric setting of a section lies in its range, and each of several numbers. None
+    does, and so do iterations that are to follow from tokens. section: "" for the run itself."""
     assert hasattr(settings, "__dataclass_fields__"), f"{section} is no section of settings"
     for entry in fields(settings):  # type: ignore[arg-type]
         key = f"{section}.{entry.name}".removeprefix(".")

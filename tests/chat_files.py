@@ -44,7 +44,7 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
         template="chat_template.jinja",
         date=None,
         bos_token_id=1,
-        template_sha256="0" * 64,
+        template_sha256=hashlib.sha256(DEFAULT_TEMPLATE.encode()).hexdigest(),
         end_of_turn_id=END_OF_TURN,
         thinking=False,
         last_turn_only=False,

@@ -26,7 +26,9 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs remember which token files they found whole; those of tests are gone tomorrow."""
+    """Runs remember which token files they found whole; those of tests are gone tomorrow. uv's packages stay."""
+    before = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("UV_CACHE_DIR", f"{before}/uv")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

@@ -13,10 +13,11 @@ import torch
 from nld_train.config import RunConfig, require
 from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.config_json import read_folder_config
+from nld_train.data.chat_template import load_chat_template
 from nld_train.data.identity import check_data_identity
-from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
+from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend, read_manifest
 from nld_train.data.run_rows import check_data_parts
-from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
+from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.fields import leaf_values
 from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
@@ -79,8 +80,23 @@ def check_run_data(run: RunConfig) -> None:
     begin_of_text_id(tokenizer)
     if run.data.chat:
         end_of_turn_id([prefix for _, prefix in blend])
+        for _, prefix in blend:
+            _check_chat_template(prefix, tokenizer)
     else:
         end_of_document_id(tokenizer)
+
+
+def _check_chat_template(prefix: str, tokenizer: TextTokenizer) -> None:
+    """Refuse conversations of another chat template than the tokenizer's, which the export would bring along."""
+    chat = read_manifest(prefix).chat
+    assert chat is not None, "its kind was checked"
+    here = load_chat_template(tokenizer, chat.thinking)
+    require(
+        here.sha256 == chat.template_sha256,
+        f"{prefix} was written with another chat template ({chat.template}) than {here.origin}",
+        "the template that the export will have",
+        "set data.tokenizer to the folder that it was made with, or run `nld data prepare-chat` again",
+    )
 
 
 def _check_data_kind(prefix: str, manifest: Manifest, run: RunConfig) -> None:

@@ -66,3 +66,11 @@ def test_weights_alone_have_no_optimizer_to_carry_over(tmp_path: Path) -> None:
     check_start(second_stage(tmp_path, init, carried=False))
     with pytest.raises(UserError, match="init_optimizer=True without init"):
         second_stage(tmp_path, "none")
+
+
+def test_how_rows_are_fetched_and_checked_may_change_on_a_resume(tmp_path: Path) -> None:
+    init = finished_stage(tmp_path)
+    words = [f"output={init}", "data.workers=0", "data.verify=never"]
+    check_start(recipe.load_recipe("tiny_stage1_ar", words))
+    with pytest.raises(UserError, match="data.skip_rows was 0, is 8"):
+        check_start(recipe.load_recipe("tiny_stage1_ar", [*words, "data.skip_rows=8"]))
