@@ -83,8 +83,11 @@ def read_weight_index(folder: Path) -> dict[str, str]:
     said = isinstance(content.get("metadata"), dict)  # transformers fails without
     require(said, f"{folder / INDEX} without metadata", "an object, if an empty one", "copy the file again")
     found = content.get("weight_map")
-    check_plain_names(folder / INDEX, found.values() if isinstance(found, dict) else [found])
-    assert isinstance(found, dict), "its values were checked"
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{folder / INDEX} without a weight_map", "an object of tensors and files", "copy the file again"
+        )
+    check_plain_names(folder / INDEX, found.values())
     return found
 
 

@@ -19,7 +19,7 @@ from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
 def indexed(folder: Path, named: object) -> None:
     """Let an index name the file of the weights so."""
     weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), named)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def imported(folder: Path, tmp_path: Path) -> None:
@@ -82,3 +82,11 @@ def test_an_adapter_is_not_read_from_elsewhere(exported: Path, tmp_path: Path, n
     (tmp_path / FOLDER / name).symlink_to(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is a link to"):
         StoredAdapter(tmp_path, read_folder_config(exported).model)
+
+
+@pytest.mark.parametrize("named", ["model.safetensors", ["model.safetensors"], None])
+def test_an_index_without_a_map_is_one_line(exported: Path, copy_of, tmp_path: Path, named: object) -> None:
+    folder = copy_of(exported)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    with pytest.raises(UserError, match="without a weight_map"):
+        imported(folder, tmp_path)
