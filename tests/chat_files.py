@@ -1,5 +1,6 @@
 """Chat files made by hand, for tests that must know every token."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.config import RunConfig
+from nld_train.data.chat_template import DEFAULT_TEMPLATE
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype

@@ -63,3 +63,12 @@ def test_chat_files_whose_answers_end_differently_are_refused_before_training(
     write_manifest(other, replace(manifest, chat=replace(manifest.chat, end_of_turn_id=2)))
     with pytest.raises(UserError, match="answers end with different tokens: 11 in .*chat, 2 in .*other"):
         check("tiny_sft", prepared, chat, other)
+
+
+def test_conversations_of_another_template_are_refused_before_training(prepared: Path, chat: Path) -> None:
+    """An export brings the tokenizer's template along: servers would write other prompts than training has read."""
+    manifest = read_manifest(chat)
+    assert manifest.chat is not None
+    write_manifest(chat, replace(manifest, chat=replace(manifest.chat, template_sha256="1" * 64)))
+    with pytest.raises(UserError, match="was written with another chat template .* than the default ChatML"):
+        check("tiny_sft", prepared, chat)
