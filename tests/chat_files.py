@@ -1,4 +1,4 @@
-"""Chat files made by hand, for tests that must know every token."""
+"""Chat files and small text files made by hand, for tests that must know every token."""
 
 import hashlib
 from collections.abc import Sequence
@@ -56,9 +56,13 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
     return prefix
 
 
-def write_text_manifest(prefix: Path, summary: TokenFileSummary) -> None:
-    """PREFIX.manifest.json of plain text."""
-    write_file_manifest(prefix, summary, None, "0" * 64)
+def write_text_file(prefix: Path, count: int, length: int) -> str:
+    """A file of plain text: `count` documents of `length` random tokens each."""
+    with TokenFileWriter(prefix, token_dtype(VOCABULARY)) as writer:
+        for seed in range(count):
+            writer.append(conversation(length, prompt=0, seed=seed)[0])
+        write_file_manifest(prefix, writer.finish(), None, "0" * 64)
+    return str(prefix)
 
 
 def write_file_manifest(

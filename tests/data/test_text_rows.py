@@ -11,9 +11,9 @@ from nld_train.data import text_rows
 from nld_train.data.manifest import read_manifest
 from nld_train.data.run_rows import check_data_parts, open_run_rows
 from nld_train.data.text_rows import TextFileRows, make_text_parts, open_text_parts
-from nld_train.data.token_file import TokenFile, TokenFileWriter
+from nld_train.data.token_file import TokenFile
 from nld_train.errors import UserError
-from tests.chat_files import on_conversations, write_text_manifest
+from tests.chat_files import on_conversations, write_text_file
 from tests.distributed.ranks import on, small_run, with_train
 
 LENGTH = 64
@@ -24,16 +24,6 @@ def open_train(prepared: Path, folder: Path, name: str = "b") -> TextFileRows:
     prefix = f"{prepared}/data/{name}"
     parts, place = open_text_parts(prefix, data, folder)
     return TextFileRows(prefix, parts["train"], data, place)
-
-
-def write_documents(prefix: Path, count: int, length: int) -> str:
-    """A text file of `count` documents of `length` tokens each."""
-    with TokenFileWriter(prefix, np.dtype("<u2")) as writer:
-        for number in range(count):
-            writer.append(np.full(length, 101 + number, np.dtype("<u2")))
-        summary = writer.finish()
-    write_text_manifest(prefix, summary)
-    return str(prefix)
 
 
 def pairs(*rows: np.ndarray) -> Counter:
@@ -121,15 +111,15 @@ def test_a_part_without_a_row_is_refused(prepared: Path, tmp_path: Path) -> None
 def test_40_documents_train_and_validate(tmp_path: Path, prepared: Path) -> None:
     """Under 99,1,0 none validated, and Megatron asked for one for ever."""
     run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
-    run = replace(run, data=replace(run.data, blend=(write_documents(tmp_path / "few", 40, 70),), split="99,1,0"))
+    run = replace(run, data=replace(run.data, blend=(write_text_file(tmp_path / "few", 40, 70),), split="99,1,0"))
     check_data_parts(run.data.blend[0], read_manifest(run.data.blend[0]), run)
     parts = open_run_rows(run, tmp_path / "index")
     assert len(parts["train"].files[0]) == (39 * 70 - 1) // LENGTH and len(parts["validation"].files[0]) == 1
-    shorter = replace(run, data=replace(run.data, blend=(write_documents(tmp_path / "short", 40, LENGTH),)))
+    shorter = replace(run, data=replace(run.data, blend=(write_text_file(tmp_path / "short", 40, LENGTH),)))
     shorter = replace(shorter, data=replace(shorter.data, split="99,1,0"))
     with pytest.raises(UserError, match="short has 1 documents of 64 tokens for validation under data.split=99,1,0"):
         check_data_parts(shorter.data.blend[0], read_manifest(shorter.data.blend[0]), shorter)
-    one = replace(run, data=replace(run.data, blend=(write_documents(tmp_path / "one", 1, 700),)))
+    one = replace(run, data=replace(run.data, blend=(write_text_file(tmp_path / "one", 1, 700),)))
     with pytest.raises(UserError, match="one has 1 documents, and none of them for validation"):
         check_data_parts(one.data.blend[0], read_manifest(one.data.blend[0]), one)
 
@@ -138,7 +128,7 @@ def test_a_validation_part_shorter_than_an_evaluation_is_said(
     tmp_path: Path, prepared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
-    run = replace(run, data=replace(run.data, blend=(write_documents(tmp_path / "few", 40, 70),), split="99,1,0"))
+    run = replace(run, data=replace(run.data, blend=(write_text_file(tmp_path / "few", 40, 70),), split="99,1,0"))
     validation = open_run_rows(run, tmp_path / "index")["validation"]
     assert "an evaluation takes 8 rows; " in caplog.text and "read 8 times" in caplog.text
     assert len({validation[number]["tokens"].tobytes() for number in range(8)}) == 1

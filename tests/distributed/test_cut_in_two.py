@@ -1,4 +1,5 @@
-"""A second stage that takes over the optimizer of the first is one run, cut in two."""
+"""A run cut in two is one run: a resume that asks for more steps, beyond an epoch, and a second stage that takes over
+the optimizer of the first."""
 
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.config import RunConfig
+from tests.chat_files import write_text_file
 from tests.distributed.ranks import figures, logged, on, small_run, train_together, with_train
 
 pytestmark = pytest.mark.megatron
@@ -15,16 +17,17 @@ LR = 1e-3
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """Eight steps at once; and four, and four more from their weights, with and without their optimizer."""
+    """Eight steps at once, of 8 rows where an epoch has 34; and four, and four more as a resume, or from their weights,
+    with and without their optimizer."""
     folder = tmp_path_factory.mktemp("carried")
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    few = write_text_file(folder / "few", 40, 70)
 
     def run(name: str, steps: int, first: int, **changes: object) -> RunConfig:
         made = with_train(small_run(name, folder, alpha=0.0, init=None, parallel=on(1)), iterations=steps)
         constant = replace(made.optimizer, decay_iterations=0)
-        return replace(
-            made, optimizer=constant, data=replace(made.data, skip_rows=first * made.train.global_batch), **changes
-        )
+        data = replace(made.data, blend=(few,), skip_rows=first * made.train.global_batch)
+        return replace(made, optimizer=constant, data=data, **changes)
 
     one = run("one", 4, 0)
     runs = [
@@ -35,12 +38,22 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         run("other", 4, 4, init=one.output, init_optimizer=True),
     ]
     runs[-1] = replace(runs[-1], optimizer=replace(runs[-1].optimizer, beta1=0.5, decay_iterations=2))
-    longer = replace(with_train(runs[2], iterations=6), optimizer=runs[2].optimizer)
     train_together(runs, folder)
-    shutil.copytree(runs[2].output, folder / "resumed")
-    resumed = replace(longer, name="resumed", output=str(folder / "resumed"))
-    train_together([resumed], folder)
-    return {each.name: each for each in [*runs, resumed]}
+    longer = [("longer", runs[1], 8), ("resumed", runs[2], 6)]
+    for name, before, _ in longer:
+        shutil.copytree(before.output, folder / name)
+    again = [
+        replace(with_train(before, iterations=steps), name=name, output=str(folder / name))
+        for name, before, steps in longer
+    ]
+    train_together(again, folder)
+    return {each.name: each for each in [*runs, *again]}
+
+
+def test_more_steps_than_planned_and_than_an_epoch_has(
+    trained: dict[str, RunConfig],
+) -> None:
+    assert figures(trained["longer"]) == figures(trained["whole"])
 
 
 def test_the_second_stage_goes_on_as_if_nothing_had_been_cut(trained: dict[str, RunConfig]) -> None:
