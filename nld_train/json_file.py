@@ -1,8 +1,10 @@
 """JSON files that hold an object."""
 
 import json
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from nld_train.errors import UserError
 
@@ -26,6 +28,20 @@ def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise UserError(f"{origin} holds no object", "a JSON object", "copy the file again")
     return parsed
+
+
+def has_json_type(kind: object, value: object) -> bool:
+    """Whether a value of JSON is what a field of this type holds: text, a number, true or false, a list or an object of
+    such, an object for a dataclass, or nothing where the type allows that."""
+    if isinstance(kind, UnionType):
+        return any(has_json_type(part, value) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(has_json_type(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(has_json_type(get_args(kind)[1], item) for item in value.values())
+    if is_dataclass(kind):
+        return isinstance(value, dict)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A Hugging Face folder as a Megatron checkpoint that a recipe can start from (`init`)."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ from nld_train.run_folder.paths import (
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 28  # of a vocabulary tensor, per stored piece
 STEP = 0
+ZIP_WRITER = "inline_container"  # stands in the errors of torch's writer
 # Modules that store a quantisation state beside their weights. Megatron refuses a checkpoint without the entries.
 STATEFUL = (ATTENTION_OUT, QKV, MLP_IN, MLP_OUT)
 
@@ -137,8 +139,12 @@ def write_initial_checkpoint(target: Path, pieces: Sequence[TensorRange]) -> Non
     objects = {**empty_quantisation_states(layers), "common_state/shard_0_1": {"checkpoint_version": 3.0}}
     try:
         write_torch_dist(folder, pieces, objects)
-    except CheckpointException as error:  # torch's wrapping of whatever reading a piece has raised
-        raise next(cause for cause, _ in error.failures.values()) from error
+    except CheckpointException as error:  # torch's wrapping of whatever reading or writing a piece has raised
+        cause = next(cause for cause, _ in error.failures.values())
+        if ZIP_WRITER in str(cause):
+            got = f"{folder} cannot be written: {' '.join(str(cause).split())}"
+            raise UserError(got, "a disk with room for the output", "free some space, or choose another one") from error
+        raise cause from error
     # Megatron-Core's mark of the format.
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     # JSON is YAML: the layout and what was saved beside the weights, which is nothing.
@@ -149,8 +155,10 @@ def write_initial_checkpoint(target: Path, pieces: Sequence[TensorRange]) -> Non
             "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": True},
         },
     )
-    torch.save(initial_train_state(), folder / TRAIN_STATE)
-    torch.save(initial_train_state(), checkpoints_folder(target) / NEWEST_TRAIN_STATE)
+    state = io.BytesIO()  # not into the file: torch's writer says of a full disk no more than that it fails
+    torch.save(initial_train_state(), state)
+    (folder / TRAIN_STATE).write_bytes(state.getvalue())
+    (checkpoints_folder(target) / NEWEST_TRAIN_STATE).write_bytes(state.getvalue())
     (checkpoints_folder(target) / TRACKER).write_text(str(STEP))
     write_checkpoint_manifest(folder, checksum_files(folder, checkpoint_file_names(folder)))
 

@@ -168,7 +168,7 @@ class ChatTemplate:
                 **asked,
                 **named,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
             raise ChatProblem(f"the chat template refuses it: {' '.join(str(error).split())}") from error
         return rendered[0][0], rendered[1][0] if rendered[1] else []
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from nld_train.data.supervision import Supervision, supervised_path
 from nld_train.data.token_file import REMAKE, TokenFile, bin_path, digest_like, idx_path
 from nld_train.data.tokenizer import tokenizer_fingerprint
 from nld_train.errors import UserError
+from nld_train.json_file import has_json_type, read_json_object
 
 FORMAT_VERSION = 3  # 1: without `chat`; 2: without `unread`, and `chat` without what the template did not write
 PLAIN_TEXT_VERSIONS = (2, 3)  # alike where `chat` is None, but for `unread`
@@ -78,12 +80,9 @@ def read_manifest(prefix: str | Path) -> Manifest:
     path = manifest_path(prefix)
     if not path.is_file():
         raise UserError(f"no file {path}", "a .manifest.json beside the .bin and .idx", "copy it along, or " + REMAKE)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}", "the manifest as written", REMAKE) from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    known = PLAIN_TEXT_VERSIONS if isinstance(content, dict) and content.get("chat") is None else (FORMAT_VERSION,)
+    content = read_json_object(path, "the manifest as written")
+    version = content.get("format_version")
+    known = PLAIN_TEXT_VERSIONS if content.get("chat") is None else (FORMAT_VERSION,)
     if version not in known:
         raise UserError(f"{path} has format_version {version!r}", " or ".join(map(str, known)), REMAKE)
     check_manifest_keys(path, Manifest, content)
@@ -94,11 +93,15 @@ def read_manifest(prefix: str | Path) -> Manifest:
 
 
 def check_manifest_keys(path: Path, section: type, content: object) -> None:
-    """Raise UserError unless `content` has the fields of a dataclass, and no others."""
+    """Raise UserError unless `content` has the fields of a dataclass, each of its type, and no others."""
     named = {entry.name for entry in fields(section)}
     wrong = named ^ set(content) if isinstance(content, dict) else named
     if wrong:
         raise UserError(f"{path}: missing or unknown {', '.join(sorted(wrong))}", "the manifest as written", REMAKE)
+    assert isinstance(content, dict), "it has the fields"
+    for name, kind in get_type_hints(section).items():
+        if not has_json_type(kind, content[name]):
+            raise UserError(f"{path}: {name} is {str(content[name])[:60]!r}", "the manifest as written", REMAKE)
 
 
 def check_token_file(prefix: str | Path, verify_hashes: bool = False) -> Manifest:

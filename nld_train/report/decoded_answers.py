@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import get_args, get_origin
 
 from nld_train.config import require
 from nld_train.fields import field_types
-from nld_train.json_file import read_json_object
+from nld_train.json_file import has_json_type, read_json_object
 
 STYLE = """
   .modes { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 16px }
@@ -47,17 +46,11 @@ def is_answer(content: object) -> bool:
     kinds = field_types(DecodedAnswer)
     if not isinstance(content, dict) or content.keys() != kinds.keys():
         return False
-    typed = all(has_json_type(kind, content[name]) for name, kind in kinds.items())
-    return typed and len(content["pieces"]) == len(content["order"])
-
-
-def has_json_type(kind: object, value: object) -> bool:
-    """Whether a value of JSON is of the type of a field: text, a number, a whole number above 0, or a list of them."""
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(has_json_type(get_args(kind)[0], item) for item in value)
-    if kind is str:
-        return isinstance(value, str)
-    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool) and value >= 0
+    if not all(has_json_type(kind, content[name]) for name, kind in kinds.items()):
+        return False
+    counts = [content["forwards"], content["tokens_per_forward"], content["tokens_per_second"]]
+    whole = len(content["pieces"]) == len(content["order"])
+    return whole and min(*counts, *content["order"], *content["accepted_lengths"], 0) == 0
 
 
 def decoded_section(path: Path) -> str:

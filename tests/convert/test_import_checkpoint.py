@@ -1,12 +1,15 @@
 """Imports: byte-identical round trips, Ministral-3 tied and untied, padding."""
 
 import json
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from nld_train.convert.actions import import_folder
 from nld_train.convert.import_checkpoint import write_imported_output
 from nld_train.convert.source import open_checkpoint_source, open_source_tokenizer, read_output_token_ids
 from nld_train.convert.torch_dist import StoredWeights
@@ -134,3 +137,17 @@ def test_an_index_that_does_not_go_with_its_folder_is_refused(random_run, tmp_pa
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json") as caught:
         write_imported_output(folder, tmp_path / "imported")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [0, 500, 3_000, 30_000, 60_000])
+def test_an_import_onto_a_full_disk_is_one_line(exported, tmp_path, room) -> None:
+    """A process may write no file above a size: for it the disk is full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(UserError, match="allowed: a disk with room"):
+            import_folder(exported, tmp_path / "imported", None, verified=False, overwrite=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())

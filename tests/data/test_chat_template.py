@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.data.chat_template import DEFAULT_TEMPLATE, Message, load_chat_template
+from nld_train.data.chat_template import DEFAULT_TEMPLATE, ChatProblem, Message, load_chat_template
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
 
@@ -138,3 +138,10 @@ def test_a_date_is_kept_only_for_a_clock(byte_tokenizer: Path) -> None:
     (byte_tokenizer / "chat_template.jinja").write_text("{{ strftime_now('%d.%m.%y') }}")
     assert load_chat_template(tokenizer, False, "2020-01-02").render(ASKED) == "02.01.20"
     assert load_chat_template(tokenizer, False).date is not None
+
+
+@pytest.mark.parametrize("text", ["{{ " + "[" * 100_000, "{{ messages", "{{ messages.x.y }}", "{% include 'x' %}"])
+def test_a_template_that_fails_refuses_the_conversation(byte_tokenizer: Path, text: str) -> None:
+    (byte_tokenizer / "chat_template.jinja").write_text(text)
+    with pytest.raises(ChatProblem, match="the chat template refuses it"):
+        load_chat_template(load_tokenizer(byte_tokenizer), False).render(ASKED)
