@@ -4,7 +4,7 @@
 #   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
 #                   ends with out/demo/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
-#                                      make test-long   what takes minutes: every layout, ten kills, ...
+#                                      make test-long   what takes minutes: every layout, a hundred kills, ...
 #   make test-cluster   all tests on a real Slurm of two nodes; run by root, it installs Debian's packages for it
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
 #   make lock       resolve the dependencies of pyproject.toml again
