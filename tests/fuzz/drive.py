@@ -157,7 +157,9 @@ def drain_pipes(pipes: Sequence[tuple[int, int]], said: Sequence[bytearray], sec
 def run_case(material: Path, folder: Path, number: int, seed: int | None) -> tuple[Ending, str, str]:
     """One case in a copy of the material; seed None: without its damage. Returns: its end, what was damaged, how."""
     reader = READERS[number % len(READERS)]
-    shutil.copytree(material, folder, ignore=shutil.ignore_patterns("pipe"))
+    shutil.copytree(
+        material, folder, ignore=shutil.ignore_patterns("pipe", "README.md", "*_nemotron_labs_diffusion.py")
+    )
     os.mkfifo(folder / "pipe")
     before = os.getcwd()
     os.chdir(folder)
