@@ -23,8 +23,8 @@ from nld_train.run_folder.paths import METRICS, checkpoints_folder, step_folder
 from tests.flow.started import Started, alive, children, run_words
 
 pytestmark = [pytest.mark.megatron, pytest.mark.long]
-FORKED, REAL = 9, 1
-STEPS, INTERVAL = 30, 3
+FORKED, REAL = 90, 10
+STEPS, INTERVAL = 240, 3
 SETTINGS = ["--nproc", "2", f"train.iterations={STEPS}", f"checkpoint.interval={INTERVAL}", "train.eval_interval=80"]
 SETTINGS += ["train.eval_batches=1", "checkpoint.keep=2"]
 PATIENCE = 300  # seconds
