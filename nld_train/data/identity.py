@@ -61,8 +61,8 @@ def record_data_identity(run: RunConfig, *, resumes: bool) -> None:
     path = Path(run.output) / DATA
     if resumes and not path.is_file():
         logger.warning(
-            "%s does not say which data the run began with: whether it is the same now was not checked. It is recorded "
-            "from here on",
+            "%s does not say which data the run began with: whether it is the same now was not checked, and versions "
+            "before 2026-11-28 read rows of text in another order. The data is recorded from here on",
             run.output,
         )
     files = {prefix: file_identity(prefix) for _, prefix in parse_blend(run.data.blend)}

@@ -1,9 +1,11 @@
 """The frozen configuration of a run and the shape of its model: written at a start, read back and compared."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from nld_train.config import ModelConfig, RunConfig, require
 from nld_train.fields import from_tree
@@ -12,12 +14,39 @@ from nld_train.json_file import read_json_object
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED
 
+logger = logging.getLogger(__name__)
+# Settings that came after the first run.json was written -> what versions without them did.
+CAME_LATER: Mapping[str, object] = {
+    "init_step": None,
+    "init_optimizer": False,
+    "data.skip_rows": 0,
+    "data.verify": "never",
+}
+
 
 def read_frozen_run(output: Path) -> RunConfig:
     """The configuration that a run was started with. Raises: UserError where its folder holds none."""
     path = output / RUN
     require(path.is_file(), f"no {RUN} in {output}", TRAINED_OR_IMPORTED, "correct the path")
-    return from_tree(RunConfig, read_json_object(path, TRAINED_OR_IMPORTED))
+    tree = read_json_object(path, TRAINED_OR_IMPORTED)
+    filled = _fill_later_settings(tree)
+    if filled:
+        logger.info("%s is of an older version, which did: %s", path, ", ".join(filled))
+    return from_tree(RunConfig, tree)
+
+
+def _fill_later_settings(tree: dict[str, Any]) -> list[str]:
+    """Add to the settings of an older version those that came later; returns them as "key=value"."""
+    filled = []
+    for key, value in CAME_LATER.items():
+        *sections, name = key.split(".")
+        place: Any = tree
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and name not in place:
+            place[name] = value
+            filled.append(f"{key}={value}")
+    return filled
 
 
 def read_run_if_any(output: Path) -> RunConfig | None:

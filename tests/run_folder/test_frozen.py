@@ -1,0 +1,39 @@
+"""run.json of an older version."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nld_train import recipe
+from nld_train.errors import UserError
+from nld_train.run_folder.frozen import CAME_LATER, freeze_run, read_frozen_run
+from nld_train.run_folder.paths import RUN
+
+
+def without(output: Path, *keys: str) -> None:
+    tree = json.loads((output / RUN).read_text())
+    for key in keys:
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place[section]
+        del place[name]
+    (output / RUN).write_text(json.dumps(tree))
+
+
+def test_settings_that_came_later_are_what_older_versions_did(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    run = recipe.load_recipe("tiny_stage1_ar", [f"output={tmp_path}", "data.verify=never"])
+    freeze_run(run)
+    assert read_frozen_run(tmp_path) == run and caplog.text == ""
+    without(tmp_path, *CAME_LATER)
+    assert read_frozen_run(tmp_path) == run
+    assert all(key in caplog.text for key in CAME_LATER)
+
+
+def test_other_settings_that_are_missing_are_refused(tmp_path: Path) -> None:
+    freeze_run(recipe.load_recipe("tiny_stage1_ar", [f"output={tmp_path}"]))
+    without(tmp_path, "train.seed")
+    with pytest.raises(UserError, match="missing settings: train.seed"):
+        read_frozen_run(tmp_path)
