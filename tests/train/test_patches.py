@@ -70,7 +70,7 @@ next(iter(torch.utils.data.DataLoader(Rows(), num_workers=1, collate_fn=list)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("patched", ["patched", "as it is"])
+@pytest.mark.parametrize("patched", ["patched", pytest.param("as it is", marks=pytest.mark.long)])
 def test_a_loader_worker_without_shared_memory_ends(patched: str, tmp_path: Path) -> None:
     """160 KB of it hold the semaphores and no batch."""
     (tmp_path / "loader.py").write_text(LOADER)
