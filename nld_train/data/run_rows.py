@@ -25,7 +25,7 @@ from nld_train.data.text_rows import (
 
 logger = logging.getLogger(__name__)
 DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
-SECONDS_A_DOCUMENT = 0.8e-6  # to draw the parts, shuffle documents and rows, and cut: measured, see docs/data_text.md
+SECONDS_A_DOCUMENT = 0.8e-6  # to draw the parts, shuffle documents and rows, and cut, and to write what is kept
 RunParts = dict[str, BlendedRows]  # by part, as in `splits.PARTS`
 
 
