@@ -134,6 +134,13 @@ def add_options(parser: argparse.ArgumentParser, defaults: PreparationOptions) -
         help="broken lines to name and skip before giving up (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--mask-id",
+        type=int,
+        default=defaults.mask_id,
+        metavar="ID",
+        help="the recipe's diffusion.mask_token_id, which may be no text (default: %(default)s)",
+    )
 
 
 def prepare_options(args: argparse.Namespace) -> TextOptions:
@@ -145,6 +152,7 @@ def prepare_options(args: argparse.Namespace) -> TextOptions:
         suffixes=tuple(args.suffix) if args.suffix else None,
         append_eos=not args.no_eos,
         engine=args.engine,
+        mask_id=args.mask_id,
         overwrite=args.overwrite,
     )
 
@@ -242,13 +250,6 @@ def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument(
         "--date", metavar="YYYY-MM-DD", help="what a template with a clock writes (default: the day of the first start)"
-    )
-    parser.add_argument(
-        "--mask-id",
-        type=int,
-        default=ChatOptions().mask_id,
-        metavar="ID",
-        help="the recipe's diffusion.mask_token_id, which may be no text (default: %(default)s)",
     )
     add_options(parser, ChatOptions())
     parser.set_defaults(run=run_prepare_chat)

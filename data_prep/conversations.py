@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_prep.empty_columns import EMPTY_COLUMNS, drop_empty_columns
 from data_prep.messages import (
     LABEL_KEYS,
     PICTURE_KEYS,
@@ -70,10 +71,13 @@ def read_conversation(
     """
     if found.problem:
         raise ChatProblem(found.problem)
-    value = {"messages": found.value} if _holds_turns(found.value) else found.value
+    reading = Reading(template_reads)
+    filled = drop_empty_columns(found.value) if found.from_table else found.value
+    if filled != found.value:
+        reading.notes.add(EMPTY_COLUMNS)
+    value = {"messages": filled} if _holds_turns(filled) else filled
     if not isinstance(value, dict):
         raise ChatProblem(f"not an object: a JSON {type(value).__name__}")
-    reading = Reading(template_reads)
     if len(value) == 1 and not value.keys().isdisjoint(LISTS):  # nothing stands beside the turns, as in most files
         messages = read_turns(next(iter(value.values())), reading)
         return Conversation(tuple(messages), tuple(reading.tools), frozenset(reading.unread), frozenset(reading.notes))

@@ -31,7 +31,7 @@ from nld_train.data.chat_template import check_day
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
-from nld_train.data.tokenizer import MASK_ID, begin_of_text_id, check_mask_id, load_tokenizer
+from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import refuse_existing, staged_files, write_text
 
@@ -50,7 +50,6 @@ class ChatOptions(PreparationOptions):
     chosen: bool = False  # of preferences, the better answer; bad rows are left out
     allow_losses: bool = False  # also answers that lost their reasoning, a call, or a tool result they rest on
     date: str | None = None  # YYYY-MM-DD, for a template with a clock; None: the day on which the preparation began
-    mask_id: int = MASK_ID  # checked to be no text; the recipe's diffusion.mask_token_id
 
 
 @dataclass

@@ -31,7 +31,7 @@ from data_prep.sources import SUFFIXES, TEXT_KEY, FilePiece, cut_into_chunks, se
 from data_prep.text_encoder import AUTO, choose_engine
 from nld_train.data.manifest import FORMAT_VERSION, SUFFIX, ChatManifest, Manifest, write_manifest
 from nld_train.data.token_file import TokenFileSummary, token_dtype
-from nld_train.data.tokenizer import TextTokenizer, end_of_document_id, load_tokenizer
+from nld_train.data.tokenizer import MASK_ID, TextTokenizer, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import full_disk_refused, publish_files, refuse_existing
 
@@ -50,6 +50,7 @@ class PreparationOptions:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
     max_bad_lines: int = 0  # skipped before the run is given up
     overwrite: bool = False
+    mask_id: int = MASK_ID  # checked to be no text; the recipe's diffusion.mask_token_id
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -193,6 +194,7 @@ def plan_work(
 ) -> tuple[Work, list[tuple[FilePiece, ...]]]:
     """What is to be done, and the input of every part. Raises UserError."""
     tokenizer = load_tokenizer(tokenizer_folder)
+    check_mask_id(tokenizer, options.mask_id, "--mask-id")
     ending = end_of_document_id(tokenizer) if options.append_eos else None
     found = search_inputs(inputs, options.suffixes or SUFFIXES, None if options.suffixes else options.text_key)
     size = part_bytes(sum(path.stat().st_size for path in found.files))

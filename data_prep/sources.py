@@ -75,6 +75,7 @@ class RecordValue:
     line: int  # 1 at the start of the piece
     value: object = None
     problem: str = ""
+    from_table: bool = False  # Parquet or Arrow: its objects have the keys of all rows, with nulls
 
 
 @dataclass(frozen=True)
@@ -281,9 +282,10 @@ def read_values(piece: FilePiece, column: str | None = None) -> Iterator[RecordV
     else:
         rows = arrow_rows(path, column) if piece.form == "arrow" else csv_rows(path)
     for number, row in enumerate(rows, start=1):
-        yield (
-            RecordValue(number, problem=_row_problem(row)) if isinstance(row, ValueError) else RecordValue(number, row)
-        )
+        if isinstance(row, ValueError):
+            yield RecordValue(number, problem=_row_problem(row))
+        else:
+            yield RecordValue(number, row, from_table=piece.form != "csv")
 
 
 def _row_problem(error: ValueError) -> str:

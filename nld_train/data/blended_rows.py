@@ -5,10 +5,13 @@ cut over ranks, or where it was resumed.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nld_train.data.file_threads import call_in_threads
 
 Sample = dict[str, NDArray]
 CHUNK = 1 << 16  # rows whose files are worked out together
@@ -61,10 +64,14 @@ class BlendedRows:
 
     def prepare_epochs(self) -> None:
         """Make what is kept of the epochs that the rows come from, where it is missing."""
-        before, behind = (samples_given(self.weights, end) for end in (self.asked.start, self.asked.stop))
-        for file, start, stop in zip(self.files, before.tolist(), behind.tolist(), strict=True):
-            if stop > start:
-                file.prepare_epochs(range(start // len(file), (stop - 1) // len(file) + 1))
+        epochs = epochs_read(self.weights, self.asked, [len(file) for file in self.files])
+        call_in_threads(
+            [
+                partial(file.prepare_epochs, range(epoch, epoch + 1))
+                for file, of_file in zip(self.files, epochs, strict=True)
+                for epoch in of_file
+            ]
+        )
 
 
 def blend_samples(weights: Sequence[float], start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -83,6 +90,15 @@ def samples_given(weights: Sequence[float], count: int) -> NDArray[np.int64]:
     """How many of the first `count` samples each file gives: [files]."""
     firsts, files, _ = _due_between(weights, count, count)
     return firsts + np.bincount(files[: count - int(firsts.sum())], minlength=len(firsts))
+
+
+def epochs_read(weights: Sequence[float], asked: range, rows: Sequence[int]) -> list[range]:
+    """The epochs of each file that the samples `asked` come from. rows: of an epoch of each file."""
+    before, behind = (samples_given(weights, end).tolist() for end in (asked.start, asked.stop))
+    return [
+        range(start // count, (stop - 1) // count + 1) if stop > start else range(0)
+        for start, stop, count in zip(before, behind, rows, strict=True)
+    ]
 
 
 def _due_between(

@@ -7,7 +7,7 @@ A template is a program. Where it puts the texts of a conversation is found in t
 2. Find the answers in it, each from the end of its prompt to its last end mark (chat_answers.py). Where the template
    has `{% generation %}` marks of its own, these say what is supervised, and are compared with what was found.
 3. Cut it into chunks: control tokens, and stretches of text that are supervised, or not, as a whole. Conversations of
-   one shape share the chunks.
+   one shape share the chunks; where their tools or calls differ, the places of their answers (chat_shapes.py).
 4. Put the texts back. The whole must be what the template makes of the real conversation, or it is refused. Then every
    stretch of text is tokenised by itself.
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from nld_train.data.chat_answers import LOST_TOOLS, PROBE, AnswerFinder, AnswerSpan, MarkedText, find_losses
 from nld_train.data.chat_marks import MARK, Marked, TextStore, mark_all, put_back
+from nld_train.data.chat_shapes import KnownShape, move_spans, shape_key
 from nld_train.data.chat_template import END_THINK, THINK, ChatProblem, ChatTemplate, Message, load_chat_template
 from nld_train.data.token_file import token_dtype
 from nld_train.data.tokenizer import FILE, TextTokenizer, parse_tokenizer_file
@@ -69,6 +70,7 @@ class ChatEncoder:
     last_turn_only: bool = False
     allow_losses: bool = False
     plans: dict[object, TemplatePlan] = field(default_factory=dict)
+    shapes: dict[object, KnownShape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.controls = {name: number for number, name in self.tokenizer.control_tokens().items()}
@@ -163,7 +165,7 @@ class ChatEncoder:
         if prompt:
             return TemplatePlan(tuple(self._chunks(text, [])), {})
         whole = MarkedText(text, marked)
-        spans = self.finder.find_spans(whole, tools, self.last_turn_only)
+        spans = self._find_spans(whole, tools)
         notes, harmful = find_losses(whole, tools, {span.message for span in spans})
         if tools and text == self.template.render(messages):  # a name in a call is no description
             notes[LOST_TOOLS] = 1
@@ -174,6 +176,19 @@ class ChatEncoder:
             stretches = self._generation_stretches(whole, tools, spans, notes)
         self._check_inside(text, spans)
         return TemplatePlan(tuple(self._chunks(text, stretches)), notes + self._end_notes(spans))
+
+    def _find_spans(self, whole: MarkedText, tools: Sequence[object]) -> Sequence[AnswerSpan]:
+        """The supervised answers, by those of a conversation of the same shape where there was one. Raises
+        ChatProblem."""
+        key = shape_key(whole.marked, tools)
+        moved = move_spans(self.shapes[key], whole, self.pieces) if key in self.shapes else None
+        if moved is not None:
+            return moved
+        found = self.finder.find_spans(whole, tools, self.last_turn_only)
+        if len(self.shapes) >= PLANS:
+            self.shapes.clear()
+        self.shapes[key] = KnownShape(whole.text, found)
+        return found
 
     def _generation_stretches(
         self, whole: MarkedText, tools: Sequence[object], spans: Sequence[AnswerSpan], notes: Counter[str]

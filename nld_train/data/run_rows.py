@@ -2,24 +2,30 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
-from nld_train.data.blended_rows import BlendedRows, FileRows
+from nld_train.data.blended_rows import BlendedRows, FileRows, epochs_read
 from nld_train.data.chat_packing import open_packings
 from nld_train.data.chat_rows import ChatFileRows
+from nld_train.data.file_threads import call_in_threads, count_threads
 from nld_train.data.manifest import Manifest, parse_blend, read_manifest
 from nld_train.data.splits import part_counts, parts_read
 from nld_train.data.text_rows import (
     TextFileRows,
     check_text_part,
     count_text_rows,
+    epoch_folder,
+    epoch_is_kept,
     make_text_parts,
     open_text_parts,
+    parts_folder,
 )
 
 logger = logging.getLogger(__name__)
 DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
+SECONDS_A_DOCUMENT = 0.8e-6  # to draw the parts, shuffle documents and rows, and cut, and to write what is kept
 RunParts = dict[str, BlendedRows]  # by part, as in `splits.PARTS`
 
 
@@ -31,11 +37,7 @@ def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
     """
     files = _chat_files(run, folder) if run.data.chat else _text_files(run, folder)
     weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None] or None
-    # Training goes on where an earlier stage on the same data ended; every evaluation of every stage takes row 0 first.
-    asked = {
-        "train": range(run.data.skip_rows, run.data.skip_rows + run.train.iterations * run.train.global_batch),
-        "validation": range(run.train.eval_batches * run.train.global_batch),
-    }
+    asked = _rows_asked(run)
     if "validation" in files:
         said = describe_repeats(run, [len(file) for file in files["validation"]])
         if said is not None:
@@ -44,6 +46,43 @@ def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
     for rows in parts.values():
         rows.prepare_epochs()
     return parts
+
+
+def _rows_asked(run: RunConfig) -> dict[str, range]:
+    """The rows of each part. Training goes on where an earlier stage on the same data ended; every evaluation of every
+    stage takes row 0 first."""
+    return {
+        "train": range(run.data.skip_rows, run.data.skip_rows + run.train.iterations * run.train.global_batch),
+        "validation": range(run.train.eval_batches * run.train.global_batch),
+    }
+
+
+def describe_first_start(run: RunConfig, folder: Path) -> str | None:
+    """One line about the order of text rows that the first start will make and keep in `folder`, None where nothing
+    large is left to make. Raises UserError."""
+    if run.data.chat:
+        return None
+    blend = parse_blend(run.data.blend)
+    manifests = [read_manifest(prefix) for _, prefix in blend]
+    documents = [part_counts(manifest.documents, run.data.split)["train"] for manifest in manifests]
+    shares = [count / max(manifest.documents, 1) for count, manifest in zip(documents, manifests, strict=True)]
+    rows = [
+        max(count_text_rows(int(share * manifest.tokens), run.data.sequence_length), 1)
+        for share, manifest in zip(shares, manifests, strict=True)
+    ]
+    weights = [weight if weight is not None else rows[number] for number, (weight, _) in enumerate(blend)]
+    epochs = epochs_read(weights, _rows_asked(run)["train"], rows)
+    missing = [
+        documents[number]
+        for number, (_, prefix) in enumerate(blend)
+        for epoch in epochs[number]
+        if epoch_is_kept(documents[number], rows[number])
+        and not epoch_folder(parts_folder(prefix, run.data, folder), "train", run.data, epoch).is_dir()
+    ]
+    if not missing:
+        return None
+    seconds = sum(missing) * SECONDS_A_DOCUMENT / count_threads(len(missing))
+    return f"rows of {sum(missing):,} documents are ordered at the first start: about {seconds:,.0f} s"
 
 
 def _chat_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
@@ -56,9 +95,13 @@ def _chat_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
 
 
 def _text_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
-    opened = [(prefix, *open_text_parts(prefix, run.data, folder)) for _, prefix in parse_blend(run.data.blend)]
+    prefixes = [prefix for _, prefix in parse_blend(run.data.blend)]
+    opened = call_in_threads([partial(open_text_parts, prefix, run.data, folder) for prefix in prefixes])
     return {
-        part: [TextFileRows(prefix, parts[part], run.data, place) for prefix, parts, place in opened]
+        part: [
+            TextFileRows(prefix, parts[part], run.data, place)
+            for prefix, (parts, place) in zip(prefixes, opened, strict=True)
+        ]
         for part in parts_read(run)
     }
 

@@ -53,7 +53,7 @@ class TextFileRows:
     def __init__(self, prefix: str, part: TextPart, data: DataConfig, folder: Path) -> None:
         """Raises: UserError where the part fills no row."""
         check_text_part(prefix, part, data)
-        self.part, self.folder = part, folder
+        self.part, self.data, self.folder = part, data, folder
         self.length, self.shuffle_seed = data.sequence_length, data.shuffle_seed
         self.tokens = TokenFile(prefix)
         self._epoch: tuple[int, TextEpoch] | None = None  # the one that was last read
@@ -84,13 +84,13 @@ class TextFileRows:
                 self.open_epoch(epoch)
 
     def _is_kept(self) -> bool:
-        return len(self.part.documents) + len(self) >= KEPT_FROM
+        return epoch_is_kept(len(self.part.documents), len(self))
 
     def open_epoch(self, epoch: int) -> TextEpoch:
         """An epoch. A large one is made by whoever opens it first, and kept."""
         if not self._is_kept():
             return self._make_epoch(epoch)
-        place = self.folder / f"{self.part.name}-{self.length}-{self.shuffle_seed}-{epoch}"
+        place = epoch_folder(self.folder, self.part.name, self.data, epoch)
         if not place.is_dir():
             logger.info("%s: making the order of the rows of epoch %d", self.folder, epoch)
             made = self._make_epoch(epoch)
@@ -105,6 +105,22 @@ class TextFileRows:
         documents = self.part.documents[shuffled]
         starts = cut_text_rows(self.tokens.lengths[documents], self.length)
         return TextEpoch(documents, starts, epoch_permutation(self.shuffle_seed, epoch, len(starts), ROW_ORDER))
+
+
+def epoch_is_kept(documents: int, rows: int) -> bool:
+    """Whether an epoch is large enough to be kept in a folder."""
+    return documents + rows >= KEPT_FROM
+
+
+def epoch_folder(place: Path, part: str, data: DataConfig, epoch: int) -> Path:
+    """Where a large epoch of a part is kept. place: as `parts_folder` has it."""
+    return place / f"{part}-{data.sequence_length}-{data.shuffle_seed}-{epoch}"
+
+
+def parts_folder(prefix: str, data: DataConfig, folder: Path) -> Path:
+    """Where the parts of a text file are kept in `folder`."""
+    key = json.dumps([VERSION, read_manifest(prefix).idx_sha256, data.split])
+    return folder / f"text-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def count_text_rows(tokens: int, length: int) -> int:
@@ -122,8 +138,7 @@ def cut_text_rows(lengths: NDArray[np.integer], length: int) -> NDArray[np.int64
 
 def open_text_parts(prefix: str, data: DataConfig, folder: Path) -> tuple[dict[str, TextPart], Path]:
     """The parts of a text file by name, and the folder in `folder` that keeps them, made where it is missing."""
-    key = json.dumps([VERSION, read_manifest(prefix).idx_sha256, data.split])
-    place = folder / f"text-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    place = parts_folder(prefix, data, folder)
     if not place.is_dir():
         made = make_text_parts(prefix, data)
         with staged_folder(place, overwrite=False) as partial:

@@ -46,6 +46,7 @@ def run_findings(run: RunConfig, verify: bool) -> list[DoctorFinding]:
         # Where a file is already found wrong, check_data would say the same again.
         *([] if any_fails(files) else [recipe_checks.run_start_check("data", check_run_data, run)]),
         *files,
+        *recipe_checks.check_first_start(run),
         recipe_checks.check_tokenizer(run),
         *memory,
         recipe_checks.check_disk(run),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.data.manifest import check_token_file_tokenizer, parse_blend
-from nld_train.data.run_rows import describe_repeats, estimate_validation_rows
+from nld_train.data.run_rows import describe_first_start, describe_repeats, estimate_validation_rows
 from nld_train.data.tokenizer import check_mask_id, load_tokenizer
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import DoctorFinding, Verdict, any_fails, counted_noun, gb_text, refusal_finding
@@ -18,7 +18,7 @@ from nld_train.plan import memory
 from nld_train.plan.row_counts import run_tokens
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_problem, checkpoint_steps, newest_complete_step
 from nld_train.run_folder.frozen import read_run_if_any
-from nld_train.run_folder.paths import checkpoints_folder, step_folder
+from nld_train.run_folder.paths import checkpoints_folder, data_index_folder, step_folder
 
 # Settings of the data section that decide which row a number means.
 ORDER_OF_ROWS = ("blend", "sequence_length", "split", "chat", "long_conversations", "shuffle_seed")
@@ -89,6 +89,15 @@ def check_validation_rows(run: RunConfig) -> list[DoctorFinding]:
     said = describe_repeats(run, rows) if all(rows) else None  # a file without any is refused as a start check
     do = "lower train.eval_batches, or give validation a larger share of data.split"
     return [] if said is None else [DoctorFinding("validation", said, "note", do)]
+
+
+def check_first_start(run: RunConfig) -> list[DoctorFinding]:
+    """Say how long the first start orders rows, where their order is not made yet."""
+    try:
+        said = describe_first_start(run, data_index_folder(run.output))
+    except UserError:
+        return []  # the checks of the files refuse it
+    return [] if said is None else [DoctorFinding("first start", said)]
 
 
 def check_data_passes(run: RunConfig, counts: Sequence[tuple[float | None, str, int]]) -> DoctorFinding:

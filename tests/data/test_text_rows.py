@@ -1,5 +1,6 @@
 """Rows of plain text: every token of an epoch once, in an order that belongs to the epoch and not to the run."""
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nld_train.data import text_rows
+from nld_train.data import file_threads, text_rows
+from nld_train.data.blended_rows import epochs_read
 from nld_train.data.manifest import read_manifest
-from nld_train.data.run_rows import check_data_parts, open_run_rows
+from nld_train.data.run_rows import check_data_parts, describe_first_start, open_run_rows
 from nld_train.data.text_rows import TextFileRows, make_text_parts, open_text_parts
 from nld_train.data.token_file import TokenFile
 from nld_train.errors import UserError
@@ -145,3 +147,33 @@ def test_validation_documents_are_the_same_under_every_seed_and_row_length(prepa
     assert one.documents[0] < len(one.documents) and not set(one.documents.tolist()) & set(
         make_text_parts(f"{prepared}/data/b", data)["train"].documents.tolist()
     )
+
+
+def test_files_are_ordered_beside_each_other_and_the_first_start_is_foretold(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run("rows", prepared, alpha=0.3, init=None, parallel=on(1))
+    blend = tuple(write_text_file(tmp_path / f"file{number}", 40 + number, 70) for number in range(5))
+    run = replace(run, data=replace(run.data, blend=blend, split="50,50,0"))
+    small = open_run_rows(run, tmp_path / "small")["train"]
+    assert describe_first_start(run, tmp_path / "small") is None, "small epochs are made in a moment"
+    monkeypatch.setattr(text_rows, "KEPT_FROM", 1)
+    epochs = epochs_read(small.weights, small.asked, [len(file) for file in small.files])
+    documents = sum(len(file.part.documents) * len(of_file) for file, of_file in zip(small.files, epochs, strict=True))
+    assert f"rows of {documents:,} documents are ordered" in (describe_first_start(run, tmp_path / "kept") or "")
+
+    threads: set[int] = set()
+    meet = threading.Barrier(2, timeout=60)
+    make_epoch = TextFileRows._make_epoch
+
+    def make_beside_another(rows: TextFileRows, epoch: int) -> text_rows.TextEpoch:
+        if len(threads) < 2:
+            threads.add(threading.get_ident())
+            meet.wait()  # breaks where files wait for each other
+        return make_epoch(rows, epoch)
+
+    monkeypatch.setattr(TextFileRows, "_make_epoch", make_beside_another)
+    monkeypatch.setattr(file_threads, "count_threads", lambda jobs: 2)
+    kept = open_run_rows(run, tmp_path / "kept")["train"]
+    assert len(threads) == 2 and describe_first_start(run, tmp_path / "kept") is None
+    assert all(np.array_equal(kept[number]["tokens"], small[number]["tokens"]) for number in range(len(small)))

@@ -40,6 +40,8 @@ def test_every_option_of_prepare_arrives(tmp_path: Path, tokenizer: Path, nld: N
         "body",
     ]
     words += ["--max-bad-lines", 1, "--suffix", ".jsonl", ".weird", "--no-eos"]
+    with pytest.raises(UserError, match="--mask-id=300 is the text"):
+        nld(*words, "--mask-id", 300)
     assert nld(*words) == 0
     with pytest.raises(UserError, match="exists"):
         nld(*words)

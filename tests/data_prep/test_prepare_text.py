@@ -287,3 +287,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     prepare_text([source], prefix, tokenizer, TextOptions(workers=workers))
     prepare_text([source], tmp_path / "whole" / "data", tokenizer, ONE)
     assert contents(prefix) == contents(tmp_path / "whole" / "data")
+
+
+def test_a_mask_that_is_text_is_refused_before_anything_is_read(tmp_path: Path, tokenizer: Path) -> None:
+    for mask, problem in (
+        (300, "--mask-id=300 is the text .* set --mask-id=100"),
+        (100, "no file|does not exist|none"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            prepare_text([tmp_path / "none.jsonl"], output(tmp_path), tokenizer, TextOptions(workers=1, mask_id=mask))

@@ -9,6 +9,8 @@ import pytest
 
 from nld_train import recipe
 from nld_train.config import RunConfig
+from nld_train.data import text_rows
+from nld_train.data.run_rows import open_run_rows
 from nld_train.data.token_file import bin_path
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.examine import run_findings
@@ -19,6 +21,7 @@ from nld_train.doctor.recipe_checks import (
     check_data_files,
     check_data_passes,
     check_disk,
+    check_first_start,
     check_memory,
     check_rows_read_before,
     check_tokenizer,
@@ -30,7 +33,7 @@ from nld_train.plan.memory import checkpoint_size, worst_stage
 from nld_train.plan.row_counts import run_tokens
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.frozen import freeze_run
-from nld_train.run_folder.paths import step_folder
+from nld_train.run_folder.paths import data_index_folder, step_folder
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
 
@@ -259,3 +262,15 @@ def test_broken_files_are_told_once(run: RunConfig, folder: Path) -> None:
     bin_path(folder / "data" / "a").unlink()
     found = run_findings(run, verify=False)
     assert verdicts(found).count("FAIL") == 1 and "data" not in [finding.check for finding in found]
+
+
+def test_what_the_first_start_takes_is_said_until_the_order_is_made(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(run, output=str(tmp_path / "out"))
+    assert not check_first_start(run), "a small file is ordered in a moment"
+    monkeypatch.setattr(text_rows, "KEPT_FROM", 1)
+    (said,) = check_first_start(run)
+    assert re.search(r"rows of [\d,]+ documents are ordered at the first start: about \d+ s", said.found)
+    open_run_rows(run, data_index_folder(run.output))
+    assert not check_first_start(run)
