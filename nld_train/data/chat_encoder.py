@@ -73,7 +73,8 @@ class ChatEncoder:
     shapes: dict[object, KnownShape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.controls = {name: number for number, name in self.tokenizer.control_tokens().items()}
+        self.names = self.tokenizer.control_tokens()  # kept: the library lists them anew each time
+        self.controls = {name: number for number, name in self.names.items()}
         names = sorted(self.controls, key=len, reverse=True)
         self.pieces = re.compile("|".join([MARK.pattern, *map(re.escape, names)]))
         self.finder = AnswerFinder(self.template, self.pieces, self.controls)
@@ -151,7 +152,7 @@ class ChatEncoder:
 
     def _end_notes(self, spans: Sequence[AnswerSpan]) -> Counter[str]:
         """How many answers end otherwise than a turn does."""
-        names, end = self.tokenizer.control_tokens(), self.end_mark()
+        names, end = self.names, self.end_mark()
         return Counter(
             f"answers that end with {' '.join(names[number] for number in span.ends) or 'no control token'}"
             f", not with {names[end]}"
@@ -218,8 +219,7 @@ class ChatEncoder:
         for span in spans:
             found = self.pieces.finditer(text, span.start, span.text_end)
             if end in (self.controls[piece[0]] for piece in found if not piece[1]) or span.ends.count(end) > 1:
-                name = self.tokenizer.control_tokens()[end]
-                raise ChatProblem(f"the token that ends answers stands inside of one: {name}")
+                raise ChatProblem(f"the token that ends answers stands inside of one: {self.names[end]}")
 
     def _chunks(self, text: str, stretches: Sequence[tuple[int, int]]) -> list[TemplateChunk]:
         """A marked text cut into control tokens and stretches that are supervised, or not, as a whole."""
