@@ -112,15 +112,17 @@ def change_json(random: Random, path: Path) -> str:
 def changed_json_text(random: Random, text: str, kind: str) -> tuple[str, str]:
     """The text with one value changed, removed or doubled, anywhere in the tree, and the key of that value."""
     tree = json.loads(text)
-    holder, key = random.choice(list(json_places(tree)))
+    # Keys alone can be doubled or unknown: entries of a list have none.
+    by_key = kind in ("double", "unknown")
+    holder, key = random.choice([place for place in json_places(tree) if isinstance(place[0], dict) or not by_key])
     if kind == "remove":
         del holder[key]
     elif kind == "change":
         holder[key] = random.choice(OTHER_VALUES)
-    elif kind == "unknown" and isinstance(holder, dict):
+    elif kind == "unknown":
         holder[f"{key}_unknown"] = random.choice(OTHER_VALUES)
     written = json.dumps(tree)
-    if kind == "double" and isinstance(holder, dict):
+    if kind == "double":
         was, other = (f"{json.dumps(key)}: {json.dumps(value)}" for value in (holder[key], random.choice(OTHER_VALUES)))
         written = written.replace(was, ", ".join(random.choice(((was, other), (other, was)))), 1)
     return written, str(key)
