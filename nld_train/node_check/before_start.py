@@ -15,6 +15,7 @@ from nld_train.node_check.rendezvous import RendezvousLimits, RendezvousVerdict,
 from nld_train.plan.memory import checkpoint_size
 from nld_train.run_folder.attempts import record_end, record_start
 from nld_train.run_folder.checkpoints import step_reached
+from nld_train.run_folder.output_lock import check_output_free
 from nld_train.run_folder.restart_limit import check_restart_limit
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def start_refusal(run: RunConfig, nodes: Nodes) -> str:
     try:
         check_start(run)
         check_restart_limit(run)
+        check_output_free(Path(run.output))
     except UserError as error:
         return str(error)
     return ""

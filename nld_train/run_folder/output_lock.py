@@ -88,18 +88,29 @@ def held_output(output: Path, when_lost: Callable[[LockOwner | None], None]) -> 
             path.unlink()
 
 
+def check_output_free(output: Path) -> None:
+    """Refuse an output folder that a living start holds; nothing is written. Raises: UserError."""
+    seen = _read_lock(output / LOCK)
+    if seen:
+        _refuse_living_owner(output / LOCK, seen, this_process())
+
+
 def _take_lock(path: Path, own: LockOwner) -> None:
     while not _made_lock(path, own):
         seen = _read_lock(path)
-        owner = _named_owner(seen)
-        if _is_alive(path, owner, own, seen):
-            raise UserError(
-                f"{path.parent} is in use by {owner or 'another start'}",
-                "one start at a time in an output folder",
-                "wait for it to end, stop it, or choose another output=",
-            )
-        logger.warning("%s was held by %s, which is no more", path.parent, owner or "an unknown start")
+        _refuse_living_owner(path, seen, own)
+        logger.warning("%s was held by %s, which is no more", path.parent, _named_owner(seen) or "an unknown start")
         _take_away(path, seen, own)
+
+
+def _refuse_living_owner(path: Path, seen: bytes, own: LockOwner) -> None:
+    owner = _named_owner(seen)
+    if _is_alive(path, owner, own, seen):
+        raise UserError(
+            f"{path.parent} is in use by {owner or 'another start'}",
+            "one start at a time in an output folder",
+            "wait for it to end, stop it, or choose another output=",
+        )
 
 
 def _made_lock(path: Path, own: LockOwner) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from nld_train.errors import UserError
 from nld_train.run_folder import output_lock
-from nld_train.run_folder.output_lock import LockOwner, held_output, this_process
+from nld_train.run_folder.output_lock import LockOwner, check_output_free, held_output, this_process
 from nld_train.run_folder.paths import LOCK
 
 HOLDER = """
@@ -60,10 +60,13 @@ def test_a_second_start_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     lock = (tmp_path / LOCK).read_bytes()
     with pytest.raises(UserError, match=f"is in use by process {first.pid} on .*, since 20"):
         held_output(tmp_path, nobody).__enter__()
+    with pytest.raises(UserError, match=f"is in use by process {first.pid} "):
+        check_output_free(tmp_path)
     assert (tmp_path / LOCK).read_bytes()[:-14] == lock[:-14], "nothing was touched"
     # Killed, it holds nothing any more, and nobody waits.
     first.kill()
     first.wait(30)
+    check_output_free(tmp_path)
     began = time.monotonic()
     with held_output(tmp_path, nobody):
         assert time.monotonic() - began < 5
