@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from nld_train import parallel_layout
 from nld_train.errors import UserError, require, require_choice
-from nld_train.setting_ranges import DERIVED, check_ranges, check_split
+from nld_train.setting_ranges import DERIVED, check_ranges, split_shares
 from nld_train.token_budget import derive_iterations
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
@@ -105,7 +105,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges("data", self)
-        check_split(self.split)
+        split_shares(self.split)
         require(
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )

@@ -138,8 +138,9 @@ def check_ranges(section: str, settings: object) -> None:
             require(RANGES[key].holds(value), f"{key}={value}", str(RANGES[key]), f"set {key}")
 
 
-def check_split(split: str) -> None:
-    """Raise UserError unless data.split is three shares, with one of training above 0."""
+def split_shares(split: str) -> list[float]:
+    """ "99,1,0" -> [0.99, 0.01, 0.0]. Raises UserError unless data.split is three shares, with one of training above
+    0."""
     try:
         shares = [float(share) for share in split.split(",")]
     except ValueError:
@@ -151,3 +152,4 @@ def check_split(split: str) -> None:
         "three numbers, shares of training, validation and test, of which training's is above 0",
         "write for example 99,1,0",
     )
+    return [share / sum(shares) for share in shares]

@@ -155,6 +155,11 @@ class StoredAdapter:
         (part,) = unit.parts
         return require_finite(self.file.read(part.name), part.name, self.folder)
 
+    def check_numbers(self) -> None:
+        """Read every tensor. Raises: UserError for NaN and infinite numbers."""
+        for unit in self.units:
+            self.read(unit)
+
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """A [r, H * D] and B [E, r] of one layer."""
         a, b = (self.read(unit) for unit in self.units if unit.layer == layer)

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.config import RunConfig, require
+from nld_train.config import RunConfig
+from nld_train.setting_ranges import split_shares
 
 PARTS = ("train", "validation")
 SPLIT_KEY = 0  # the split is the same whatever data.shuffle_seed is
@@ -13,19 +14,6 @@ ROW_ORDER, DOCUMENT_ORDER = 0, 1  # what a shuffle is for: each has random words
 def parts_read(run: RunConfig) -> tuple[str, ...]:
     """The parts of its files that a run reads."""
     return PARTS if run.train.eval_batches else PARTS[:1]
-
-
-def split_shares(split: str) -> list[float]:
-    """ "99,1,0" -> [0.99, 0.01, 0.0]. Raises UserError."""
-    parts = [part.strip() for part in split.split(",")]
-    numbers = [float(part) for part in parts if part.replace(".", "", 1).isdigit()]
-    require(
-        len(parts) == len(numbers) == 3 and numbers[0] > 0,
-        f"data.split={split!r}",
-        "three numbers, of which the first is above 0",
-        "write the shares of training, validation and test, for example 99,1,0",
-    )
-    return [number / sum(numbers) for number in numbers]
 
 
 def split_ends(count: int, split: str) -> tuple[int, int]:

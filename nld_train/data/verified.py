@@ -56,9 +56,10 @@ def verified_run_data(run: RunConfig, refuse: Callable[[UserError], None]) -> It
     refuse: called from another thread, where a file that is read beside the block is not what its manifest says.
     Raises: UserError where that is found before the block.
     """
-    size = sum(payload.size for payload in unread_payloads(run))
+    missing = unread_payloads(run)
+    size = sum(payload.size for payload in missing)
     if size <= AT_ONCE:
-        verify_run_data(run, threading.Event())
+        compare_payloads(missing, threading.Event())
         yield
         return
     logger.info("%.0f GB of data are compared with their checksums beside the training", size / 1e9)
@@ -66,7 +67,7 @@ def verified_run_data(run: RunConfig, refuse: Callable[[UserError], None]) -> It
 
     def verify_beside() -> None:
         try:
-            verify_run_data(run, left)
+            compare_payloads(missing, left)
         except UserError as error:
             if not left.is_set():
                 refuse(error)
@@ -80,17 +81,10 @@ def verified_run_data(run: RunConfig, refuse: Callable[[UserError], None]) -> It
         beside.join()
 
 
-def verify_run_data(run: RunConfig, left: threading.Event) -> None:
-    """Compare the payload of every file of the run with its manifest, unless it was found whole before; under
-    data.verify=never say that nothing is compared. left: once set, what is not read yet is left unread.
-
-    Raises: UserError where a file differs.
-    """
-    if run.data.verify == "never":
-        count = len(run.data.blend)
-        logger.warning("data.verify=never: the tokens of %d file(s) are not compared with a checksum", count)
-        return
-    missing, record = unread_payloads(run), verified_file()
+def compare_payloads(missing: dict[Payload, str], left: threading.Event) -> None:
+    """Compare files with their manifests, and remember those that are whole. missing: file -> its prefix; left: once
+    set, what is not read yet is left unread. Raises: UserError where a file differs."""
+    record = verified_file()
     for payload, digest in hash_payloads(list(missing), left).items():
         if digest != payload.digest:
             where = manifest_path(missing[payload])
@@ -100,7 +94,12 @@ def verify_run_data(run: RunConfig, left: threading.Event) -> None:
 
 
 def unread_payloads(run: RunConfig) -> dict[Payload, str]:
-    """The files of the run that are not known to be whole, each with its prefix."""
+    """The files of the run that are to be read: those not known to be whole, each with its prefix. Under
+    data.verify=never none is, and it says so."""
+    if run.data.verify == "never":
+        count = len(run.data.blend)
+        logger.warning("data.verify=never: the tokens of %d file(s) are not compared with a checksum", count)
+        return {}
     known = read_verified()
     found = {}
     for _, prefix in parse_blend(run.data.blend):

@@ -45,9 +45,7 @@ def load_drafter_adapter(model: NemotronLabsDiffusionModel, base: Path, folder: 
     Linear self-speculation turns the adapter on while it drafts; no other mode uses it.
     folder: linear_spec_lora/ or the folder that holds it. Raises: UserError where the adapter belongs to another model.
     """
-    stored = StoredAdapter(folder, read_folder_config(base).model)
-    for unit in stored.units:
-        stored.read(unit)
+    StoredAdapter(folder, read_folder_config(base).model).check_numbers()
     attach_adapter(model, folder)
     for module in model.modules():
         if hasattr(module, "lora_A"):

@@ -15,7 +15,7 @@ from nld_train.convert.adapter import StoredAdapter
 from nld_train.convert.config_json import read_folder_config
 from nld_train.data.chat_template import load_chat_template
 from nld_train.data.identity import check_data_identity
-from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend, read_manifest
+from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.fields import leaf_values
@@ -64,8 +64,9 @@ def check_run_data(run: RunConfig) -> None:
     """Refuse token files that are missing or damaged, that are of another kind, tokenizer or vocabulary, or too small
     for a row of each part that is read; and what the export would refuse after training."""
     blend = parse_blend(run.data.blend)
+    manifests = {}
     for _, prefix in blend:
-        manifest = check_token_file_tokenizer(prefix, run.data.tokenizer)
+        manifest = manifests[prefix] = check_token_file_tokenizer(prefix, run.data.tokenizer)
         _check_data_kind(prefix, manifest, run)
         check_data_parts(prefix, manifest, run)
         vocabulary = manifest.vocab_size
@@ -79,16 +80,16 @@ def check_run_data(run: RunConfig) -> None:
     check_mask_id(tokenizer, run.diffusion.mask_token_id, "diffusion.mask_token_id")
     begin_of_text_id(tokenizer)
     if run.data.chat:
-        end_of_turn_id([prefix for _, prefix in blend])
-        for _, prefix in blend:
-            _check_chat_template(prefix, tokenizer)
+        end_of_turn_id(list(manifests))
+        for prefix, manifest in manifests.items():
+            _check_chat_template(prefix, manifest, tokenizer)
     else:
         end_of_document_id(tokenizer)
 
 
-def _check_chat_template(prefix: str, tokenizer: TextTokenizer) -> None:
+def _check_chat_template(prefix: str, manifest: Manifest, tokenizer: TextTokenizer) -> None:
     """Refuse conversations of another chat template than the tokenizer's, which the export would bring along."""
-    chat = read_manifest(prefix).chat
+    chat = manifest.chat
     assert chat is not None, "its kind was checked"
     here = load_chat_template(tokenizer, chat.thinking)
     require(
@@ -182,9 +183,7 @@ def check_init(run: RunConfig) -> None:
     if objective.adapter is not None and objective.adapter.adapter is not None:
         folder = Path(objective.adapter.adapter)
         check_init_adapter(objective.section, objective.adapter, folder)
-        stored = StoredAdapter(folder, run.model)
-        for unit in stored.units:
-            stored.read(unit)  # which refuses NaN
+        StoredAdapter(folder, run.model).check_numbers()
 
 
 def check_init_optimizer(run: RunConfig) -> None:

@@ -28,7 +28,7 @@ def read_metrics(path: Path) -> list[dict]:
 def read_metrics_so_far(path: Path) -> list[dict]:
     """The same, and no entries where the file is missing or empty: the run has logged no step yet."""
     lines = _text_lines(path)
-    entries, unreadable = _parsed_lines(path, [line for line in lines if line.strip()])
+    entries, unreadable = _parsed_lines(path, lines)
     _warn_of_unreadable(unreadable, "left out")
     return [entry for _, entry in entries]
 
@@ -44,6 +44,8 @@ def _parsed_lines(path: Path, lines: Sequence[str]) -> tuple[list[tuple[str, dic
     are others: the file is no run's."""
     entries, unreadable = [], []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             entries.append((line, parse_metrics_line(line, f"{path} line {number}")))
         except UserError as error:
@@ -83,7 +85,7 @@ def truncate_metrics(path: Path, step: int | None) -> None:
     has each step once. A last line that was cut off is dropped too, and so are torn lines, with a warning. Raises:
     UserError where no line is one that a run writes."""
     lines = _text_lines(path)
-    entries, unreadable = _parsed_lines(path, [line for line in lines if line.endswith("\n") and line.strip()])
+    entries, unreadable = _parsed_lines(path, [line for line in lines if line.endswith("\n")])
     _warn_of_unreadable(unreadable, "dropped")
     kept = [line for line, entry in entries if entry["step"] <= (-1 if step is None else step)]
     if kept != lines:

@@ -56,8 +56,10 @@ class LeaveWatch:
     def waits_for_rows(self) -> Iterator[None]:
         """The block waits for the loader."""
         self.waits_since = time.monotonic()
-        yield
-        self.waits_since = None
+        try:
+            yield
+        finally:
+            self.waits_since = None
 
     def leaving(self) -> bool:
         """Whether all ranks leave without a checkpoint: what fails now fails because another one has left already."""

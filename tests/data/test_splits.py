@@ -2,8 +2,9 @@
 
 import pytest
 
-from nld_train.data.splits import epoch_permutation, part_counts, split_documents, split_shares
+from nld_train.data.splits import epoch_permutation, part_counts, split_documents
 from nld_train.errors import UserError
+from nld_train.setting_ranges import split_shares
 
 
 @pytest.mark.parametrize("split", ["99,1", "99,1,0,0", "0,1,0", "a,b,c", "99,-1,0", ""])

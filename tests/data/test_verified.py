@@ -15,7 +15,7 @@ from nld_train.config import RunConfig
 from nld_train.data import token_file, verified
 from nld_train.data.manifest import read_manifest, write_manifest
 from nld_train.data.token_file import bin_path, block_digest_of
-from nld_train.data.verified import verified_file, verified_run_data, verify_run_data
+from nld_train.data.verified import compare_payloads, unread_payloads, verified_file, verified_run_data
 from nld_train.errors import UserError
 from tests.distributed.ranks import on, small_run
 from tests.saved import flip
@@ -30,7 +30,7 @@ def run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunC
 
 
 def verify(run: RunConfig) -> None:
-    verify_run_data(run, threading.Event())
+    compare_payloads(unread_payloads(run), threading.Event())
 
 
 def read_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
