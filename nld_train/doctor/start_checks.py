@@ -127,8 +127,9 @@ def check_start(run: RunConfig) -> None:
         check_init(run)
 
 
-def check_same_run(run: RunConfig, output: Path) -> None:
-    """Refuse to resume from a checkpoint of a run with other weights, rows or objective."""
+def check_same_run(run: RunConfig, output: Path) -> RunConfig:
+    """Refuse to resume from a checkpoint of a run with other weights, rows, objective or optimizer. Returns the
+    configuration of its last start."""
     frozen = output / RUN
     require(
         frozen.is_file(),
@@ -136,9 +137,9 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         "a folder that `nld train` wrote",
         "choose another output=, or start from it with init=",
     )
-    before = read_frozen_run(output)
+    last = read_frozen_run(output)
     free = {name: getattr(run.data, name) for name in FREE_OF_DATA}
-    before = replace(before, data=replace(before.data, **free))
+    before = replace(last, data=replace(last.data, **free))
     for name in FIXED_ON_RESUME:
         changed = setting_differences(getattr(before, name), getattr(run, name), name)
         require(
@@ -161,6 +162,7 @@ def check_same_run(run: RunConfig, output: Path) -> None:
         "resuming with the same " + ", ".join(FIXED_OPTIMIZER),
         f"undo the change, or start from its weights: init={output} and another output=",
     )
+    return last
 
 
 def check_init(run: RunConfig) -> None:

@@ -8,7 +8,7 @@ from nld_train.data.identity import check_data_identity
 from nld_train.doctor.start_checks import check_init, check_same_run
 from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.checkpoints import checkpoint_steps, complete_steps
-from nld_train.run_folder.frozen import freeze_run, read_frozen_run, setting_differences
+from nld_train.run_folder.frozen import freeze_run, setting_differences
 from nld_train.run_folder.metrics import truncate_metrics
 from nld_train.run_folder.paths import METRICS
 from nld_train.run_folder.stop_file import stop_file
@@ -25,8 +25,7 @@ def open_output(run: RunConfig) -> int | None:
     """
     output = Path(run.output)
     if checkpoint_steps(output):
-        check_same_run(run, output)
-        changed = setting_differences(read_frozen_run(output), run, run.name)
+        changed = setting_differences(check_same_run(run, output), run, run.name)
         if changed:
             logger.info("changed since the last start, and taken over: %s", "; ".join(changed))
     if complete_steps(output):
