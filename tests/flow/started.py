@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nld_train.run_folder.metrics import read_metrics
+from nld_train.run_folder.metrics import read_metrics_so_far
 from nld_train.run_folder.paths import METRICS
 
 SMALL = ["model.layers=2", "model.hidden=64", "model.ffn=128", "data.sequence_length=64", "diffusion.block_size=8"]
@@ -59,7 +59,7 @@ class Started:
 
     def steps(self) -> list[int]:
         """Training steps in metrics.jsonl."""
-        return [entry["step"] for entry in read_metrics(self.output / METRICS) if entry["kind"] == "train"]
+        return [entry["step"] for entry in read_metrics_so_far(self.output / METRICS) if entry["kind"] == "train"]
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return as soon as the condition holds; fails where the run ends before."""
