@@ -17,6 +17,7 @@ COMMANDS = {
     "data": "make token files from text or conversations, and look into them",
     "convert": "Hugging Face checkpoints in and out",
     "generate": "generate text from a checkpoint folder",
+    "eval": "evaluate a checkpoint: likelihood, decoding, speed of light, tasks",
     "show": "draw who may see whom",
     "report": "draw and tabulate the losses of runs",
     "bench": "measure attention, loss or a step",

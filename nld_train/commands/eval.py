@@ -1,0 +1,59 @@
+"""`nld eval`: how good a checkpoint is, how fast it decodes, and how far that is from the speed of light."""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from nld_train.commands.generate import DEVICES, DTYPES
+
+HELP = """\
+Measure a checkpoint: how likely it finds text, how it decodes in every mode, how fast an oracle could.
+
+  nld eval likelihood out/demo/hf --data out/demo/data/stdlib
+  nld eval decode out/demo/hf --prompts prompts.jsonl --mode all --block 8,16 --threshold 0.5,0.7,0.9
+  nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16
+  nld eval tasks out/demo/hf --tasks nld_arithmetic,nld_cloze --mode self-spec
+
+Every evaluation writes into --output (default: FOLDER-eval): records one by one, a JSON file of the figures, and a
+page. Killed, it goes on by the same command where it stopped.
+"""
+# In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/eval_NAME.py.
+EVALUATIONS = ("likelihood", "decode", "sol", "tasks")
+
+
+def add_eval_parser(commands: argparse._SubParsersAction) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("eval", help="evaluate a checkpoint", description=HELP, formatter_class=raw)
+    evaluations = parser.add_subparsers(title="evaluations", required=True, metavar="WHAT", dest="what")
+    for name in EVALUATIONS:
+        module = import_module(f"nld_train.commands.eval_{name}")
+        vars(module)[f"add_{name}_parser"](evaluations)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model is evaluated, and where the results go."""
+    parser.add_argument("folder", metavar="FOLDER", help="an export, or the output folder of a run")
+    parser.add_argument("--step", type=int, metavar="N", help="of a run (default: its newest checkpoint)")
+    parser.add_argument("--adapter", metavar="DIR", help="a drafter's folder; self-spec drafts with it")
+    parser.add_argument("--output", metavar="DIR", help="where results go (default: FOLDER-eval)")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever --output holds")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: the folder's)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: cuda where there is a GPU")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """What the model answers, and which share of it."""
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="JSON lines or Parquet: a prompt, or turns, a row"
+    )
+    parser.add_argument("--category", action="append", default=[], metavar="NAME", help="these alone; may be repeated")
+    parser.add_argument("--chat", action="store_true", help="prompts are turns of a user, in the chat template")
+    parser.add_argument("--thinking", action="store_true", help="with --chat: answers start with thinking")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="an answer (default: %(default)s)")
+    parser.add_argument("--shard", metavar="I/N", help="every Nth prompt, from the Ith on; `nld eval merge` joins them")
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Where the results go: --output, or FOLDER-eval beside the folder."""
+    folder = Path(args.folder)
+    return folder.with_name(f"{folder.resolve().name}-eval") if args.output is None else Path(args.output)

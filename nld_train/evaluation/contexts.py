@@ -1,0 +1,77 @@
+"""Prompts as token ids: what stands before each answer that is evaluated.
+
+Of a prompt with several turns, the answers between them are greedy AR's, so that every mode is given the same text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nld_train.data.chat_encoder import load_chat_encoder
+from nld_train.data.chat_template import Message
+from nld_train.decode.ar import generate_ar
+from nld_train.decode.settings import DecodeConfig
+from nld_train.errors import require
+from nld_train.evaluation.evaluated_model import EvaluatedModel, token_text
+from nld_train.evaluation.prompt_file import EvalPrompt
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What stands before one answer."""
+
+    key: str  # "PROMPT/TURN", turns counted from 1
+    category: str
+    ids: tuple[int, ...]
+    reference: str | None  # the right answer
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How prompts become contexts."""
+
+    decode: DecodeConfig  # of the answers; its end-of-text ids are kept where they are set
+    chat: bool  # prompts are turns of a user in the model's chat template
+    thinking: bool = False
+
+
+def build_contexts(
+    evaluated: EvaluatedModel, prompts: Sequence[EvalPrompt], settings: ContextSettings
+) -> tuple[list[EvalContext], DecodeConfig]:
+    """The contexts of all prompts, and the settings with which their answers end.
+
+    Raises: UserError for several turns without a chat template, and for what does not fit into the model's context.
+    """
+    encoder = load_chat_encoder(evaluated.tokenizer, settings.thinking) if settings.chat else None
+    decode = settings.decode
+    if encoder is not None and decode.eos_token_id is None:
+        decode = replace(decode, eos_token_id=(encoder.end_mark(),))
+    contexts = []
+    for prompt in prompts:
+        several = len(prompt.turns) > 1 and encoder is None
+        require(not several, f"prompt {prompt.name} has {len(prompt.turns)} turns", "one without --chat", "add --chat")
+        said: list[Message] = []
+        for turn, text in enumerate(prompt.turns, start=1):
+            said.append(Message("user", text))
+            ids = (evaluated.tokenizer.encode(text) if encoder is None else encoder.prompt(said)).tolist()
+            key = f"{prompt.name}/{turn}"
+            check_context_length(key, ids, decode.max_new_tokens, evaluated.model.config.max_position_embeddings)
+            last = turn == len(prompt.turns)
+            contexts.append(EvalContext(key, prompt.category, tuple(ids), prompt.reference if last else None))
+            if not last:
+                said.append(Message("assistant", greedy_text(evaluated, ids, decode)))
+    return contexts, decode
+
+
+def check_context_length(key: str, ids: Sequence[int], new: int, positions: int) -> None:
+    """Raises: UserError for an empty context, and for one that leaves no room for `new` tokens."""
+    require(len(ids) > 0, f"prompt {key} has no tokens", "one or more", "correct it, or take it away")
+    room = f"{positions} positions together"
+    got = f"prompt {key} of {len(ids)} tokens with max_new_tokens={new}"
+    require(len(ids) + new <= positions, got, room, "shorten the prompt or lower --max-new-tokens")
+
+
+def greedy_text(evaluated: EvaluatedModel, ids: Sequence[int], decode: DecodeConfig) -> str:
+    """Greedy AR's answer, without the token that ends it."""
+    (answer,) = generate_ar(evaluated.model, [ids], replace(decode, temperature=0.0))
+    ends = decode.eos_token_id or ()
+    return token_text(evaluated.tokenizer)([token for token in answer.ids if token not in ends])
