@@ -20,12 +20,13 @@ Measure a checkpoint: how likely it finds text, how it decodes in every mode, ho
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode all --block 8,16 --threshold 0.5,0.7,0.9
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16
   nld eval tasks out/demo/hf --tasks nld_arithmetic,nld_cloze --mode self-spec
+  nld eval page out/demo/hf-eval --html evaluation.html
 
 Every evaluation writes into --output (default: FOLDER-eval): records one by one, a JSON file of the figures, and a
 page. Killed, it goes on by the same command where it stopped.
 """
 # In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/eval_NAME.py.
-EVALUATIONS = ("likelihood", "decode", "sol", "tasks")
+EVALUATIONS = ("likelihood", "decode", "sol", "tasks", "page")
 
 
 def add_eval_parser(commands: argparse._SubParsersAction) -> None:
