@@ -22,7 +22,7 @@ IDENTITY |= {"thresholds": [0.5, 0.7]}
 def contexts(ragged, monkeypatch) -> list[EvalContext]:
     """Contexts of two categories, measured three at a time."""
     monkeypatch.setattr(oracle_blocks, "CONTEXTS", 3)
-    return [EvalContext(f"{number}/1", "ab"[number % 2], tuple(ids), None) for number, ids in enumerate(ragged[:7], 1)]
+    return [EvalContext(f"{number}/1", "ab"[number % 2], tuple(ids), None) for number, ids in enumerate(ragged[:8], 1)]
 
 
 def measure(model, contexts, folder: Path, shard=None, advance=lambda units: None):
