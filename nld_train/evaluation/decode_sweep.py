@@ -85,12 +85,14 @@ class DraftRanks:
                 rank = int((logits > logits[right]).sum()) + 1
             self.rounds.setdefault(row, []).append((place, rank))
 
-    def refused(self, row: int, gains: Sequence[int]) -> list[tuple[int, int]]:
+    def refused(self, row: int, answer: Decoded) -> list[tuple[int, int]] | None:
         """(place of the draft, from 1 on; rank of the right token) of every refused draft of a row; a round that the
-        end of the text cut off is none. gains: tokens that every round added."""
+        end of the text cut off is none. None where no rounds were watched."""
+        if row not in self.rounds:
+            return None
         return [
             (accepted + 1, rank)
-            for (accepted, rank), gained in zip(self.rounds.get(row, []), gains, strict=True)
+            for (accepted, rank), gained in zip(self.rounds[row], answer.accepted_lengths, strict=True)
             if rank > 0 and gained == accepted + 1
         ]
 
@@ -121,7 +123,7 @@ class SweepRun:
         else:
             answers = MODES[point.mode].load_function()(self.evaluated.model, prompts, settings, None, complete)
         return [
-            self._record(point, context, answer, ranks.refused(row, answer.accepted_lengths), len(contexts))
+            self._record(point, context, answer, ranks.refused(row, answer), len(contexts))
             for row, (context, answer) in enumerate(zip(contexts, answers, strict=True))
         ]
 
@@ -130,7 +132,7 @@ class SweepRun:
         point: SweepPoint,
         context: EvalContext,
         answer: Decoded,
-        refused: list[tuple[int, int]],
+        refused: list[tuple[int, int]] | None,
         rows: int,
     ) -> Record:
         ends = self.decode.eos_token_id or ()
@@ -147,7 +149,7 @@ class SweepRun:
             "prefill": answer.nfe.prefill,
             "forwards": answer.nfe.total,
             "accepted": answer.accepted_lengths,
-            "refused": refused if point.mode == DRAFTING else None,
+            "refused": refused,
             "as_ar": agreement_with_ar(self.evaluated.model, context.ids, answer.ids),
             "seconds": answer.seconds / rows,
         }
