@@ -54,8 +54,7 @@ def contexts_from(prefix: str, count: int, length: int) -> list[EvalContext]:
 
 def measured_run(model: torch.nn.Module, contexts: list[EvalContext], settings: OracleSettings, folder: Path) -> str:
     """The time of one evaluation, and its table."""
-    identity = {"model": "", "step": None, "max_new_tokens": settings.max_new_tokens, "depth": settings.depth}
-    identity |= {"budget": BUDGET, "blocks": list(BLOCKS), "thresholds": list(THRESHOLDS)}
+    identity = {"blocks": list(BLOCKS), "thresholds": list(THRESHOLDS), "depth": settings.depth}
     wall, cpu = time.perf_counter(), time.process_time()
     measure_contexts(model, contexts, settings, RecordFile(records_path(folder, "sol"), identity), lambda units: None)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -1,17 +1,11 @@
 """`nld eval sol`: how many tokens per forward an oracle could take from the model."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from nld_train.commands.eval import add_model_options, add_prompt_options, output_folder
-from nld_train.commands.generate import choose_device
-from nld_train.errors import UserError, require
-from nld_train.exit_status import FINISHED
-
-if TYPE_CHECKING:  # they import torch
-    from nld_train.evaluation.evaluated_model import ModelChoice
+from nld_train.commands.eval import add_model_options, add_prompt_options, model_choice, output_folder, parse_numbers
+from nld_train.errors import require
 
 HELP = """\
 Speed of light: the fewest steps in which blocks of masks can be filled with the text that denoising one token a step
@@ -33,6 +27,7 @@ For every block length and category:
 A block is masks alone, without a seed token, behind the prompt and the texts of the blocks before. A context ends
 before the block whose text holds an end of text. Killed, the same command goes on where it stopped.
 """
+MOST_BLOCK = 1024
 
 
 def add_sol_parser(evaluations: argparse._SubParsersAction) -> None:
@@ -60,95 +55,60 @@ def add_sol_parser(evaluations: argparse._SubParsersAction) -> None:
 
 
 def run_sol(args: argparse.Namespace) -> int:
-    """Measure every context in every block length, and print the table."""
-    # 1. What the command line says is checked before anything is imported that takes seconds.
-    lengths, thresholds = _parse_blocks(args), _parse_thresholds(args)
-    require(args.depth >= 0, f"--depth {args.depth}", "0 or more", "1 is greedy acceptance as the check")
-    require(args.budget >= 1, f"--budget {args.budget}", "1 or more", "correct it")
-    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    from nld_train.evaluation.evaluated_model import model_identity
+    """Measure every context in every block length, then print the table."""
+    # 1. The command line, the prompts and the output folder are checked before a model is loaded.
     from nld_train.evaluation.prompt_file import read_prompt_file
-    from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import parse_shard, prompts_identity, records_path, shard_prompts, write_figures
+    from nld_train.evaluation.results import parse_shard, prompts_identity, records_path, shard_prompts
 
-    shard, path = parse_shard(args.shard), Path(args.prompts)
-    prompts = shard_prompts(read_prompt_file(path, args.category), shard)
+    blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
+    check_block_lengths(blocks, args.max_new_tokens)
+    thresholds = parse_numbers("--threshold", args.threshold, float, 0.0, 1.0)
+    require(args.depth >= 0, f"--depth {args.depth}", "0 or more", "use 1")
+    require(args.budget >= 1, f"--budget {args.budget}", "1 or more", "use 5000")
+    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
+    shard = parse_shard(args.shard)
+    prompts = shard_prompts(read_prompt_file(Path(args.prompts), args.category), shard)
     require(len(prompts) > 0, f"--shard {args.shard} holds no prompt", "as many shards as prompts", "lower N")
-    choice, output = _model_choice(args), output_folder(args)
-    identity = model_identity(choice) | prompts_identity(path, args.category)
-    identity |= {name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "depth", "budget")}
-    identity |= {"blocks": lengths, "thresholds": thresholds}
-    records = RecordFile(records_path(output, "sol", shard), identity, args.overwrite)
-    # 2. The model measures what is missing.
-    _measure(args, choice, prompts, records)
-    # 3. The figures.
-    if shard is not None:
-        print(f"{records.path}: {len(records.records)} records; `nld eval merge` joins the shards")
-        return FINISHED
-    from nld_train.evaluation.oracle_figures import oracle_table
-
-    print(oracle_table(write_figures(output, "sol")))
-    print(f"figures in {output / 'sol.json'}, records in {records.path}")
-    return FINISHED
-
-
-def _measure(args: argparse.Namespace, choice: "ModelChoice", prompts: Any, records: Any) -> None:
-    from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode.run import text_ends
     from nld_train.decode.settings import DecodeConfig
     from nld_train.evaluation.contexts import ContextSettings, build_contexts
-    from nld_train.evaluation.evaluated_model import open_evaluated_model
+    from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.oracle_blocks import OracleSettings, check_oracle_room, measure_contexts
-    from nld_train.evaluation.oracle_progress import progress_display
+    from nld_train.evaluation.oracle_figures import oracle_table
+    from nld_train.evaluation.progress_bar import evaluation_progress
+    from nld_train.evaluation.record_file import RecordFile
+    from nld_train.evaluation.results import finish_evaluation
 
-    disable_progress_bar()
+    choice, target = model_choice(args), output_folder(args)
+    identity = {
+        "kind": "sol",
+        **model_identity(choice),
+        **prompts_identity(Path(args.prompts), args.category),
+        **{name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "depth", "budget")},
+        "blocks": blocks,
+        "thresholds": thresholds,
+    }
+    records = RecordFile(records_path(target, "sol", shard), identity, args.overwrite)
+
+    # 2. Every context in every block length, but for what is there already.
     evaluated = open_evaluated_model(choice)
     decode = DecodeConfig(max_new_tokens=args.max_new_tokens)
     contexts, decode = build_contexts(evaluated, prompts, ContextSettings(decode, args.chat, args.thinking))
-    config = evaluated.model.config
-    lengths, thresholds = tuple(_parse_blocks(args)), tuple(_parse_thresholds(args))
-    ends = text_ends(config, decode)
-    settings = OracleSettings(lengths, thresholds, args.depth, args.budget, args.max_new_tokens, ends)
-    check_oracle_room(contexts, settings, config.max_position_embeddings)
-    with progress_display("speed of light", settings.units(len(contexts)), sys.stderr) as advance:
-        measure_contexts(evaluated.model, contexts, settings, records, advance)
+    ends = text_ends(evaluated.model.config, decode)
+    settings = OracleSettings(tuple(blocks), tuple(thresholds), args.depth, args.budget, args.max_new_tokens, ends)
+    check_oracle_room(contexts, settings, evaluated.model.config.max_position_embeddings)
+    with evaluation_progress("tokens", settings.units(len(contexts))) as progress:
+        measure_contexts(evaluated.model, contexts, settings, records, progress.advance)
+
+    # 3. The figures.
+    return finish_evaluation(target, "sol", shard, oracle_table)
 
 
-def _model_choice(args: argparse.Namespace) -> "ModelChoice":
-    import torch
-
-    from nld_train.evaluation.evaluated_model import ModelChoice
-
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    adapter = None if args.adapter is None else Path(args.adapter)
-    device = torch.device(choose_device(args.device, torch.cuda.is_available()))
-    return ModelChoice(Path(args.folder), args.step, adapter, dtype, device)
-
-
-def _parse_blocks(args: argparse.Namespace) -> list[int]:
-    """--block as numbers. Raises: UserError."""
-    allowed = "whole numbers of 1 or more with commas between, each once"
-    try:
-        lengths = [int(text) for text in args.block.split(",")]
-    except ValueError:
-        raise UserError(f"--block {args.block}", allowed, "correct it") from None
-    require(min(lengths) >= 1 and len(set(lengths)) == len(lengths), f"--block {args.block}", allowed, "correct it")
-    require(args.max_new_tokens >= 1, f"--max-new-tokens {args.max_new_tokens}", "1 or more", "raise it")
-    for length in lengths:
-        got = f"--max-new-tokens {args.max_new_tokens} with --block {length}"
-        whole = -(-args.max_new_tokens // length) * length
-        require(whole == args.max_new_tokens, got, f"multiples of {length}", f"use {whole}, or another block")
-    return lengths
-
-
-def _parse_thresholds(args: argparse.Namespace) -> list[float]:
-    """--threshold as numbers. Raises: UserError."""
-    allowed = "probabilities above 0, at most 1, with commas between, each once"
-    try:
-        thresholds = [float(text) for text in args.threshold.split(",")]
-    except ValueError:
-        raise UserError(f"--threshold {args.threshold}", allowed, "correct it") from None
-    fine = all(0 < threshold <= 1 for threshold in thresholds) and len(set(thresholds)) == len(thresholds)
-    require(fine, f"--threshold {args.threshold}", allowed, "correct it")
-    return thresholds
+def check_block_lengths(blocks: Sequence[int], new: int) -> None:
+    """Raises: UserError unless the new tokens are whole blocks of every length."""
+    require(new >= 1, f"--max-new-tokens {new}", "1 or more", "raise it")
+    for length in blocks:
+        whole = -(-new // length) * length
+        got = f"--max-new-tokens {new} with --block {length}"
+        require(whole == new, got, f"multiples of {length}", f"use {whole}, or another block")

@@ -15,10 +15,8 @@ ALL = "all categories"
 
 def oracle_figures(identity: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """What was measured, and for every block length the figures of all contexts and of every category."""
-    settings = ("model", "step", "max_new_tokens", "thresholds", "depth", "budget")
-    return {name: identity[name] for name in settings} | {
-        "blocks": [_length_figures(identity, records, length) for length in identity["blocks"]]
-    }
+    blocks = [_length_figures(identity, records, length) for length in identity["blocks"]]
+    return {"kind": "sol", "identity": dict(identity), "blocks": blocks}
 
 
 def _length_figures(identity: Mapping[str, Any], records: Sequence[Record], length: int) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def _length_figures(identity: Mapping[str, Any], records: Sequence[Record], leng
         "block": length,
         "contexts": len(own),
         "ended": sorted(record["context"] for record in own if record["ended"]),
-        ALL: _figures_of(identity, own, length),
+        "overall": _figures_of(identity, own, length),
         "categories": {
             category: _figures_of(identity, [record for record in own if record["category"] == category], length)
             for category in categories
@@ -94,11 +92,11 @@ def oracle_table(figures: Mapping[str, Any]) -> str:
     ]
     for found in figures["blocks"]:
         groups = found["categories"] if len(found["categories"]) > 1 else {}
-        for name, own in {**groups, ALL: found[ALL]}.items():
+        for name, own in {**groups, ALL: found["overall"]}.items():
             lines.append(_table_row(found["block"], name, own))
     lines += ["", "real samplers: tokens per step, and the share of blocks where they end in the target"]
     for found in figures["blocks"]:
-        ways = {"greedy": found[ALL]["greedy"]} | found[ALL]["samplers"]
+        ways = {"greedy": found["overall"]["greedy"]} | found["overall"]["samplers"]
         shown = [f"{name} {_text(way['acceptance'])} ({_percent(way['ends_in_target'])})" for name, way in ways.items()]
         lines.append(f"{found['block']:>5}  " + ",  ".join(shown))
     for found in figures["blocks"]:

@@ -14,7 +14,15 @@ from nld_train.evaluation.record_file import RecordFile, merge_record_files
 from nld_train.evaluation.results import records_path, shard_prompts, write_figures
 
 SETTINGS = OracleSettings((4, 2), (0.5, 0.7), depth=1, budget=50, max_new_tokens=8, eos_token_ids=(1,))
-IDENTITY = {"model": "small", "step": None, "max_new_tokens": 8, "depth": 1, "budget": 50, "blocks": [4, 2]}
+IDENTITY = {
+    "kind": "sol",
+    "model": "small",
+    "step": None,
+    "max_new_tokens": 8,
+    "depth": 1,
+    "budget": 50,
+    "blocks": [4, 2],
+}
 IDENTITY |= {"thresholds": [0.5, 0.7]}
 
 
@@ -36,7 +44,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(small, contexts, tmp_pa
     work: list[int] = []
     whole = measure(small, contexts, tmp_path / "whole", advance=work.append)
     assert sum(work) == SETTINGS.units(len(contexts)), "the bar ends at its end"
-    assert whole["blocks"][0]["ended"] and whole["blocks"][0]["all categories"]["block_count"] >= 4
+    assert whole["blocks"][0]["ended"] and whole["blocks"][0]["overall"]["block_count"] >= 4
     lines = (tmp_path / "whole" / "sol.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 2 * len(contexts)
 

@@ -2,11 +2,9 @@
 
 import pytest
 
-from nld_train.evaluation.oracle_figures import ALL, fewest_steps, oracle_figures, oracle_table
+from nld_train.evaluation.oracle_figures import fewest_steps, oracle_figures, oracle_table
 
-IDENTITY = {
-    "model": "demo/hf", "step": None, "max_new_tokens": 8, "depth": 1, "budget": 9, "blocks": [4], "thresholds": [0.5],
-}  # fmt: skip
+IDENTITY = {"kind": "sol", "model": "demo/hf", "depth": 1, "blocks": [4], "thresholds": [0.5]}
 
 
 def block(greedy, sampler, compaction, **changes):
@@ -27,7 +25,7 @@ RECORDS = [
 
 def test_figures_are_sums_over_blocks_and_cycles() -> None:
     (found,) = oracle_figures(IDENTITY, RECORDS)["blocks"]
-    whole = found[ALL]
+    whole = found["overall"]
     assert (found["contexts"], found["ended"], whole["block_count"]) == (2, ["2/1"], 3)
     assert whole["greedy"] == {"acceptance": 12 / 6, "tokens_per_forward": 12 / 9, "ends_in_target": 2 / 3}
     assert whole["compaction"]["acceptance"] == 12 / 9 and whole["compaction"]["ends_in_target"] == 1
@@ -49,9 +47,11 @@ def test_only_ways_that_end_in_the_target_bound_it() -> None:
 def test_without_compaction_and_without_blocks_figures_are_left_open() -> None:
     bare = {"greedy": [2, 1], "samplers": [[2, 1]]}
     figures = oracle_figures(IDENTITY | {"depth": 0}, [record("1/1", "a", [bare], [])])
-    assert "compaction" not in figures["blocks"][0][ALL] and figures["blocks"][0][ALL]["gap_percent"] is None
+    assert (
+        "compaction" not in figures["blocks"][0]["overall"] and figures["blocks"][0]["overall"]["gap_percent"] is None
+    )
     empty = oracle_figures(IDENTITY, [record("1/1", "a", [], [2], ended=True)])
-    assert empty["blocks"][0][ALL]["speed_of_light"]["acceptance"] is None
+    assert empty["blocks"][0]["overall"]["speed_of_light"]["acceptance"] is None
     for given in (figures, empty):
         assert " - " in oracle_table(given)
 
