@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from nld_train.convert.adapter import find_adapter
 from nld_train.convert.config_json import make_config_json
@@ -55,6 +56,7 @@ def open_evaluated_model(choice: ModelChoice, with_adapter: bool = True) -> Eval
 
     Raises: UserError where the folder is neither, lacks its weights, or the adapter belongs to another model.
     """
+    disable_progress_bar()  # of a load; what takes long here has a bar of its own
     folder = choice.folder
     if _is_run(choice):
         found = _open_run(choice)
