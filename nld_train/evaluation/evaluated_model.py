@@ -48,8 +48,10 @@ class ModelChoice:
     device: torch.device = torch.device("cpu")
 
 
-def open_evaluated_model(choice: ModelChoice) -> EvaluatedModel:
+def open_evaluated_model(choice: ModelChoice, with_adapter: bool = True) -> EvaluatedModel:
     """Load a Hugging Face folder or a run's checkpoint. The model never predicts an id without a token.
+
+    with_adapter: whether the adapter that the choice names is put on already.
 
     Raises: UserError where the folder is neither, lacks its weights, or the adapter belongs to another model.
     """
@@ -59,7 +61,7 @@ def open_evaluated_model(choice: ModelChoice) -> EvaluatedModel:
     else:
         model = load_model(folder, choice.dtype, choice.device)
         found = EvaluatedModel(str(folder), model, load_text_tokenizer(folder, model.config.vocab_size))
-    if choice.adapter is not None:
+    if choice.adapter is not None and with_adapter:
         load_drafter_adapter(found.model, folder, choice.adapter)
     draw_text_only(found.model, found.tokenizer)
     return found
