@@ -2,18 +2,16 @@
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nld_train.commands.eval import add_model_options, output_folder
-from nld_train.commands.generate import choose_device
+from nld_train.commands.eval import add_model_options, model_choice, output_folder
 from nld_train.errors import require
-from nld_train.exit_status import FINISHED
 
 if TYPE_CHECKING:  # they import torch
     from nld_train.data.tokenizer import TextTokenizer
-    from nld_train.evaluation.evaluated_model import EvaluatedModel, ModelChoice
+    from nld_train.evaluation.evaluated_model import EvaluatedModel
     from nld_train.evaluation.likelihood_estimate import NoiseSettings
     from nld_train.evaluation.likelihood_windows import TokenDocuments, WindowPlace
     from nld_train.evaluation.record_file import RecordFile
@@ -71,9 +69,10 @@ def run_likelihood(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
+    from nld_train.evaluation.likelihood_figures import likelihood_table
     from nld_train.evaluation.likelihood_windows import choose_windows
     from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import parse_shard, records_path, write_figures
+    from nld_train.evaluation.results import finish_evaluation, parse_shard, records_path
 
     require(args.adapter is None, "--adapter for a likelihood", "drafts alone are made with it", "leave it out")
     for name in ("rows", "batch"):
@@ -91,6 +90,7 @@ def run_likelihood(args: argparse.Namespace) -> int:
     print(f"{len(places):,} of {total:,} windows of up to {length:,} tokens{said}")
     # 3. A record for each.
     identity = {
+        "kind": KIND,
         **model_identity(choice),
         "data": [[Path(source.name).name, source.sha256] for source in sources],
         "held_out": args.held_out,
@@ -104,11 +104,7 @@ def run_likelihood(args: argparse.Namespace) -> int:
     chosen = places if shard is None else places[shard[0] - 1 :: shard[1]]
     measure_windows(evaluated, sources, chosen, noise, records)
     # 4. The figures, of all windows.
-    if shard is not None:
-        print(f"shard {args.shard}: {len(chosen):,} windows in {records.path}")
-        return FINISHED
-    print(likelihood_table(write_figures(folder, KIND)))
-    return FINISHED
+    return finish_evaluation(folder, KIND, shard, likelihood_table)
 
 
 def noise_settings(args: argparse.Namespace) -> "NoiseSettings":
@@ -118,19 +114,6 @@ def noise_settings(args: argparse.Namespace) -> "NoiseSettings":
     noise = NoiseSettings(args.noise, args.draws, args.eps, args.seed, args.batch)
     check_noise_settings(noise)
     return noise
-
-
-def model_choice(args: argparse.Namespace) -> "ModelChoice":
-    """The model of a command line. Raises: UserError."""
-    import torch
-
-    from nld_train.evaluation.evaluated_model import ModelChoice
-
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    device = torch.device(choose_device(args.device, torch.cuda.is_available()))
-    return ModelChoice(
-        Path(args.folder), args.step, None if args.adapter is None else Path(args.adapter), dtype, device
-    )
 
 
 def window_length(asked: int | None, evaluated: "EvaluatedModel") -> int:
@@ -186,12 +169,14 @@ def measure_windows(
     """A record for every window that has none yet. Windows in which no token counts are said. Raises: UserError."""
     from nld_train.evaluation.likelihood_estimate import window_record
     from nld_train.evaluation.likelihood_windows import read_window
+    from nld_train.evaluation.progress_bar import evaluation_progress
     from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation_mode
 
     missing = set(records.missing([place.key for place in places]))
     empty = 0
-    with evaluation_mode(evaluated.model):
-        for place in shown_progress([place for place in places if place.key in missing]):
+    with evaluation_mode(evaluated.model), evaluation_progress("windows", len(places)) as progress:
+        progress.advance(len(places) - len(missing))
+        for place in (place for place in places if place.key in missing):
             source = sources[place.source]
             window = read_window(source, place, records.identity["length"], evaluated.tokenizer)
             if window.counted.any():
@@ -199,34 +184,6 @@ def measure_windows(
                 records.append({"key": place.key, **window_record(evaluated.model, window, place.number, noise, where)})
             else:
                 empty += 1
+            progress.advance(1)
     if empty:
         print(f"in {empty:,} windows no token counts: they have no part in the figures")
-
-
-def shown_progress(places: "Sequence[WindowPlace]") -> "Iterator[WindowPlace]":
-    """The places, with a bar and the time left on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(places, "windows", console=console, disable=not console.is_terminal)
-
-
-def likelihood_table(figures: Mapping[str, Any]) -> str:
-    """The figures as people read them."""
-    ar, bound = figures["ar"], figures["diffusion"]
-    noise = figures["identity"]["law"]
-    rows = [("", "nats per token", "bits per byte")]
-    for name, values in (
-        ("AR", ar),
-        ("  standard error", ar["standard_error"]),
-        ("diffusion, at most", bound),
-        ("  standard error", bound["standard_error"]),
-        ("  of the noise alone", bound["noise_standard_error"]),
-    ):
-        cells = (values["nats_per_token"], values["bits_per_byte"])
-        nats, bits = ("-" if value is None else f"{value:.4f}" for value in cells)
-        rows.append((name, nats, bits))
-    lines = [f"{name:22}{nats:>16}{bits:>16}" for name, nats, bits in rows]
-    counted = f"{figures['windows']:,} windows, {figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
-    return "\n".join([f"{counted}; {bound['draws']} {noise} draws of noise a window", *lines])

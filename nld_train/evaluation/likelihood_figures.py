@@ -37,6 +37,7 @@ def likelihood_figures(identity: Mapping[str, Any], records: Sequence[Record]) -
     levels = np.array([record["levels"] for record in records])
     noise = noise_deviation(identity["law"], bounds, levels)
     return {
+        "kind": "likelihood",
         "identity": dict(identity),
         "windows": len(records),
         "tokens": int(tokens.sum()),
@@ -85,6 +86,26 @@ def noise_deviation(law: str, bounds: NDArray[np.float64], levels: NDArray[np.fl
     units = bounds.reshape(len(bounds), -1, 2).mean(2) if law == "complementary" else bounds
     groups = units.shape[1]
     return None if groups < 2 else math.sqrt(float(units.var(1, ddof=1).sum()) / groups)
+
+
+def likelihood_table(figures: Mapping[str, Any]) -> str:
+    """The figures as people read them."""
+    ar, bound = figures["ar"], figures["diffusion"]
+    noise = figures["identity"]["law"]
+    rows = [("", "nats per token", "bits per byte")]
+    for name, values in (
+        ("AR", ar),
+        ("  standard error", ar["standard_error"]),
+        ("diffusion, at most", bound),
+        ("  standard error", bound["standard_error"]),
+        ("  of the noise alone", bound["noise_standard_error"]),
+    ):
+        cells = (values["nats_per_token"], values["bits_per_byte"])
+        nats, bits = ("-" if value is None else f"{value:.4f}" for value in cells)
+        rows.append((name, nats, bits))
+    lines = [f"{name:22}{nats:>16}{bits:>16}" for name, nats, bits in rows]
+    counted = f"{figures['windows']:,} windows, {figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
+    return "\n".join([f"{counted}; {bound['draws']} {noise} draws of noise a window", *lines])
 
 
 def _share(amount: float | None, whole: float, factor: float) -> float | None:

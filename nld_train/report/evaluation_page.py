@@ -11,9 +11,14 @@ from nld_train.files import check_output_file, write_text
 from nld_train.json_file import read_json_object
 from nld_train.report import chart, page
 from nld_train.report.decoding_section import decoding_section
+from nld_train.report.score_sections import likelihood_section, tasks_section
 
 # Kind -> the function that makes its part of the page, from the checkpoint's name and the figures in KIND.json.
-SECTIONS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {"decode": decoding_section}
+SECTIONS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "decode": decoding_section,
+    "likelihood": likelihood_section,
+    "tasks": tasks_section,
+}
 WRITTEN = "the --output of `nld eval`"
 
 

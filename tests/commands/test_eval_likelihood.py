@@ -47,7 +47,8 @@ def test_the_table_says_what_was_measured_and_what_was_left_out(folder, prepared
     assert re.search(r"6 of [\d,]+ windows of up to 24 tokens; [\d,]+ between them are left out \(--rows 6\)", said)
     figures = figures_of(tmp_path / "out")
     assert f"AR{figures['ar']['nats_per_token']:36.4f}{figures['ar']['bits_per_byte']:16.4f}" in said
-    assert f"{figures['diffusion']['noise_standard_error']['bits_per_byte']:.4f}" in said.splitlines()[-1]
+    assert f"{figures['diffusion']['noise_standard_error']['bits_per_byte']:.4f}" in said.splitlines()[-2]
+    assert "Likelihood:" in (tmp_path / "out" / "report.html").read_text()
     assert "4 stratified draws of noise a window" in said
 
 

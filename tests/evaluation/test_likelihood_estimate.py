@@ -59,7 +59,7 @@ def estimated(make_model):
             for law in LAWS:
                 noise = NoiseSettings(law, 8, EPS, 7, 8)
                 records = [window_record(model, window(ROW), number, noise, "row") for number in range(WINDOWS)]
-                found[size, law] = likelihood_figures(vars(noise), records)["diffusion"], exact
+                found[size, law] = likelihood_figures({**vars(noise)}, records)["diffusion"], exact
     return found
 
 
