@@ -11,16 +11,16 @@ from nld_train.files import check_output_file, write_text
 from nld_train.json_file import read_json_object
 from nld_train.report.comparison_table import comparison_table
 from nld_train.report.decoding_section import decoding_section
-<<<<<<< HEAD
 from nld_train.report.html_page import html_page
-=======
+from nld_train.report.score_sections import likelihood_section, tasks_section
 from nld_train.report.speed_of_light_section import speed_of_light_section
->>>>>>> h_sol
 
 # Kind -> the function that makes its part of the page, from the checkpoint's name and the figures in KIND.json.
 SECTIONS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "likelihood": likelihood_section,
     "decode": decoding_section,
     "sol": speed_of_light_section,
+    "tasks": tasks_section,
 }
 WRITTEN = "the --output of `nld eval`"
 
