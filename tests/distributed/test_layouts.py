@@ -22,6 +22,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], dict[str, int | bool | str]]] = {
     "pipeline2_chunks2": (("packed",), {"pipeline": 2, "virtual_pipeline": 2, "recompute": "full"}),
     "context2": (("ar", "joint", "packed"), {"context": 2}),
 }
+DRAFTED = 3  # rows at an evaluation: they share out to two ranks unevenly
 CASES = [(stage, layout) for layout, (stages, _) in LAYOUTS.items() for stage in stages]
 
 
@@ -34,6 +35,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     def run(stage: str, layout: str, ranks: int = 1, **cut: int | bool | str) -> RunConfig:
         alpha = 0.0 if stage == "ar" else 0.3
         made = small_run(f"{stage}_{layout}", folder, alpha=alpha, init="stage1", parallel=on(ranks, **cut))
+        made = with_train(made, eval_decode=DRAFTED)
         if stage == "chat":
             return on_conversations(made, folder)
         return replace(made, diffusion=replace(made.diffusion, document_mask=stage == "packed"))
@@ -44,14 +46,16 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         return replace(made, checkpoint=replace(made.checkpoint, interval=made.train.iterations))
 
     stage1 = small_run("stage1", folder, alpha=0.0, init=None, parallel=on(1))
-    alone = [stage1, plain(run("ar", "one")), run("joint", "one"), plain(run("packed", "one"))]
+    alone = [stage1, plain(run("ar", "one")), run("joint", "one"), run("packed", "one")]
     alone.append(plain(with_train(run("joint", "splits"), micro_batch=4)))
-    alone += [plain(run("joint", "unevaluated")), plain(run("chat", "one"))]
+    alone += [plain(run("joint", "unevaluated")), with_train(run("joint", "undrafted"), eval_decode=0)]
+    alone.append(plain(run("chat", "one")))
     whole = run("joint", "resumed")
     half = with_train(replace(whole, name="joint_half"), iterations=2)
     alone += [replace(half, optimizer=replace(half.optimizer, decay_iterations=0)), whole]
     together = [run(stage, layout, 2, **LAYOUTS[layout][1]) for stage, layout in CASES]
-    together = [each if each.name == "joint_context2" else plain(each) for each in together]
+    evaluated = {"joint_context2", *(f"packed_{layout}" for layout in LAYOUTS)}
+    together = [each if each.name in evaluated else plain(each) for each in together]
     train_together(alone, folder)
     train_together(together, folder)
     return {each.name: each for each in [*alone, *together]}
