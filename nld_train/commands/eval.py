@@ -15,10 +15,10 @@ Measure a checkpoint: how likely it finds text, how it decodes in every mode, ho
   nld eval tasks out/demo/hf --tasks nld_arithmetic,nld_cloze --mode self-spec
 
 Every evaluation writes into --output (default: FOLDER-eval): records one by one, a JSON file of the figures, and a
-page. Killed, it goes on by the same command where it stopped.
+page. Killed, it goes on by the same command where it stopped. `merge` joins the shards of one (--shard I/N).
 """
 # In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/eval_NAME.py.
-EVALUATIONS = ("likelihood", "decode", "sol", "tasks")
+EVALUATIONS = ("likelihood", "decode", "sol", "tasks", "merge")
 
 
 def add_eval_parser(commands: argparse._SubParsersAction) -> None:
