@@ -1,10 +1,17 @@
 """`nld eval`: how good a checkpoint is, how fast it decodes, and how far that is from the speed of light."""
 
 import argparse
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nld_train.commands.generate import DEVICES, DTYPES
+from nld_train.commands.generate import DEVICES, DTYPES, choose_device
+from nld_train.errors import UserError
+
+if TYPE_CHECKING:  # it imports torch
+    from nld_train.evaluation.evaluated_model import ModelChoice
+
 
 HELP = """\
 Measure a checkpoint: how likely it finds text, how it decodes in every mode, how fast an oracle could.
@@ -57,3 +64,27 @@ def output_folder(args: argparse.Namespace) -> Path:
     """Where the results go: --output, or FOLDER-eval beside the folder."""
     folder = Path(args.folder)
     return folder.with_name(f"{folder.resolve().name}-eval") if args.output is None else Path(args.output)
+
+
+def model_choice(args: argparse.Namespace) -> "ModelChoice":
+    """The model that the command line names. Raises: UserError for a GPU that is not there."""
+    import torch
+
+    from nld_train.evaluation.evaluated_model import ModelChoice
+
+    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+    device = torch.device(choose_device(args.device, torch.cuda.is_available()))
+    adapter = None if args.adapter is None else Path(args.adapter)
+    return ModelChoice(Path(args.folder), args.step, adapter, dtype, device)
+
+
+def parse_numbers[N: (int, float)](option: str, text: str, kind: Callable[[str], N], low: N, high: N) -> list[N]:
+    """ "8,16" as [8, 16], each once, in ascending order. Raises: UserError for what is no number from low to high."""
+    allowed = f"numbers from {low} to {high} with commas between"
+    try:
+        numbers = sorted({kind(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"{option} {text}", allowed, "correct it") from None
+    if not all(low <= number <= high for number in numbers):
+        raise UserError(f"{option} {text}", allowed, "correct it")
+    return numbers

@@ -1,13 +1,17 @@
 """What is evaluated: a Hugging Face folder, or the output folder of a run, as the same model object."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from nld_train.convert.adapter import find_adapter
 from nld_train.convert.config_json import make_config_json
 from nld_train.convert.export import iter_hf_tensors
+from nld_train.convert.hf_folder import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES, safetensors_files
 from nld_train.convert.source import CheckpointSource, open_checkpoint_source, open_source_tokenizer
 from nld_train.convert.source import read_output_token_ids as read_ids
 from nld_train.convert.weight_table import NLD, weight_mappings
@@ -16,9 +20,12 @@ from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_mod
 from nld_train.errors import require
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.run_folder.paths import IMPORT, RUN
+from nld_train.peft_names import CONFIG, WEIGHTS
+from nld_train.run_folder.checkpoints import MANIFEST, step_to_read
+from nld_train.run_folder.paths import IMPORT, RUN, step_folder
 
 EITHER = "a folder of `nld convert export`, or the output folder of `nld train`"
+SAMPLES, SAMPLE_BYTES = 64, 1 << 14  # of every file of weights, for its digest
 
 
 @dataclass(frozen=True)
@@ -41,23 +48,73 @@ class ModelChoice:
     device: torch.device = torch.device("cpu")
 
 
-def open_evaluated_model(choice: ModelChoice) -> EvaluatedModel:
+def open_evaluated_model(choice: ModelChoice, with_adapter: bool = True) -> EvaluatedModel:
     """Load a Hugging Face folder or a run's checkpoint. The model never predicts an id without a token.
+
+    with_adapter: whether the adapter that the choice names is put on already.
 
     Raises: UserError where the folder is neither, lacks its weights, or the adapter belongs to another model.
     """
     folder = choice.folder
-    require(folder.is_dir(), f"no folder {folder}", EITHER, "check the path")
-    if any((folder / name).is_file() for name in (RUN, IMPORT)):
+    if _is_run(choice):
         found = _open_run(choice)
     else:
-        require(choice.step is None, f"--step {choice.step} of {folder}", "runs alone have steps", "leave it out")
         model = load_model(folder, choice.dtype, choice.device)
         found = EvaluatedModel(str(folder), model, load_text_tokenizer(folder, model.config.vocab_size))
-    if choice.adapter is not None:
+    if choice.adapter is not None and with_adapter:
         load_drafter_adapter(found.model, folder, choice.adapter)
     draw_text_only(found.model, found.tokenizer)
     return found
+
+
+def _is_run(choice: ModelChoice) -> bool:
+    """Whether the folder is one of a run or an import, and not an export. Raises: UserError."""
+    folder = choice.folder
+    require(folder.is_dir(), f"no folder {folder}", EITHER, "check the path")
+    run = any((folder / name).is_file() for name in (RUN, IMPORT))
+    fine = run or choice.step is None
+    require(fine, f"--step {choice.step} of {folder}", "runs alone have steps", "leave it out")
+    return run
+
+
+def model_identity(choice: ModelChoice) -> dict[str, Any]:
+    """What says which model is evaluated, JSON values: the last two names of its folder's path, the step, the dtype
+    asked for, and digests of its weights and its adapter's.
+
+    It is cheap: of weights the sizes and SAMPLES places of every file are read; of a run's checkpoint the manifest,
+    which lists the checksums of all its files. Raises: UserError where the model is not there.
+    """
+    folder, step = choice.folder, choice.step
+    if _is_run(choice):
+        step = step_to_read(folder, step, "--step ")
+        weights = sample_digest([step_folder(folder, step) / MANIFEST])
+    else:
+        beside = [folder / name for name in OPTIONAL_TOKENIZER_FILES if (folder / name).is_file()]
+        read = [folder / name for name in ("config.json", *TOKENIZER_FILES)]
+        weights = sample_digest([*read, *beside, *safetensors_files(folder)])
+    adapter = None if choice.adapter is None else find_adapter(choice.adapter)
+    return {
+        "model": "/".join(folder.resolve().parts[-2:]),
+        "step": step,
+        "weights": weights,
+        "adapter": None if adapter is None else sample_digest([adapter / CONFIG, adapter / WEIGHTS]),
+        "dtype": None if choice.dtype is None else str(choice.dtype).removeprefix("torch."),
+    }
+
+
+def sample_digest(files: Sequence[Path]) -> str:
+    """SHA-256 of the names and sizes of files, and of SAMPLES evenly spread pieces of each, the first and the last
+    bytes among them. Raises: UserError where a file is missing."""
+    digest = hashlib.sha256()
+    for path in files:
+        require(path.is_file(), f"no file {path}", EITHER, "copy it again, or check the path")
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(max(size - SAMPLE_BYTES, 0) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _open_run(choice: ModelChoice) -> EvaluatedModel:

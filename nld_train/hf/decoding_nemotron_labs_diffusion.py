@@ -6,7 +6,7 @@ prompt and its generated tokens; the cache holds all of them but those that the 
 Letters: B rows, n positions of a block, V vocabulary size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from .modeling_ministral import KVCache
 from .rows_nemotron_labs_diffusion import Generations
 from .sampling_nemotron_labs_diffusion import (
+    DraftProposal,
     Sampler,
     confident_places,
     even_quota,
@@ -246,9 +247,28 @@ def accept_draft(rows: Generations, cache: KVCache, drafted: Tensor, accepted: T
     cache.crop([length - 1 for length in rows.lengths])
 
 
-def decode_linear_speculation(
-    model: Any, rows: Generations, sampler: Sampler, block_length: int, mask_token_id: int, threshold: float
-) -> None:
+@dataclass(frozen=True)
+class DraftRound:
+    """One draft and its verification, of all rows."""
+
+    active: Sequence[int]  # numbers of the rows that took part
+    logits: Tensor  # [B, n, V]: of the drafted places
+    proposal: DraftProposal
+    accepted: Tensor  # [B] int64: drafts accepted
+    behind: Tensor  # [B] int64: the verifier's own token behind them
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """How linear self-speculation drafts."""
+
+    block_length: int  # the last known token and n = block_length - 1 drafts
+    mask_token_id: int
+    threshold: float = 0.0  # a draft stops where no token has this probability
+    observe: Callable[[DraftRound], None] | None = None  # told of every round; it changes nothing
+
+
+def decode_linear_speculation(model: Any, rows: Generations, sampler: Sampler, plan: DraftPlan) -> None:
     """Linear self-speculation: a noisy block drafts, a causal forward verifies. Follows AR decoding exactly.
 
     LoRA layers of a drafter are on while drafting, off otherwise.
@@ -258,12 +278,14 @@ def decode_linear_speculation(
         sample_next(rows, sampler, logits)
         while rows.active:
             seed, active = rows.last_tokens(), rows.active
-            masks = torch.full((len(rows.rows), block_length - 1), mask_token_id)
+            masks = torch.full((len(rows.rows), plan.block_length - 1), plan.mask_token_id)
             with adapters_switched(model, on=True):
                 rows.count("draft", active)
-                logits = noisy_logits(model, torch.cat([seed, masks], 1), cache, mask_token_id)[:, 1:]
-            proposal = propose_drafts(sampler, logits, active, threshold)
+                drafts = noisy_logits(model, torch.cat([seed, masks], 1), cache, plan.mask_token_id)[:, 1:]
+            proposal = propose_drafts(sampler, drafts, active, plan.threshold)
             rows.count("verify", active)
             logits = extend_cache(model, torch.cat([seed, proposal.tokens.cpu()], 1), cache)
             accepted, behind = verify_proposal(sampler, sampler.distribution(logits), proposal, active)
             accept_draft(rows, cache, proposal.tokens, accepted, behind)
+            if plan.observe is not None:
+                plan.observe(DraftRound(active, drafts, proposal, accepted, behind))

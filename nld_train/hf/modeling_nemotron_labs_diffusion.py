@@ -21,6 +21,7 @@ from .configuration_nemotron_labs_diffusion import (
 )
 from .decoding_nemotron_labs_diffusion import (
     DenoisingPlan,
+    DraftPlan,
     adapters_switched,
     decode_ar,
     decode_diffusion,
@@ -329,7 +330,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
         sampler = Sampler(temperature, top_p, generator, len(prompt_ids))
         with evaluation_mode(self):
-            decode_linear_speculation(self, rows, sampler, block_length, mask, threshold)
+            decode_linear_speculation(self, rows, sampler, DraftPlan(block_length, mask, threshold))
         return self._finished(prompt_ids, rows), rows.forwards.total()
 
     def _limits(self, new: int, eos: TokenIds, thinking: int | None, end_think: int | None) -> GenerationLimits:

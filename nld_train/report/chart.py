@@ -25,6 +25,10 @@ STYLE = """
   .chart .ar { stroke: var(--ar); color: var(--ar) } .chart text.ar { fill: var(--ar); stroke: none }
   .chart .diffusion { stroke: var(--diffusion); color: var(--diffusion) }
   .chart text.diffusion { fill: var(--diffusion); stroke: none }
+  .chart .speculation { stroke: var(--level); color: var(--level) }
+  .chart text.speculation { fill: var(--level); stroke: none }
+  .chart .quadratic { stroke: var(--quadratic); color: var(--quadratic) }
+  .chart text.quadratic { fill: var(--quadratic); stroke: none }
   .chart .plain { stroke: var(--plain); color: var(--plain) } .chart text.plain { fill: var(--plain); stroke: none }
   .chart .end { font-weight: 600 }
   .chart .spot { fill: transparent; stroke: none }
@@ -42,7 +46,7 @@ class ChartPoint:
 @dataclass(frozen=True)
 class ChartLine:
     name: str  # in the legend, once for all lines of that name
-    style: str  # ar, diffusion or plain: the colour
+    style: str  # the colour: ar, diffusion, speculation, quadratic or plain
     points: Sequence[ChartPoint]
     marked: bool = False  # a ring on every point, and the last value written at the right
 
@@ -67,6 +71,7 @@ class Chart:
     height: int
     top: int  # pixels above the frame: title, legend, names of the stages
     right: int  # pixels right of the frame: last values
+    across: str = "steps"  # what the x axis counts
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def chart_svg(chart: Chart) -> str:
     parts = [
         f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}">',
         f'<text class="title" x="0" y="14">{escape(chart.title)}<tspan font-weight="400">{escape(unit)}</tspan></text>',
-        *axes_svg(frame),
+        *axes_svg(frame, chart.across),
         *stage_borders_svg(chart.spans, frame),
         *level_line(chart, frame),
         *[part for line in lines for part in line_svg(line, frame)],
@@ -165,7 +170,8 @@ def tick_text(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def axes_svg(frame: PlotFrame) -> list[str]:
+def axes_svg(frame: PlotFrame, across: str) -> list[str]:
+    """Both axes with round numbers. across: what the x axis counts."""
     parts = []
     for y in tick_values(*frame.y, max(2, int((frame.bottom - frame.top) / 36))):
         down = frame.down(y)
@@ -173,10 +179,10 @@ def axes_svg(frame: PlotFrame) -> list[str]:
         parts.append(f'<text x="{frame.left - 8}" y="{down + 4:.1f}" text-anchor="end">{tick_text(y)}</text>')
     parts.append(f'<path class="axis" d="M{frame.left} {frame.bottom}H{frame.right}"/>')
     for x in tick_values(*frame.x, max(2, int((frame.right - frame.left) / 90))):
-        across = frame.across(x)
-        parts.append(f'<path class="axis" d="M{across:.1f} {frame.bottom}v4"/>')
-        parts.append(f'<text x="{across:.1f}" y="{frame.bottom + 17}" text-anchor="middle">{tick_text(x)}</text>')
-    parts.append(f'<text x="{frame.right}" y="{frame.bottom + 34}" text-anchor="end">steps</text>')
+        place = frame.across(x)
+        parts.append(f'<path class="axis" d="M{place:.1f} {frame.bottom}v4"/>')
+        parts.append(f'<text x="{place:.1f}" y="{frame.bottom + 17}" text-anchor="middle">{tick_text(x)}</text>')
+    parts.append(f'<text x="{frame.right}" y="{frame.bottom + 34}" text-anchor="end">{escape(across)}</text>')
     return parts
 
 

@@ -30,9 +30,11 @@ MOST = 300  # points of a training line; more are averaged
 PICTURE = (16, 4)  # tokens and block size of the picture: small enough to be read
 STYLE = """
   :root { color-scheme: light dark; --page: #ffffff; --ink: #1f2328; --muted: #59636e; --grid: #e4e8ec;
-    --panel: #f6f8fa; --ar: #2f6fd0; --diffusion: #c4620a; --plain: #4a5560; --level: #2a8f60 }
+    --panel: #f6f8fa; --ar: #2f6fd0; --diffusion: #c4620a; --plain: #4a5560; --level: #2a8f60;
+    --quadratic: #8a4fbf }
   @media (prefers-color-scheme: dark) { :root { --page: #0d1117; --ink: #e6edf3; --muted: #9aa4af; --grid: #222a33;
-    --panel: #161b22; --ar: #5c9bf5; --diffusion: #f0953f; --plain: #aab4be; --level: #46b583 } }
+    --panel: #161b22; --ar: #5c9bf5; --diffusion: #f0953f; --plain: #aab4be; --level: #46b583;
+    --quadratic: #b58ae0 } }
   body { margin: 0 auto; padding: 32px 24px 48px; max-width: 1080px; background: var(--page); color: var(--ink);
     font: 15px/1.5 system-ui, sans-serif }
   h1 { font-size: 24px; margin: 0 0 12px } h2 { font-size: 17px; margin: 36px 0 8px }

@@ -40,7 +40,8 @@ def environment(folder: Path, packages: list[str], locked: bool = True, override
     python = made / "bin" / "python"
     install = [uv, "pip", "install", "-q", "--python", str(python), "-c", str(folder / "constraints.txt"), *packages]
     install += ["--overrides", str(folder / "overrides.txt")] if overrides else []
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    # Elsewhere than in this project, whose own settings of uv leave packages out.
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"uv could not install {packages}: {done.stderr[-500:]}")
     return python
