@@ -22,13 +22,13 @@ def add_merge_parser(evaluations: argparse._SubParsersAction) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = evaluations.add_parser("merge", help="join the shards of one", description=HELP, formatter_class=raw)
     parser.add_argument("folder", metavar="DIR", help="--output of the shards")
-    parser.add_argument("--kind", metavar="KIND", help="decode or sol (default: all that have shards there)")
+    parser.add_argument("--kind", metavar="KIND", help="decode, for example (default: all that have shards there)")
     parser.add_argument("--overwrite", action="store_true", help="also where DIR holds a merged file already")
     parser.set_defaults(run=run_merge)
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    from nld_train.evaluation.results import write_figures
+    from nld_train.evaluation.results import finish_evaluation
     from nld_train.evaluation.shards import SHARDED, find_evaluation_shards, merge_evaluation_shards
 
     folder = Path(args.folder)
@@ -38,6 +38,6 @@ def run_merge(args: argparse.Namespace) -> int:
             "give the --output of the shards")  # fmt: skip
     for kind in kinds:
         records, shards = merge_evaluation_shards(folder, kind, args.overwrite)
-        write_figures(folder, kind)
-        print(f"{folder / kind}.jsonl: {records} records of {shards} shards; figures in {folder / kind}.json")
+        print(f"{folder / kind}.jsonl: {records} records of {shards} shards")
+        finish_evaluation(folder, kind, None)
     return FINISHED

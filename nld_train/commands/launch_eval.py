@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from nld_train.launch.shard_array import ShardedWork
 
 HELP = """\
-Evaluate on a Slurm cluster: an array of N jobs answers the prompts, every Nth each, and a job behind it merges what they
-found: the figures of one process. WHAT is decode or sol; all that `nld eval WHAT` takes is handed on to it, and paths
-start in the site's folder. A job takes one GPU, or a whole node where the site's nodes have none.
+Evaluate on a Slurm cluster: an array of N jobs, each with every Nth prompt, and a job behind it that merges what they
+found: the figures of one process. WHAT is likelihood, decode or sol; all that `nld eval WHAT` takes is handed on to it,
+and paths start in the site's folder. A job takes one GPU, or a whole node where the site's nodes have none.
 
 A shard that fails is queued again, and goes on where it stopped; one whose node is lost is queued again by Slurm. One
 that refuses its input (exit status 2) is not. After an array that ended badly, the same command does what is missing.
@@ -31,7 +31,7 @@ def parse_launch_eval(words: list[str]) -> argparse.Namespace:
     from nld_train.evaluation.shards import SHARDED
 
     parser = array_parser("eval", HELP, EXAMPLE)
-    parser.add_argument("what", choices=SHARDED, metavar="WHAT", help="what is evaluated: decode or sol")
+    parser.add_argument("what", choices=SHARDED, metavar="WHAT", help=f"what is evaluated: {', '.join(SHARDED)}")
     args, rest = parser.parse_known_args(words)
     top = argparse.ArgumentParser("nld launch")
     add_eval_parser(top.add_subparsers(required=True))
@@ -65,6 +65,7 @@ def check(args: argparse.Namespace) -> None:
     require(Path(asked.folder).is_dir(), f"no folder {asked.folder}", "a checkpoint's", "check the path")
     again = "a shard that is queued again goes on with what it has"
     require(not asked.overwrite, "--overwrite with an array", again, "give another --output")
-    count = len(read_prompt_file(Path(asked.prompts), asked.category))
-    require(args.shards <= count, f"--shards {args.shards} of {count} prompts", "a prompt or more each", "use fewer")
+    if "prompts" in asked:
+        count = len(read_prompt_file(Path(asked.prompts), asked.category))
+        require(args.shards <= count, f"--shards {args.shards} of {count} prompts", "a prompt or more each", "use fewer")
     refuse_existing([records_path(output_folder(asked), args.what)])

@@ -90,12 +90,14 @@ def merge_record_files(parts: Sequence[Path], target: Path, overwrite: bool, sam
     if not overwrite:
         refuse_existing([target])
     merged: dict[str, Record] = {}
+    counted = True
     first: Mapping[str, Any] = {}
     for part in parts:
         identity, records = read_records(part)
         due = identity.get(COUNT, len(records))
         goes_on = "give its command again: it goes on"
         require(len(records) == due, f"{part} has {len(records)} of {due} records", "finished parts", goes_on)
+        counted = counted and COUNT in identity
         shared = {name: value for name, value in identity.items() if same(name) and name != COUNT}
         first = first or shared
         require(shared == first, f"{part} is of another evaluation than {parts[0]}", "parts of one", "run it again")
@@ -103,9 +105,10 @@ def merge_record_files(parts: Sequence[Path], target: Path, overwrite: bool, sam
             twice = record["key"] in merged
             require(not twice, f"{part}: {record['key']} stands in two parts", "every record once", "run them again")
             merged[record["key"]] = record
-    if COUNT in read_records(parts[0])[0]:
-        first = {**first, COUNT: len(merged)}
-    write_text(target, "".join([_line(first), *(_line(merged[key]) for key in sorted(merged))]))
+    if not counted:
+        logger.warning("%s: its parts do not say how many records they should have", target)
+    whole = {**first, COUNT: len(merged)} if counted else first
+    write_text(target, "".join([_line(whole), *(_line(merged[key]) for key in sorted(merged))]))
     return len(merged)
 
 

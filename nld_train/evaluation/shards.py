@@ -7,7 +7,7 @@ from nld_train.errors import require
 from nld_train.evaluation.record_file import merge_record_files
 from nld_train.evaluation.results import FIGURES, records_path
 
-SHARDED = ("decode", "sol")  # the evaluations by prompts, which are shared out
+SHARDED = ("likelihood", "decode", "sol")  # the evaluations that take --shard
 SHARD_FILE = re.compile(r"(\w+)\.(\d+)-of-(\d+)\.jsonl")
 OF_A_SHARD = ("shard",)  # names of an identity in which shards differ
 
