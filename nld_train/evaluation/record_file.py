@@ -24,18 +24,18 @@ class RecordFile:
     def __init__(self, path: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         """identity: JSON values that say what is evaluated and how. overwrite: begin anew whatever is there.
 
+        A file without records may be of any evaluation: that one found nothing.
         Raises: UserError where the file is of another evaluation, or cannot be written.
         """
         self.path, self.identity = path, dict(identity)
         with unwritable_refused(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite or not path.exists() or path.stat().st_size == 0:
-            write_text(path, _line(self.identity))
-            self.records: dict[str, Record] = {}
-            return
-        found, records = read_records(path)
+        exists = not overwrite and path.exists() and path.stat().st_size > 0
+        found, records = read_records(path) if exists else (self.identity, [])
+        if not records:
+            found = self.identity
         self._check_identity(found)
-        self.records = {record["key"]: record for record in records}
+        self.records: dict[str, Record] = {record["key"]: record for record in records}
         write_text(path, "".join([_line(found), *map(_line, self.records.values())]))  # without a torn last line
         if self.records:
             logger.info("%s: %d records are there already, and are kept", path, len(self.records))

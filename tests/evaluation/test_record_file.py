@@ -24,6 +24,13 @@ def test_what_was_written_is_there_after_a_kill(tmp_path: Path) -> None:
     assert read_records(path) == (IDENTITY, [record("a"), record("b")])
 
 
+def test_an_evaluation_that_found_nothing_stands_in_nobodys_way(tmp_path: Path) -> None:
+    RecordFile(tmp_path / "decode.jsonl", IDENTITY)
+    other = IDENTITY | {"model": "other/hf"}
+    assert RecordFile(tmp_path / "decode.jsonl", other).records == {}
+    assert read_records(tmp_path / "decode.jsonl") == (other, [])
+
+
 def test_another_evaluation_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "decode.jsonl"
     RecordFile(path, IDENTITY).append(record("a"))

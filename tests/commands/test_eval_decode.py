@@ -1,0 +1,132 @@
+"""`nld eval decode` on the checkpoint folder that the decoders are tested with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nld_train import cli
+from nld_train.report.evaluation_page import write_evaluation_page
+
+ROWS = [
+    {"id": "a", "category": "code", "prompt": "import os", "reference": "x"},
+    {"id": "b", "category": "text", "prompt": "Return the"},
+    {"id": "c", "category": "text", "prompt": "def main"},
+]
+SMALL = ["--block", "4", "--threshold", "0.02,0.9", "--max-new-tokens", "8"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path / "prompts.jsonl"
+
+
+@pytest.fixture
+def evaluate(folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `nld eval decode` into a folder; returns its exit status."""
+
+    def run(output: Path, *words: str) -> int:
+        given = ["eval", "decode", str(folder), "--prompts", str(prompts), "--output", str(output)]
+        monkeypatch.setattr("sys.argv", ["nld", *given, *SMALL, *words])
+        return cli.main()
+
+    return run
+
+
+def without_time(figures: object) -> object:
+    if isinstance(figures, dict):
+        return {key: without_time(value) for key, value in figures.items() if key != "tokens_per_second"}
+    return [without_time(value) for value in figures] if isinstance(figures, list) else figures
+
+
+def read(output: Path) -> dict:
+    return json.loads((output / "decode.json").read_text())
+
+
+def test_one_command_gives_a_table_figures_and_a_page(evaluate, tmp_path: Path, capsys) -> None:
+    assert evaluate(tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    figures = read(tmp_path / "out")
+    names = [point["name"] for point in figures["points"]]
+    assert names == [
+        "ar",
+        "diffusion, block 4, threshold 0.02",
+        "diffusion, block 4, threshold 0.9",
+        "self-spec, block 4",
+        "quadratic, block 4",
+    ]
+    assert all(name in shown for name in names)
+    by_name = {point["name"]: point for point in figures["points"]}
+    assert by_name["self-spec, block 4"]["exact"] and by_name["quadratic, block 4"]["exact"]
+    quick, careful = (by_name[f"diffusion, block 4, threshold {p}"]["overall"] for p in (0.02, 0.9))
+    assert quick["tokens_per_forward"] > careful["tokens_per_forward"]
+    assert by_name["ar"]["overall"]["judged"] == 1 and sorted(by_name["ar"]["categories"]) == ["code", "text"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") >= 3 and "Agreement against tokens per forward" in page and "By category" in page
+
+
+def test_killed_and_gone_on_gives_the_same_figures(evaluate, tmp_path: Path, caplog) -> None:
+    evaluate(tmp_path / "whole")
+    evaluate(tmp_path / "cut")
+    records = (tmp_path / "cut" / "decode.jsonl").read_bytes()
+    (tmp_path / "cut" / "decode.jsonl").write_bytes(records[: len(records) // 2])
+    (tmp_path / "cut" / "decode.json").unlink()
+    with caplog.at_level("INFO"):
+        assert evaluate(tmp_path / "cut") == 0
+    assert "records are there already, and are kept" in caplog.text
+    assert without_time(read(tmp_path / "cut")) == without_time(read(tmp_path / "whole"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(evaluate, tmp_path: Path, capsys) -> None:
+    evaluate(tmp_path / "out")
+    assert evaluate(tmp_path / "out", "--threshold", "0.5") == 2
+    assert "holds another evaluation: points=" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", "--threshold", "0.5", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode", "fast"], "--mode fast; allowed: ar, diffusion, self-spec, quadratic, all"),
+        (["--block", "0"], "--block 0"),
+        (["--block", "8,x"], "--block 8,x"),
+        (["--threshold", "1.5"], "--threshold 1.5"),
+        (["--shard", "3/2"], "--shard 3/2"),
+        (["--batch", "0"], "--batch 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--max-new-tokens", "6"], "use 8"),
+        (["--max-new-tokens", "4096"], "prompt a/1 of"),
+        (["--category", "math"], "--category ['math']; allowed: code, text"),
+        (["--thinking"], "--thinking without --chat"),
+        (["--step", "3"], "--step 3"),
+    ],
+)
+def test_bad_input_is_one_line(evaluate, tmp_path: Path, capsys, words, message) -> None:
+    assert evaluate(tmp_path / "out", *words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nld: ")]
+    assert len(said) == 1 and message in said[0]
+
+
+def test_turns_need_a_template_and_get_greedy_answers_between_them(
+    evaluate, prompts: Path, tmp_path: Path, capsys
+) -> None:
+    prompts.write_text(json.dumps({"id": "t", "turns": ["import os", "def main"]}) + "\n")
+    assert evaluate(tmp_path / "plain") == 2
+    assert "prompt t has 2 turns; allowed: one without --chat" in capsys.readouterr().err
+    assert evaluate(tmp_path / "chat", "--chat", "--mode", "self-spec") == 0
+    lines = (tmp_path / "chat" / "decode.jsonl").read_text().splitlines()[1:]
+    found = {record["key"]: record for record in map(json.loads, lines)}
+    first, second = found["ar|t/1"], found["ar|t/2"]
+    assert second["prompt_tokens"] > first["prompt_tokens"] + len(first["ids"]) / 2
+    assert found["self-spec, block 4|t/2"]["ids"] == second["ids"]
+
+
+def test_a_page_of_other_figures_is_refused(tmp_path: Path) -> None:
+    from nld_train.errors import UserError
+
+    with pytest.raises(UserError, match="no figures"):
+        write_evaluation_page([tmp_path], tmp_path / "page.html")
+    (tmp_path / "decode.json").write_text('{"kind": "decode", "identity": {"model": "m"}}')
+    with pytest.raises(UserError, match="holds other figures"):
+        write_evaluation_page([tmp_path], tmp_path / "page.html")
