@@ -67,5 +67,7 @@ def check(args: argparse.Namespace) -> None:
     require(not asked.overwrite, "--overwrite with an array", again, "give another --output")
     if "prompts" in asked:
         count = len(read_prompt_file(Path(asked.prompts), asked.category))
-        require(args.shards <= count, f"--shards {args.shards} of {count} prompts", "a prompt or more each", "use fewer")
+        require(
+            args.shards <= count, f"--shards {args.shards} of {count} prompts", "a prompt or more each", "use fewer"
+        )
     refuse_existing([records_path(output_folder(asked), args.what)])

@@ -63,9 +63,7 @@ def drafter_numerator(terms: DrafterTerms) -> Tensor:
 
 
 def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks.
-
-    """
+    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks."""
     return {
         "drafter loss": (drafter_numerator(terms), terms.blocks),
         "hybrid loss": (terms.hybrid_sum, terms.blocks),
@@ -91,7 +89,11 @@ def decoding_figures(kept_by_place: Tensor, blocks: Tensor) -> dict[str, Tensor]
     Tokens per forward: the accepted length over the two forwards of a round. The prefill is not counted.
     """
     found = {name: _per(*pair) for name, pair in acceptance_pairs(kept_by_place, blocks).items()}
-    return {ACCEPTED: found.pop(ACCEPTED), PER_FORWARD: (kept_by_place.sum() + blocks) / blocks / ROUND_FORWARDS, **found}
+    return {
+        ACCEPTED: found.pop(ACCEPTED),
+        PER_FORWARD: (kept_by_place.sum() + blocks) / blocks / ROUND_FORWARDS,
+        **found,
+    }
 
 
 def _per(total: Tensor, count: Tensor) -> Tensor:

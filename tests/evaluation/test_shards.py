@@ -9,7 +9,13 @@ import pytest
 
 from nld_train.cli import main
 
-PROMPTS = [("def f(x):", "code"), ("import os", "code"), ("Once upon", "text"), ("The end", "text"), ("for i in", "code")]
+PROMPTS = [
+    ("def f(x):", "code"),
+    ("import os", "code"),
+    ("Once upon", "text"),
+    ("The end", "text"),
+    ("for i in", "code"),
+]
 Nld = Callable[..., str]
 
 

@@ -63,7 +63,10 @@ def is_bash(script: str) -> bool:
 @pytest.mark.parametrize("kind", ["data", "eval"])
 def test_the_scripts_are_the_golden_ones(kind: str) -> None:
     site = Site(Path("slurm/site.env"), H100, {"NCCL_IB_HCA": "mlx5"})
-    path, scripts = GOLDEN / f"{kind}_array.sbatch", [array_script(array(kind), site), merge_script(array(kind), site, "1")]
+    path, scripts = (
+        GOLDEN / f"{kind}_array.sbatch",
+        [array_script(array(kind), site), merge_script(array(kind), site, "1")],
+    )
     if os.environ.get("NLD_GOLDEN") == "write":
         path.write_text("".join(scripts))
     assert "".join(scripts) == path.read_text() and all(map(is_bash, scripts))
@@ -100,7 +103,10 @@ def test_options_of_the_work_are_handed_on() -> None:
     add_array_options(parser)
     args, rest = parser.parse_known_args(["corpus", "--shards", "3", "--output", "out/x", "--workers", "4"])
     made = array_of(args, preparation_work(rest, prepared(output="out/x", overwrite=True)), None)
-    assert made.work.words == ("corpus", "--output", "out/x", "--workers", "4") and (made.shards, made.retries) == (3, 3)
+    assert made.work.words == ("corpus", "--output", "out/x", "--workers", "4") and (made.shards, made.retries) == (
+        3,
+        3,
+    )
     assert made.work.merge_words == ("out/x", "--workers", "4", "--overwrite")
     assert work("eval").words == EVAL_WORDS and work("eval").merge_words == ("out/hf-eval", "--kind", "decode")
 
