@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nld_train.config import RunConfig
 from nld_train.data.run_rows import open_run_rows
@@ -102,6 +103,15 @@ def test_drafting_changes_no_training_and_no_other_figure(trained: dict[str, Run
     assert drafts(without) == [{}, {}]
     for kind in ("train", "validation"):
         assert figures(without, kind) == figures(with_drafts, kind)
+
+
+def test_tensorboard_is_given_what_is_drafted(trained: dict[str, RunConfig]) -> None:
+    """W&B too: Megatron-Bridge writes one dictionary to both."""
+    events = EventAccumulator(f"{trained['joint_one'].output}/tensorboard")
+    events.Reload()
+    for name in ("accepted length", "tokens per forward"):
+        written = [event.value for event in events.Scalars(f"{name} validation")]
+        assert written == [entry[name] for entry in drafts(trained["joint_one"])]
 
 
 def test_a_resumed_run_drafts_what_the_undisturbed_one_does(trained: dict[str, RunConfig]) -> None:
