@@ -23,10 +23,10 @@ Measure a checkpoint: how likely it finds text, how it decodes in every mode, ho
   nld eval page out/demo/hf-eval --html evaluation.html
 
 Every evaluation writes into --output (default: FOLDER-eval): records one by one, a JSON file of the figures, and a
-page. Killed, it goes on by the same command where it stopped.
+page. Killed, it goes on by the same command where it stopped. `merge` joins the shards of one (--shard I/N).
 """
 # In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/eval_NAME.py.
-EVALUATIONS = ("likelihood", "decode", "sol", "tasks", "page")
+EVALUATIONS = ("likelihood", "decode", "sol", "tasks", "merge", "page")
 
 
 def add_eval_parser(commands: argparse._SubParsersAction) -> None:

@@ -42,16 +42,21 @@ def write_figures(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def finish_evaluation(
-    folder: Path, kind: str, shard: tuple[int, int] | None, table: Callable[[Mapping[str, Any]], str]
+    folder: Path,
+    kind: str,
+    shard: tuple[int, int] | None,
+    table: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> int:
-    """Write the figures, print their table, and write the page of the folder; a shard has its records alone. Returns:
-    the exit status. Raises: UserError."""
+    """Write the figures, print their table where there is one, and write the page of the folder; a shard has its
+    records alone. Returns: the exit status. Raises: UserError."""
     from nld_train.report.evaluation_page import write_evaluation_page
 
     if shard is not None:
         print(f"wrote {records_path(folder, kind, shard)}; `nld eval merge {folder}` joins all shards")
         return FINISHED
-    print(table(write_figures(folder, kind)))
+    figures = write_figures(folder, kind)
+    if table is not None:
+        print(table(figures))
     page = folder / PAGE
     write_evaluation_page([folder], page)
     print(f"wrote {folder / f'{kind}.json'} and {page}")
