@@ -6,6 +6,7 @@ from pathlib import Path
 from nld_train.commands.eval import (
     add_model_options,
     add_prompt_options,
+    finish_evaluation,
     model_choice,
     output_folder,
     parse_numbers,
@@ -67,7 +68,6 @@ def run_decode(args: argparse.Namespace) -> int:
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.progress_bar import evaluation_progress
     from nld_train.evaluation.record_file import COUNT, RecordFile
-    from nld_train.evaluation.results import finish_evaluation
 
     points = sweep_points(modes, blocks, thresholds, args.adapter is not None)
     check_sweep(points, decode.max_new_tokens)

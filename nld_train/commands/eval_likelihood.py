@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nld_train.commands.eval import add_model_options, model_choice, output_folder
+from nld_train.commands.eval import add_model_options, finish_evaluation, model_choice, output_folder
 from nld_train.errors import require
 
 if TYPE_CHECKING:  # they import torch
@@ -72,7 +72,7 @@ def run_likelihood(args: argparse.Namespace) -> int:
     from nld_train.evaluation.likelihood_figures import likelihood_table
     from nld_train.evaluation.likelihood_windows import choose_windows
     from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import finish_evaluation, parse_shard, records_path
+    from nld_train.evaluation.results import parse_shard, records_path
 
     require(args.adapter is None, "--adapter for a likelihood", "drafts alone are made with it", "leave it out")
     for name in ("rows", "batch"):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nld_train.commands.eval import finish_evaluation
 from nld_train.errors import require
 from nld_train.exit_status import FINISHED
 
@@ -28,7 +29,6 @@ def add_merge_parser(evaluations: argparse._SubParsersAction) -> None:
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    from nld_train.evaluation.results import finish_evaluation
     from nld_train.evaluation.shards import SHARDED, find_evaluation_shards, merge_evaluation_shards
 
     folder = Path(args.folder)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nld_train.commands.eval import add_model_options, model_choice, output_folder
+from nld_train.commands.eval import add_model_options, finish_evaluation, model_choice, output_folder
 from nld_train.commands.eval_decode import read_modes
 from nld_train.decode.modes import MODES
 from nld_train.errors import require
@@ -57,7 +57,7 @@ def run_tasks(args: argparse.Namespace) -> int:
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.lm_eval_model import NldLM, TaskDecoding
     from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import finish_evaluation, records_path
+    from nld_train.evaluation.results import records_path
     from nld_train.evaluation.task_figures import tasks_table
     from nld_train.evaluation.task_run import TaskLimits, open_tasks, score_task
 
