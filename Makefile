@@ -3,6 +3,7 @@
 #   make setup      the virtual environment .venv, from requirements.lock: 3.5 GB of downloads, 7.5 GB on disk
 #   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
 #                   ends with out/demo/report.html
+#   make demo-eval  evaluates the demo's model: likelihood, every mode, speed of light, tasks; ends with out/demo/eval/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
 #   make test-cluster   all tests on a real Slurm of two nodes; run by root, it installs Debian's packages for it
@@ -20,7 +21,7 @@ PLATFORM := x86_64-manylinux_2_39
 JOBS := $(shell awk -v cores=$$(nproc) '/MemAvailable/ {jobs = int($$2 / 2097152); if (jobs > cores) jobs = cores; \
   print jobs < 1 ? 1 : jobs}' /proc/meminfo)
 
-.PHONY: setup demo test test-pure test-long test-cluster lint format lock picture
+.PHONY: setup demo demo-eval test test-pure test-long test-cluster lint format lock picture
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -75,6 +76,16 @@ demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
 	  --max-new-tokens 48 --block-length 16 --threshold none --steps-per-block 4 --dtype float32
 	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
 	  --html $(DEMO)/report.html
+
+# One page of all evaluations; killed, each goes on where it stopped.
+EVALUATE = --output $(DEMO)/eval --dtype float32
+PROMPTS = --prompts benchmarks/prompts.jsonl --max-new-tokens 64
+demo-eval: | .venv/.ready
+	@[ -f $(DEMO)/hf/config.json ] || $(MAKE) demo
+	$(NLD) eval likelihood $(DEMO)/hf --data $(DEMO)/data/stdlib --held-out 99,1,0 $(EVALUATE)
+	$(NLD) eval decode $(DEMO)/hf $(PROMPTS) --mode all --block 8,16 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
+	$(NLD) eval sol $(DEMO)/hf $(PROMPTS) --block 4,8,16,32 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
+	$(NLD) eval tasks $(DEMO)/hf --tasks nld_cloze,nld_arithmetic --mode ar,diffusion,self-spec,quadratic $(EVALUATE)
 
 # Two test files at a time, one thread each: more would keep each other from the cores.
 test: setup
