@@ -123,6 +123,7 @@ class TrainConfig:
     micro_batch: int = 1  # rows per forward on one rank
     eval_interval: int = 1000  # steps; the validation rows are the same every time
     eval_batches: int = 8  # global batches per evaluation; 0: never evaluate
+    eval_decode: int = 2  # joint stages: validation rows whose blocks are drafted too, for accepted length; 0: none
     precision: Precision = "bf16"
     attention: AttentionBackend = "auto"  # auto: flex on GPUs, sdpa on CPUs
     seed: int = 1234  # weights and dropout; the noise has its own seed

@@ -80,6 +80,7 @@ RANGES = {
     "train.micro_batch": whole_from(1, 10**7),
     "train.eval_interval": whole_from(1, STEPS),
     "train.eval_batches": whole_from(0, 10**6),
+    "train.eval_decode": whole_from(0, 10**6),
     "train.seed": SEED,
     "optimizer.lr": above_zero(1e15),  # the test of losses that are no number needs such a one
     "optimizer.min_lr": NumberRange(0, 100),

@@ -20,7 +20,14 @@ NUMBERS = [
 # Of the settings that take it: 0 as a value of its own, and nothing below 0 but one mark.
 TAKE_ZERO = {
     *("diffusion.alpha", "diffusion.mask_token_id", "diffusion.noise_seed", "data.workers", "data.shuffle_seed"),
-    *("train.eval_batches", "train.seed", "optimizer.min_lr", "optimizer.warmup_iterations", "optimizer.weight_decay"),
+    *(
+        "train.eval_batches",
+        "train.eval_decode",
+        "train.seed",
+        "optimizer.min_lr",
+        "optimizer.warmup_iterations",
+        "optimizer.weight_decay",
+    ),
     *("optimizer.decay_iterations", "optimizer.beta1", "optimizer.beta2", "log.spike", "drafter.dropout"),
     *("drafter.sampled_share", "model.rope.mscale", "model.rope.mscale_all_dim", "model.rope.query_scale_beta"),
     *(

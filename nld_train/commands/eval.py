@@ -1,13 +1,14 @@
 """`nld eval`: how good a checkpoint is, how fast it decodes, and how far that is from the speed of light."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nld_train.commands.generate import DEVICES, DTYPES, choose_device
 from nld_train.errors import UserError
+from nld_train.exit_status import FINISHED
 
 if TYPE_CHECKING:  # it imports torch
     from nld_train.evaluation.evaluated_model import ModelChoice
@@ -20,12 +21,14 @@ Measure a checkpoint: how likely it finds text, how it decodes in every mode, ho
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode all --block 8,16 --threshold 0.5,0.7,0.9
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16
   nld eval tasks out/demo/hf --tasks nld_arithmetic,nld_cloze --mode self-spec
+  nld eval page out/demo/hf-eval --html evaluation.html
 
 Every evaluation writes into --output (default: FOLDER-eval): records one by one, a JSON file of the figures, and a
-page. Killed, it goes on by the same command where it stopped.
+page. Killed, it goes on by the same command where it stopped. `merge` joins the shards of one (--shard I/N).
 """
+PAGE = "report.html"
 # In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/eval_NAME.py.
-EVALUATIONS = ("likelihood", "decode", "sol", "tasks")
+EVALUATIONS = ("likelihood", "decode", "sol", "tasks", "merge", "page")
 
 
 def add_eval_parser(commands: argparse._SubParsersAction) -> None:
@@ -88,3 +91,26 @@ def parse_numbers[N: (int, float)](option: str, text: str, kind: Callable[[str],
     if not all(low <= number <= high for number in numbers):
         raise UserError(f"{option} {text}", allowed, "correct it")
     return numbers
+
+
+def finish_evaluation(
+    folder: Path,
+    kind: str,
+    shard: tuple[int, int] | None,
+    table: Callable[[Mapping[str, Any]], str] | None = None,
+) -> int:
+    """Write the figures, print their table where there is one, and write the page of the folder; a shard has its
+    records alone. Returns: the exit status. Raises: UserError."""
+    from nld_train.evaluation.results import records_path, write_figures
+    from nld_train.report.evaluation_page import write_evaluation_page
+
+    if shard is not None:
+        print(f"wrote {records_path(folder, kind, shard)}; `nld eval merge {folder}` joins all shards")
+        return FINISHED
+    figures = write_figures(folder, kind)
+    if table is not None:
+        print(table(figures))
+    page = folder / PAGE
+    write_evaluation_page([folder], page)
+    print(f"wrote {folder / f'{kind}.json'} and {page}")
+    return FINISHED

@@ -6,6 +6,7 @@ from pathlib import Path
 from nld_train.commands.eval import (
     add_model_options,
     add_prompt_options,
+    finish_evaluation,
     model_choice,
     output_folder,
     parse_numbers,
@@ -66,8 +67,7 @@ def run_decode(args: argparse.Namespace) -> int:
     from nld_train.evaluation.decode_sweep import SweepRun, check_sweep, sweep_points
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.progress_bar import evaluation_progress
-    from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import finish_evaluation
+    from nld_train.evaluation.record_file import COUNT, RecordFile
 
     points = sweep_points(modes, blocks, thresholds, args.adapter is not None)
     check_sweep(points, decode.max_new_tokens)
@@ -82,6 +82,7 @@ def run_decode(args: argparse.Namespace) -> int:
         "max_new_tokens": decode.max_new_tokens,
         "stops": args.stop,
         "batch": args.batch,
+        COUNT: len(points) * sum(len(prompt.turns) for prompt in shard_prompts(prompts, shard)),
     }
     file = RecordFile(records_path(target, "decode", shard), identity, args.overwrite)
 

@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nld_train.commands.eval import add_model_options, add_prompt_options, model_choice, output_folder, parse_numbers
+from nld_train.commands.eval import (
+    add_model_options,
+    add_prompt_options,
+    finish_evaluation,
+    model_choice,
+    output_folder,
+    parse_numbers,
+)
 from nld_train.errors import require
 
 HELP = """\
@@ -78,7 +85,6 @@ def run_sol(args: argparse.Namespace) -> int:
     from nld_train.evaluation.oracle_figures import oracle_table
     from nld_train.evaluation.progress_bar import evaluation_progress
     from nld_train.evaluation.record_file import RecordFile
-    from nld_train.evaluation.results import finish_evaluation
 
     choice, target = model_choice(args), output_folder(args)
     identity = {

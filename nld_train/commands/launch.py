@@ -27,6 +27,8 @@ says where; slurm/site.env.example explains its lines.
   nld launch tiny_stage1_ar --executor local      the same as nld train
   nld launch data corpus --tokenizer tokenizer --output data/mix --shards 64
                                                   text, not a recipe: `nld launch data --help`
+  nld launch eval decode out/nld_8b/hf --prompts prompts.jsonl --shards 16
+                                                  prompts to evaluate with: `nld launch eval --help`
   nld launch nld_8b_stage1_ar --executor nemo-run through nemo-run's Slurm executor; --nemo local: its local one
 
 Nothing is submitted where the site file, the layout, the data or the weights to start from are wrong, or where Slurm

@@ -1,17 +1,32 @@
 """`nld launch data`: text is prepared by a Slurm array of shards, and merged."""
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from nld_train.exit_status import FINISHED
+from nld_train.commands.launch_shards import array_parser, run_array
+
+if TYPE_CHECKING:
+    from nld_train.launch.shard_array import ShardedWork
+
+HELP = """\
+Prepare text on a Slurm cluster: an array of N jobs, a node each, makes the shards, and a job behind it merges them. All
+that `nld data prepare` takes is handed on to it; paths start in the site's folder.
+
+A shard that fails is queued again, and goes on where it stopped; one whose node is lost is queued again by Slurm. One
+that refuses its input (exit status 2) is not. After an array that ended badly, the same command does what is missing.
+"""
+EXAMPLE = """\
+example:
+  nld launch data corpus --tokenizer tokenizer --output data/mix --shards 64 --partition cpu
+"""
 
 
 def parse_launch_data(words: list[str]) -> argparse.Namespace:
     """`nld launch data WORDS`: what is not of the array is of `nld data prepare`, and is read by its parser."""
     from data_prep.cli import add_data_commands
-    from nld_train.launch.data_array import data_array_parser
 
-    args, rest = data_array_parser().parse_known_args(words)
+    args, rest = array_parser("data", HELP, EXAMPLE).parse_known_args(words)
     top = argparse.ArgumentParser("nld launch")
     add_data_commands(top.add_subparsers(required=True))
     args.words, args.prepared, args.run = rest, top.parse_args(["data", "prepare", *rest]), run_launch_data
@@ -20,18 +35,16 @@ def parse_launch_data(words: list[str]) -> argparse.Namespace:
 
 
 def run_launch_data(args: argparse.Namespace) -> int:
-    from contextlib import chdir
-
     from data_prep.cli import check_preparation
-    from nld_train.launch.data_array import array_of, array_script, merge_script, submit_array
-    from nld_train.launch.site import read_site
 
-    site = read_site(Path(args.site))
-    array = array_of(args, args.words, args.prepared)
-    if args.dry_run:
-        print(array_script(array, site) + merge_script(array, site, "ARRAY"), end="")
-        return FINISHED
-    with chdir(site.job_folder):
-        check_preparation(args.prepared)
-    print("\n".join(submit_array(array, site)))
-    return FINISHED
+    work = preparation_work(args.words, args.prepared)
+    return run_array(args, work, args.prepared.shard, lambda: check_preparation(args.prepared))
+
+
+def preparation_work(words: Sequence[str], prepared: argparse.Namespace) -> "ShardedWork":
+    """The shards and the merge of a preparation. prepared: `words` as the parser of `nld data prepare` reads them."""
+    from nld_train.launch.shard_array import ShardedWork
+
+    workers = ("--workers", str(prepared.workers)) if "--workers" in words else ()
+    merge = (prepared.output, *workers, *(("--overwrite",) if prepared.overwrite else ()))
+    return ShardedWork("data", "data prepare", "data merge", tuple(words), merge, prepared.output)

@@ -14,6 +14,7 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("--html", metavar="FILE", help="write the page there")
     report.add_argument("--data", nargs="+", metavar="PREFIX", help="token files to compare with: the unigram entropy")
     report.add_argument("--answers", metavar="FILE", help="show answers that `nld generate --json FILE` wrote")
+    report.add_argument("--eval", nargs="+", default=[], metavar="DIR", help="show what `nld eval` wrote there")
     report.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
     report.set_defaults(run=run_report)
 
@@ -25,7 +26,7 @@ def run_report(args: argparse.Namespace) -> int:
     from nld_train.files import check_output_file
     from nld_train.report import drafter_figures
     from nld_train.report.history import read_stages
-    from nld_train.report.page import write_report
+    from nld_train.report.page import ReportExtras, write_report
     from nld_train.report.stage_table import text_table
 
     if args.html is not None:
@@ -36,8 +37,7 @@ def run_report(args: argparse.Namespace) -> int:
     print(text_table(stages, entropy))
     print(drafter_figures.drafter_text(stages), end="")
     if args.html is not None:
-        write_report(
-            outputs, Path(args.html), entropy, args.title, None if args.answers is None else Path(args.answers)
-        )
+        extras = ReportExtras(None if args.answers is None else Path(args.answers), [Path(one) for one in args.eval])
+        write_report(outputs, Path(args.html), entropy, args.title, extras)
         print(f"wrote {args.html}")
     return 0

@@ -18,7 +18,7 @@ from nld_train.config import ModelConfig
 from nld_train.convert.adapter import attach_adapter
 from nld_train.convert.config_json import ARCHITECTURE, FolderConfig
 from nld_train.convert.hf_folder import HFWeights, exported_code_files
-from nld_train.convert.reference_network import ProbeRow
+from nld_train.convert.reference_network import ProbeRow, consecutive_ranges
 from nld_train.convert.weight_table import EMBEDDING, HEAD, NLD, parameter_count, weight_mappings
 from nld_train.errors import UserError
 
@@ -31,8 +31,13 @@ MEMORY = Path("/proc/meminfo")
 class ExportedModel:
     """The folder's model in float32 on the CPU, with its first layers."""
 
-    def __init__(self, folder: Path, described: FolderConfig, weights: HFWeights, layers: int) -> None:
-        """Raises: UserError where a Python file is not the one that this version writes."""
+    def __init__(
+        self, folder: Path, described: FolderConfig, weights: HFWeights, layers: int, ids: Tensor | None = None
+    ) -> None:
+        """ids: ascending; those that rows are made of and whose logits are computed; None: all of the vocabulary.
+
+        Raises: UserError where a Python file is not the one that this version writes.
+        """
         check_exported_code(folder)
         with import_exported_code(folder) as (modeling, configuration):
             config = vars(configuration)[CONFIG_CLASS](**described.content | {"num_hidden_layers": layers})
@@ -40,8 +45,11 @@ class ExportedModel:
                 self.model = vars(modeling)[ARCHITECTURE](config).eval()
             self.decoder = sys.modules[type(self.model.encoder).__module__]
         self.prefill: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # around the past of a block
-        wanted = self.model.state_dict()
-        self.model.load_state_dict({name: weights.read(name).float() for name in wanted}, assign=True)
+        self.ids = torch.arange(config.vocab_size) if ids is None else ids
+        with torch.device("meta"):
+            self.model.encoder.embed_tokens = torch.nn.Embedding(len(self.ids), config.hidden_size)
+            self.model.diffusion_head = torch.nn.Linear(config.hidden_size, len(self.ids), bias=False)
+        self.model.load_state_dict(read_float_weights(self.model, weights, self.ids), assign=True)
         self.config = config
 
     def adapt(self, folder: Path) -> None:
@@ -55,18 +63,20 @@ class ExportedModel:
 
     @torch.no_grad()
     def ar_logits(self, row: ProbeRow) -> Tensor:
-        """Causal logits of the clean row, [L, V]."""
+        """Causal logits of the clean row, [L, len(ids)]."""
         return self._forward(row.clean, row.start, use_causal_mask=True).logits[0]
 
     @torch.no_grad()
     def block_logits(self, row: ProbeRow) -> Tensor:
-        """Logits of every noisy block over the cached clean blocks before it, [L, V]."""
+        """Logits of every noisy block over the cached clean blocks before it, [L, len(ids)]."""
         found = []
         for first in range(0, len(row.noisy), row.block_size):
             cache = None
             if first > 0:
                 with self.prefill():
-                    past = self._forward(row.clean[:first], row.start, use_causal_mask=True, use_cache=True)
+                    past = self._forward(
+                        row.clean[:first], row.start, use_causal_mask=True, use_cache=True, logits_to_keep=1
+                    )
                 cache = past.past_key_values
             block = row.noisy[first : first + row.block_size]
             seen = self._forward(block, row.start + first, use_causal_mask=False, past_key_values=cache)
@@ -75,7 +85,19 @@ class ExportedModel:
 
     def _forward(self, ids: Tensor, start: int, **how: Any) -> Any:
         places = torch.arange(start, start + len(ids))
-        return self.model(ids[None], position_ids=places[None], **how)
+        return self.model(torch.searchsorted(self.ids, ids)[None], position_ids=places[None], **how)
+
+
+def read_float_weights(model: torch.nn.Module, weights: HFWeights, ids: Tensor) -> dict[str, Tensor]:
+    """The folder's tensors of a model in float32, by their names. Of those with a row for every id, which the model has
+    for `ids` alone, only those rows are read."""
+    state = {}
+    for name, wanted in model.state_dict().items():
+        if wanted.shape == weights.shapes[name]:
+            state[name] = weights.read(name).float()
+        else:
+            state[name] = torch.cat([weights.read(name, *rows).float() for rows in consecutive_ranges(ids)])
+    return state
 
 
 def check_exported_code(folder: Path) -> None:

@@ -22,6 +22,7 @@ from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 
 PROBE_BLOCKS = 3
+PROBED = 8192  # ids of a larger vocabulary whose logits are compared
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,24 @@ class ProbeRow:
         return RowLayout(len(self.clean), self.block_size, dual=True)
 
 
+def probed_token_ids(vocab_size: int, mask_token_id: int) -> Tensor:
+    """The ids, ascending, whose logits are compared, and of which probe rows are made: all, or the first PROBED and the
+    mask. Every bit of the others is compared too; their logits would take most of the time and of the memory."""
+    if vocab_size <= PROBED:
+        return torch.arange(vocab_size)
+    return torch.tensor(sorted({*range(PROBED), mask_token_id}))
+
+
+def consecutive_ranges(ids: Tensor) -> list[tuple[int, int]]:
+    """The ranges [first, last) that ascending ids consist of."""
+    cuts = (ids.diff() != 1).nonzero()[:, 0] + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in ids.tensor_split(cuts.tolist())]
+
+
 def make_probe_row(model: ModelConfig, mask_token_id: int, block_size: int, start: int) -> ProbeRow:
     """PROBE_BLOCKS blocks of random tokens, two thirds of them masked; the same for every call."""
     generator = torch.Generator().manual_seed(start)
-    clean = torch.randint(model.vocab_size, (PROBE_BLOCKS * block_size,), generator=generator)
+    clean = torch.randint(min(model.vocab_size, PROBED), (PROBE_BLOCKS * block_size,), generator=generator)
     masked = torch.rand(len(clean), generator=generator) < 2 / 3
     return ProbeRow(clean, clean.masked_fill(masked, mask_token_id), block_size, start)
 
@@ -82,15 +97,16 @@ class ReferenceNetwork:
         self.model, self.weights, self.dtype, self.layers = model, weights, dtype, layers
         self.units = {(unit.name, unit.layer): unit for unit in weight_table.weight_mappings(model, NLD)}
 
-    def logits(self, row: ProbeRow) -> Tensor:
-        """Logits of [noisy | clean], [S, V] float64."""
+    def logits(self, row: ProbeRow, ids: Tensor | None = None) -> Tensor:
+        """Logits of [noisy | clean], [S, V] float64; of ascending `ids` alone where they are given, [S, len(ids)]."""
         hidden = self._embed(torch.cat([row.noisy, row.clean]))
         for layer in range(self.layers):
             hidden = hidden + self._attention(hidden, layer, row)
             hidden = hidden + self._mlp(hidden, layer)
         hidden = self._norm(hidden, weight_table.FINAL_NORM, None)
         head = self.units[weight_table.HEAD, None]
-        return torch.cat([hidden @ rows.double().T for _, rows in self._rows(head)], -1)
+        ranges = self.weights.row_ranges(head) if ids is None else consecutive_ranges(ids)
+        return torch.cat([hidden @ self.weights.read(head, self.dtype, *rows).double().T for rows in ranges], -1)
 
     def _weight(self, name: str, layer: int | None) -> Tensor:
         return self.weights.read(self.units[name, layer], self.dtype).double()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nld_train.config import ModelConfig
 from nld_train.convert.config_json import FolderConfig, read_config_token_ids
 from nld_train.convert.export import bytes_text
 from nld_train.convert.exported_code import ExportedModel, fitting_layers
@@ -17,6 +18,7 @@ from nld_train.convert.reference_network import (
     ProbeRow,
     ReferenceNetwork,
     make_probe_row,
+    probed_token_ids,
     reference_frequencies,
 )
 from nld_train.convert.safetensors_file import tensor_bytes
@@ -70,14 +72,15 @@ def verify_logits(
     traits = read_config_token_ids(described.content, source.model.vocab_size)
     fitting = fitting_layers(source.model)
     run = fitting if layers is None else min(fitting, layers)
-    tri_mode = ExportedModel(folder, described, weights, run) if described.naming is NLD else None
-    model = StockModel(described, weights, run) if tri_mode is None else tri_mode
+    ids = probed_token_ids(source.model.vocab_size, traits.mask_token_id)
+    tri_mode = ExportedModel(folder, described, weights, run, ids) if described.naming is NLD else None
+    model = StockModel(described, weights, run, ids) if tri_mode is None else tri_mode
     findings = [compare_rotary(source, model)]
     network = ReferenceNetwork(source.model, source.weights, weights.dtype(described.naming.head), run)
     for start in logit_row_starts(source, PROBE_BLOCKS * traits.block_size):
         row = make_probe_row(source.model, traits.mask_token_id, traits.block_size, start)
-        noisy, clean = network.logits(row).chunk(2)
-        where = place_text(row, run, source.model.layers)
+        noisy, clean = network.logits(row, ids).chunk(2)
+        where = place_text(row, run, source.model, len(ids))
         off = logit_distance("AR", model.ar_logits(row), clean)
         findings.append(VerifyFinding("logits, AR", f"off by {off:.0e}, {where}"))
         if tri_mode is not None:
@@ -172,10 +175,11 @@ def logit_row_starts(source: CheckpointSource, row_length: int) -> list[int]:
     return sorted({0, crossing})
 
 
-def place_text(row: ProbeRow, layers: int, whole: int) -> str:
+def place_text(row: ProbeRow, layers: int, model: ModelConfig, ids: int) -> str:
     """Where a row of logits stands, and how much of the model was run for it."""
-    some = "" if layers == whole else f" (first {layers} of {whole} layers)"
-    return f"positions {row.start:,}..{row.start + len(row.clean) - 1:,}{some}"
+    some = [] if layers == model.layers else [f"first {layers} of {model.layers} layers"]
+    some += [] if ids == model.vocab_size else [f"{ids:,} of {model.vocab_size:,} ids"]
+    return f"positions {row.start:,}..{row.start + len(row.clean) - 1:,}{f' ({", ".join(some)})' if some else ''}"
 
 
 def logit_distance(mode: str, found: Tensor, expected: Tensor) -> float:

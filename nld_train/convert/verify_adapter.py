@@ -6,7 +6,7 @@ from nld_train.convert.adapter import AdapterSource, StoredAdapter, differing_te
 from nld_train.convert.config_json import read_config_token_ids
 from nld_train.convert.exported_code import ExportedModel, fitting_layers
 from nld_train.convert.hf_folder import open_hf_folder
-from nld_train.convert.reference_network import PROBE_BLOCKS, ReferenceNetwork, make_probe_row
+from nld_train.convert.reference_network import PROBE_BLOCKS, ReferenceNetwork, make_probe_row, probed_token_ids
 from nld_train.convert.source import CheckpointSource
 from nld_train.convert.verify import VerifyFinding, difference_error, logit_distance, logit_row_starts
 from nld_train.convert.weight_table import NLD
@@ -31,14 +31,15 @@ def verify_adapter_logits(base: CheckpointSource, folder: Path, layers: int | No
     described, weights = open_hf_folder(folder)
     traits = read_config_token_ids(described.content, base.model.vocab_size)
     fitting = fitting_layers(base.model) if layers is None else layers
-    runnable = ExportedModel(folder, described, weights, fitting)
+    ids = probed_token_ids(base.model.vocab_size, traits.mask_token_id)
+    runnable = ExportedModel(folder, described, weights, fitting, ids)
     runnable.adapt(folder)
     adapter = StoredAdapter(folder, base.model)
     network = ReferenceNetwork(base.model, base.weights, weights.dtype(NLD.head), fitting, adapter)
     findings = []
     for start in logit_row_starts(base, PROBE_BLOCKS * traits.block_size):
         row = make_probe_row(base.model, traits.mask_token_id, traits.block_size, start)
-        noisy, _ = network.logits(row).chunk(2)
+        noisy, _ = network.logits(row, ids).chunk(2)
         off = logit_distance("drafting", runnable.block_logits(row), noisy)
         findings.append(VerifyFinding("logits, drafting", f"off by {off:.0e}, positions {start:,}.., PEFT's forward"))
     return findings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nld_train.dual_stream.row_layout import RowLayout
-from nld_train.types import Batch
+from nld_train.types import Batch, HeadRequest
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,17 @@ def shard_batch(batch: Batch, layout: RowLayout, shard: ContextShard) -> Batch:
     )
 
 
+def shard_request(request: HeadRequest, layout: RowLayout, shard: ContextShard) -> tuple[Tensor, HeadRequest]:
+    """Which of a request's R positions are this rank's, bool [R]; and its part of the request, as of a batch."""
+    inputs = shard.queries(layout, request.input_ids.device)
+    kept, positions = _renumbered(request.head_positions, layout, inputs)
+    return kept, replace(request, input_ids=request.input_ids[:, inputs], head_positions=positions)
+
+
 def _renumbered(flat: Tensor, layout: RowLayout, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Which flat positions [R] of the whole batch are among `inputs` [S/c], bool [R]; and their flat positions here."""
-    here = torch.full((layout.size,), -1)
-    here[inputs] = torch.arange(inputs.numel())
+    here = torch.full((layout.size,), -1, device=flat.device)
+    here[inputs] = torch.arange(inputs.numel(), device=flat.device)
     position = here[flat % layout.size]
     kept = position >= 0
     return kept, (flat // layout.size * inputs.numel() + position)[kept]

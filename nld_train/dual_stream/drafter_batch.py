@@ -9,7 +9,7 @@ from nld_train.config import DiffusionConfig
 from nld_train.dual_stream.batch import stack_documents
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.noise.drafter_blocks import DraftRow
-from nld_train.types import DraftBatch, DraftDraws
+from nld_train.types import DraftBatch, DraftDraws, HeadRequest
 
 
 def collate_drafts(rows: Sequence[DraftRow], config: DiffusionConfig) -> DraftBatch:
@@ -49,3 +49,13 @@ def input_with_drafts(batch: DraftBatch, drafted: Tensor) -> Tensor:
 def verifier_positions(batch: DraftBatch) -> Tensor:
     """Flat positions whose causal logits judge the drafts, each one to the left of its draft: [N, n] int64."""
     return batch.draft_positions - 1
+
+
+def draft_request(batch: DraftBatch) -> HeadRequest:
+    """The forward that drafts: every block is [seed, mask, mask, ...]; logits are asked for at the R = N * n masks."""
+    return HeadRequest(batch.input_ids, batch.documents, batch.draft_positions.flatten())
+
+
+def verifier_request(batch: DraftBatch, drafted: Tensor) -> HeadRequest:
+    """The forward that judges drafted tokens [N, n], read left to right: logits at the R positions before them."""
+    return HeadRequest(input_with_drafts(batch, drafted), batch.documents, verifier_positions(batch).flatten())

@@ -1,5 +1,6 @@
 """How far an evaluation is, and how much time it has left: a bar on a terminal, a line now and then elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+logger = logging.getLogger(__name__)
 LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
@@ -28,7 +30,7 @@ class EvaluationProgress:
         if self.bar.disable and now - self.said >= LINE_SECONDS:
             self.said = now
             left = (now - self.began) / self.done * (self.total - self.done)
-            print(f"{self.title}: {self.done}/{self.total}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            logger.info("%s: %d/%d, %.1f min left", self.title, self.done, self.total, left / 60)
 
 
 @contextmanager

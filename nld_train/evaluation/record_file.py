@@ -15,6 +15,7 @@ from nld_train.files import full_disk_refused, refuse_existing, unwritable_refus
 
 logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]  # "key" and JSON values
+COUNT = "records"  # name in an identity: how many records a finished file has
 
 
 class RecordFile:
@@ -83,23 +84,31 @@ def merge_record_files(parts: Sequence[Path], target: Path, overwrite: bool, sam
     """Write the records of the parts of one evaluation into one file, ordered by their keys. Returns: their number.
 
     same: whether the parts must agree in a name of their identities. Raises: UserError where they are of different
-    evaluations, or a record stands in two.
+    evaluations, a part has not all of its records, or a record stands in two.
     """
     require(len(parts) > 0, f"no parts of {target.name}", "what the shards wrote", "run them first")
     if not overwrite:
         refuse_existing([target])
     merged: dict[str, Record] = {}
+    counted = True
     first: Mapping[str, Any] = {}
     for part in parts:
         identity, records = read_records(part)
-        shared = {name: value for name, value in identity.items() if same(name)}
+        due = identity.get(COUNT, len(records))
+        goes_on = "give its command again: it goes on"
+        require(len(records) == due, f"{part} has {len(records)} of {due} records", "finished parts", goes_on)
+        counted = counted and COUNT in identity
+        shared = {name: value for name, value in identity.items() if same(name) and name != COUNT}
         first = first or shared
         require(shared == first, f"{part} is of another evaluation than {parts[0]}", "parts of one", "run it again")
         for record in records:
             twice = record["key"] in merged
             require(not twice, f"{part}: {record['key']} stands in two parts", "every record once", "run them again")
             merged[record["key"]] = record
-    write_text(target, "".join([_line(first), *(_line(merged[key]) for key in sorted(merged))]))
+    if not counted:
+        logger.warning("%s: its parts do not say how many records they should have", target)
+    whole = {**first, COUNT: len(merged)} if counted else first
+    write_text(target, "".join([_line(whole), *(_line(merged[key]) for key in sorted(merged))]))
     return len(merged)
 
 

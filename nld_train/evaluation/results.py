@@ -11,7 +11,6 @@ from nld_train.data.token_file import file_sha256
 from nld_train.errors import UserError
 from nld_train.evaluation.prompt_file import EvalPrompt
 from nld_train.evaluation.record_file import Record, read_records
-from nld_train.exit_status import FINISHED
 from nld_train.files import write_text
 
 # Kind -> FILE.NAME in nld_train/evaluation of the function from (identity, records) to the figures, JSON values. It is
@@ -22,7 +21,6 @@ FIGURES = {
     "sol": "oracle_figures.oracle_figures",
     "tasks": "task_figures.task_figures",
 }
-PAGE = "report.html"
 EvaluationFigures = Callable[[Mapping[str, Any], Sequence[Record]], dict[str, Any]]
 
 
@@ -39,23 +37,6 @@ def write_figures(folder: Path, kind: str) -> dict[str, Any]:
     figures = compute(identity, records)
     write_text(folder / f"{kind}.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return figures
-
-
-def finish_evaluation(
-    folder: Path, kind: str, shard: tuple[int, int] | None, table: Callable[[Mapping[str, Any]], str]
-) -> int:
-    """Write the figures, print their table, and write the page of the folder; a shard has its records alone. Returns:
-    the exit status. Raises: UserError."""
-    from nld_train.report.evaluation_page import write_evaluation_page
-
-    if shard is not None:
-        print(f"wrote {records_path(folder, kind, shard)}; `nld eval merge {folder}` joins all shards")
-        return FINISHED
-    print(table(write_figures(folder, kind)))
-    page = folder / PAGE
-    write_evaluation_page([folder], page)
-    print(f"wrote {folder / f'{kind}.json'} and {page}")
-    return FINISHED
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -55,8 +55,30 @@ def judge_drafts(p: Tensor, q: Tensor, drafted: Tensor, draws: DraftDraws, shard
     log_ratio = log_ratio - logits_at(q.detach(), tokens, shard)[:, 0] + log_normalizer(q, shard)
     by_chance = draws.accept < log_ratio.double().exp().view(shape)
     # 3. A draft counts where it and all before it are accepted.
-    kept = torch.where(draws.greedy[:, None], drafted == best, by_chance)
-    return DraftVerdicts(best, kept.long().cumprod(1).sum(1))
+    return DraftVerdicts(best, accepted_drafts(torch.where(draws.greedy[:, None], drafted == best, by_chance)))
+
+
+def accepted_drafts(right: Tensor) -> Tensor:
+    """How many drafts of each block stand before its first wrong one: right [N, n] bool -> [N] int64."""
+    return right.long().cumprod(1).sum(1)
+
+
+def count_kept_by_place(accepted: Tensor, places: int) -> Tensor:
+    """Blocks whose drafts up to each of n = `places` places were all accepted: accepted [N] -> [n] float32."""
+    return (torch.arange(places, device=accepted.device) < accepted[:, None]).sum(0).float()
+
+
+def greedy_draft_ids(logits: Tensor, forbidden: int, shard: VocabularyShard) -> Tensor:
+    """What decoding drafts by argmax from logits [R, W], which are changed in place: [R] int64."""
+    forbid_token(logits, forbidden, shard)
+    return largest_token_ids(logits, 1, shard)[:, 0]
+
+
+def forbid_token(logits: Tensor, token: int, shard: VocabularyShard) -> None:
+    """Change logits [R, W] in place, so that the token is never drafted; decoding never drafts the mask."""
+    column = token - shard.offset
+    if 0 <= column < logits.shape[-1]:
+        logits[:, column] = -torch.inf
 
 
 def union_candidates(p: Tensor, q: Tensor, top_k: int, forbidden: int, shard: VocabularyShard) -> CandidateTokens:
@@ -140,7 +162,7 @@ def drafter_terms(
         hybrid_sum=_block_means(found.hybrid.view(shape), active),
         argmax_sum=_block_means(found.cross_entropy.view(shape), active & found.counted.view(shape)),
         overlap_sum=_block_means(found.overlap.view(shape), active),
-        kept_by_place=(places < verdicts.accepted[:, None]).sum(0).float(),
+        kept_by_place=count_kept_by_place(verdicts.accepted, shape[1]),
         blocks=torch.full((), float(shape[0]), device=p.device),  # made there: a copy would wait for the device
     )
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from nld_train.types import DrafterTerms, LossTerms
 
 KEPT = "drafts kept up to "  # followed by a place in the block, counted from 1; the figure is a share of the blocks
+ACCEPTED = "accepted length"  # tokens that a round of drafting and verifying adds
+PER_FORWARD = "tokens per forward"  # of such a round
+ROUND_FORWARDS = 2  # one drafts, one verifies
 
 
 def sum_loss_terms(terms: Sequence[LossTerms]) -> LossTerms:
@@ -60,21 +63,36 @@ def drafter_numerator(terms: DrafterTerms) -> Tensor:
 
 
 def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks.
-
-    The accepted length counts the verifier's own token behind the accepted drafts too: so many tokens are added by two
-    forwards, one that drafts and one that verifies.
-    """
-    kept = {
-        f"{KEPT}{place}": (count, terms.blocks) for place, count in enumerate(terms.kept_by_place.unbind(), start=1)
-    }
+    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks."""
     return {
         "drafter loss": (drafter_numerator(terms), terms.blocks),
         "hybrid loss": (terms.hybrid_sum, terms.blocks),
         "argmax loss": (terms.argmax_sum, terms.blocks),
         "overlap": (terms.overlap_sum, terms.blocks),
-        "accepted length": (terms.kept_by_place.sum() + terms.blocks, terms.blocks),
-        **kept,
+        **acceptance_pairs(terms.kept_by_place, terms.blocks),
+    }
+
+
+def acceptance_pairs(kept_by_place: Tensor, blocks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, count) of what is shown of the drafts of so many blocks [], from those kept up to each place [n].
+
+    The accepted length counts the verifier's own token behind the accepted drafts too: so many tokens are added by two
+    forwards, one that drafts and one that verifies.
+    """
+    kept = {f"{KEPT}{place}": (count, blocks) for place, count in enumerate(kept_by_place.unbind(), start=1)}
+    return {ACCEPTED: (kept_by_place.sum() + blocks, blocks), **kept}
+
+
+def decoding_figures(kept_by_place: Tensor, blocks: Tensor) -> dict[str, Tensor]:
+    """The figures of greedy linear self-speculation on so many blocks [], at least one: scalars [].
+
+    Tokens per forward: the accepted length over the two forwards of a round. The prefill is not counted.
+    """
+    found = {name: _per(*pair) for name, pair in acceptance_pairs(kept_by_place, blocks).items()}
+    return {
+        ACCEPTED: found.pop(ACCEPTED),
+        PER_FORWARD: (kept_by_place.sum() + blocks) / blocks / ROUND_FORWARDS,
+        **found,
     }
 
 

@@ -111,13 +111,12 @@ def adapted_linears(model: nn.Module) -> list[DrafterLinear]:
 @contextmanager
 def verifier_mode(model: nn.Module) -> Iterator[None]:
     """While this is entered, the model is the verifier that judges drafts: the base model, without gradients, which
-    reads the noisy half left to right.
+    reads the noisy half left to right. A model without the adapter is its own verifier.
 
     Everything is put back on leaving, so before the backward pass of the drafts, which may run their forward again.
     """
     attentions = [module for module in model.modules() if isinstance(module, DualStreamAttention)]
     maps = adapted_linears(model)
-    assert maps, "a model without the drafter's adapter"
     before = [attention.layout for attention in attentions]
     try:
         for attention in attentions:

@@ -50,12 +50,6 @@ class DrafterObjective(Objective):
         """Every block of an evaluation is drafted by argmax, as greedy decoding does."""
         return DrafterObjective(replace(self.run, drafter=replace(self.adapter, sampled_share=0.0)))
 
-    def figures_text(self, figures: dict[str, float]) -> str:
-        """Without the shares that are kept place by place, which are left to the report."""
-        from nld_train.loss.objective import KEPT
-
-        return super().figures_text({name: value for name, value in figures.items() if not name.startswith(KEPT)})
-
     def draw_row(self, row: "Row", purpose: str) -> "DraftRow":
         """The row with its draft blocks and their random numbers."""
         from nld_train.noise.drafter_blocks import draw_draft_blocks
@@ -71,18 +65,16 @@ class DrafterObjective(Objective):
 
     def forward_loss(self, model: ModelForwards, batch: "DraftBatch") -> "tuple[Tensor, LossFunction]":
         """The drafter's logits [R, V / ranks], R = N * n, and the drafter's loss of them."""
-        from nld_train.dual_stream.drafter_batch import input_with_drafts, verifier_positions
-        from nld_train.loss.drafter_loss import draw_drafts, judge_drafts
-        from nld_train.types import HeadRequest
+        from nld_train.dual_stream.drafter_batch import draft_request, verifier_request
+        from nld_train.loss.drafter_loss import draw_drafts, forbid_token, judge_drafts
 
         shard = model.vocabulary_shard()
         # 1. Draft: every block is [seed, mask, mask, ...], and the adapter is on.
-        q = model.position_logits(HeadRequest(batch.input_ids, batch.documents, batch.draft_positions.flatten()))
-        _forbid_token(q, self.run.diffusion.mask_token_id, shard)
+        q = model.position_logits(draft_request(batch))
+        forbid_token(q, self.run.diffusion.mask_token_id, shard)
         drafted = draw_drafts(q, batch.draws, shard)
         # 2. Verify: every block is [seed, drafted tokens], read left to right by the base model.
-        inputs = input_with_drafts(batch, drafted)
-        p = model.base_causal_logits(HeadRequest(inputs, batch.documents, verifier_positions(batch).flatten()))
+        p = model.base_causal_logits(verifier_request(batch, drafted))
         # 3. Judge: which drafts decoding would accept. The loss compares p and q up to the first rejected one.
         verdicts = judge_drafts(p, q, drafted, batch.draws, shard)
         return q, partial(self._drafter_loss, p, verdicts, shard, model.training)
@@ -104,10 +96,3 @@ class DrafterObjective(Objective):
         shown = {name: pair for name, pair in drafter_pairs(sums).items() if not (training and name.startswith(KEPT))}
         reported = {name: torch.stack(pair).detach() for name, pair in shown.items()}
         return drafter_numerator(sums), sums.blocks.int(), reported
-
-
-def _forbid_token(logits: "Tensor", token: int, shard: "VocabularyShard") -> None:
-    """Change logits [R, V / ranks] in place, so that the token is never drafted; decoding never drafts the mask."""
-    column = token - shard.offset
-    if 0 <= column < logits.shape[-1]:
-        logits[:, column] = -float("inf")

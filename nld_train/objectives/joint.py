@@ -30,11 +30,11 @@ class JointObjective(Objective):
         """All positions of the model's input: at noise level 1 every token of the noisy half is masked."""
         return self.run.data.sequence_length * (2 if self.run.diffusion.dual else 1)
 
-    def figures_text(self, figures: dict[str, float]) -> str:
-        """ "AR loss 3.9712  diffusion loss 5.0876  mask ratio 0.502"."""
-        return "  ".join(
-            f"{name} {value:.3f}" if name == "mask ratio" else f"{name} {value:.4f}" for name, value in figures.items()
-        )
+    @property
+    def drafted_rows(self) -> int:
+        """train.eval_decode, where there is a noisy half to draft in, and blocks hold more than their seed."""
+        drafts = self.run.diffusion.dual and self.run.diffusion.block_size > 1
+        return self.run.train.eval_decode if drafts else 0
 
     def draw_row(self, row: "Row", purpose: str) -> "NoisyRow | Row":
         """The row with its noise; the row as it is where only the clean half is run."""

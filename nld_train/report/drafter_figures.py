@@ -1,22 +1,23 @@
-"""What a drafter's evaluations say: how many drafts the verifier keeps, before and after training, and place by place.
+"""What evaluations say of drafts, a joint stage's and a drafter's: how many the verifier keeps, before and after
+training, and place by place.
 
-Every whole block of a validation row is one held-out prompt, the text before it, for which it is drafted greedily.
+Every whole block of a validation row is one held-out prompt, the text before it, for which it is drafted greedily. A
+drafter's evaluation drafts all rows, a joint stage's as many as train.eval_decode says.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from nld_train.loss.objective import KEPT
+from nld_train.loss.objective import ACCEPTED, KEPT, ROUND_FORWARDS
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.history import Stage
 from nld_train.run_folder.metrics import Entry
 
-LENGTH = "accepted length"
-FORWARDS = 2  # of a round: one drafts, one verifies
 NOTE = (
     "Accepted length: tokens that a round of drafting and verifying adds, the verifier's own one included; a round is "
-    "two forwards, and the prefill is not counted. Every whole block of the validation rows is a held-out prompt. "
+    "two forwards, and the prefill is not counted. Every whole block of the validation rows is a held-out prompt; of a "
+    "joint stage those of the first rows alone (train.eval_decode). "
     "Kept: share of the blocks whose drafts up to this place were all accepted."
 )
 
@@ -30,23 +31,23 @@ class DraftFigures:
 
     @property
     def tokens_per_forward(self) -> float:
-        return self.accepted / FORWARDS
+        return self.accepted / ROUND_FORWARDS
 
 
 def draft_figures(entry: Entry) -> DraftFigures:
     """The drafts of one evaluation in metrics.jsonl."""
     places = sorted(int(name.removeprefix(KEPT)) for name in entry if name.startswith(KEPT))
-    return DraftFigures(entry[LENGTH], [entry[f"{KEPT}{place}"] for place in places])
+    return DraftFigures(entry[ACCEPTED], [entry[f"{KEPT}{place}"] for place in places])
 
 
 def first_and_last_drafts(stage: Stage) -> tuple[DraftFigures, DraftFigures] | None:
-    """The drafts at the first and at the last evaluation of a drafter's run; None where there is none."""
-    evaluated = [draft_figures(entry) for entry in stage.validation if LENGTH in entry]
-    return (evaluated[0], evaluated[-1]) if stage.run.drafter is not None and evaluated else None
+    """The drafts at the first and at the last evaluation of a run that drafted; None where none did."""
+    evaluated = [draft_figures(entry) for entry in stage.validation if ACCEPTED in entry]
+    return (evaluated[0], evaluated[-1]) if evaluated else None
 
 
 def drafter_text(stages: Sequence[Stage]) -> str:
-    """What the terminal shows of the drafters among the runs; empty where there is none."""
+    """What the terminal shows of the runs that drafted; empty where there is none."""
     return "".join(f"{line}\n" for stage in stages for line in _lines(stage))
 
 
@@ -79,16 +80,16 @@ def drafter_sentence(stage: Stage, before: DraftFigures, after: DraftFigures) ->
 
 
 def drafter_section(stages: Sequence[Stage]) -> str:
-    """The page's part on the drafters among the runs; empty where there is none."""
+    """The page's part on the runs that drafted; empty where there is none."""
     parts = [_part(stage, *found) for stage in stages if (found := first_and_last_drafts(stage)) is not None]
-    return f'<h2>Drafter</h2>{"".join(parts)}<p class="note">{NOTE}</p>' if parts else ""
+    return f'<h2>Drafts of self-speculation</h2>{"".join(parts)}<p class="note">{NOTE}</p>' if parts else ""
 
 
 def _part(stage: Stage, before: DraftFigures, after: DraftFigures) -> str:
     curve = [
-        ChartPoint(entry["step"], entry[LENGTH], f"step {entry['step']:,.0f}: {entry[LENGTH]:.3f}")
+        ChartPoint(entry["step"], entry[ACCEPTED], f"step {entry['step']:,.0f}: {entry[ACCEPTED]:.3f}")
         for entry in stage.validation
-        if LENGTH in entry
+        if ACCEPTED in entry
     ]
     places = [
         ChartLine(
@@ -99,7 +100,7 @@ def _part(stage: Stage, before: DraftFigures, after: DraftFigures) -> str:
         for (name, each), style in zip(_named((before, after)), ("plain", "diffusion"), strict=True)
     ]
     charts = [
-        _chart("Accepted length", "tokens a round", [ChartLine(LENGTH, "ar", curve, marked=True)]),
+        _chart("Accepted length", "tokens a round", [ChartLine(ACCEPTED, "ar", curve, marked=True)]),
         _chart("Kept up to each place", "share of the blocks", places),
     ]
     drawn = "".join(f"<div>{chart_svg(chart)}</div>" for chart in charts)

@@ -9,14 +9,18 @@ from typing import Any
 from nld_train.errors import UserError, require
 from nld_train.files import check_output_file, write_text
 from nld_train.json_file import read_json_object
-from nld_train.report import chart, page
+from nld_train.report.comparison_table import comparison_table
 from nld_train.report.decoding_section import decoding_section
+from nld_train.report.html_page import html_page
+from nld_train.report.score_sections import likelihood_section, tasks_section
 from nld_train.report.speed_of_light_section import speed_of_light_section
 
 # Kind -> the function that makes its part of the page, from the checkpoint's name and the figures in KIND.json.
 SECTIONS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "likelihood": likelihood_section,
     "decode": decoding_section,
     "sol": speed_of_light_section,
+    "tasks": tasks_section,
 }
 WRITTEN = "the --output of `nld eval`"
 
@@ -24,17 +28,13 @@ WRITTEN = "the --output of `nld eval`"
 def write_evaluation_page(folders: Sequence[Path], target: Path) -> None:
     """Write the page of these folders. Raises: UserError where one holds no figures, or `target` has no folder."""
     check_output_file(target)
-    body = evaluation_sections(folders)
-    title = "Evaluation"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    style = f"<style>{page.STYLE}{chart.STYLE}</style>"
-    start = f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body><h1>{title}</h1>'
-    write_text(target, f"{start}\n{body}\n</body></html>\n")
+    write_text(target, html_page("Evaluation", "", ["<h1>Evaluation</h1>", evaluation_sections(folders)]))
 
 
 def evaluation_sections(folders: Sequence[Path]) -> str:
     """The parts of all folders: kind by kind, so that checkpoints stand beside each other. Raises: UserError."""
     parts, settings = [], []
+    found: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in folders}  # folder -> kind -> figures
     for kind, section in SECTIONS.items():
         for folder in folders:
             path = folder / f"{kind}.json"
@@ -43,8 +43,11 @@ def evaluation_sections(folders: Sequence[Path]) -> str:
                 parts.append(_section_of(path, kind, figures, section))
                 text = escape(json.dumps(figures["identity"], indent=1, ensure_ascii=False))
                 settings.append(f"<details><summary>{escape(str(path))}</summary><pre>{text}</pre></details>")
-    require(bool(parts), f"no figures in {', '.join(map(str, folders))}", WRITTEN, "run `nld eval` first")
-    return "\n".join([*parts, "<h2>What was evaluated, and how</h2>", *settings])
+                found[folder][kind] = figures
+    empty = [str(folder) for folder, kinds in found.items() if not kinds]
+    require(not empty, f"no figures in {', '.join(empty)}", WRITTEN, "run `nld eval` first")
+    compared = [comparison_table(found)] if len(found) > 1 else []
+    return "\n".join([*compared, *parts, "<h2>What was evaluated, and how</h2>", *settings])
 
 
 def _section_of(

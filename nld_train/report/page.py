@@ -4,6 +4,7 @@ import math
 import shlex
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +16,9 @@ from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.files import check_output_file, write_text
 from nld_train.report import chart, decoded_answers, drafter_figures
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
+from nld_train.report.evaluation_page import evaluation_sections
 from nld_train.report.history import Stage, read_stages, stage_losses
+from nld_train.report.html_page import html_page
 from nld_train.report.stage_table import NATS, html_table
 from nld_train.run_folder.metrics import Entry
 
@@ -28,61 +31,60 @@ SMALL = (
 )
 MOST = 300  # points of a training line; more are averaged
 PICTURE = (16, 4)  # tokens and block size of the picture: small enough to be read
-STYLE = """
-  :root { color-scheme: light dark; --page: #ffffff; --ink: #1f2328; --muted: #59636e; --grid: #e4e8ec;
-    --panel: #f6f8fa; --ar: #2f6fd0; --diffusion: #c4620a; --plain: #4a5560; --level: #2a8f60;
-    --quadratic: #8a4fbf }
-  @media (prefers-color-scheme: dark) { :root { --page: #0d1117; --ink: #e6edf3; --muted: #9aa4af; --grid: #222a33;
-    --panel: #161b22; --ar: #5c9bf5; --diffusion: #f0953f; --plain: #aab4be; --level: #46b583;
-    --quadratic: #b58ae0 } }
-  body { margin: 0 auto; padding: 32px 24px 48px; max-width: 1080px; background: var(--page); color: var(--ink);
-    font: 15px/1.5 system-ui, sans-serif }
-  h1 { font-size: 24px; margin: 0 0 12px } h2 { font-size: 17px; margin: 36px 0 8px }
-  p, ul { max-width: 75ch; margin: 8px 0 } ul { padding-left: 20px }
-  .note { color: var(--muted); font-size: 13px }
-  .small { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; margin-top: 16px }
-  .wide { overflow-x: auto }
-  table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap }
-  th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--grid) }
-  th { font-weight: 600; color: var(--muted); vertical-align: bottom }
-  th.group { text-align: center } th:first-child, td:first-child { text-align: left; padding-left: 0 }
-  img { max-width: 100%; height: auto; border: 1px solid var(--grid); border-radius: 6px }
-  pre { background: var(--panel); padding: 12px 14px; border-radius: 6px; overflow-x: auto; font-size: 13px;
-    white-space: pre-wrap }
-  summary { cursor: pointer; margin: 6px 0 }
-"""
+
+
+@dataclass(frozen=True)
+class ReportExtras:
+    """What a report shows beside the runs."""
+
+    answers: Path | None = None  # what `nld generate --json` wrote
+    evaluations: Sequence[Path] = ()  # what `nld eval` wrote, folder by folder
+
+    def words(self) -> list[str]:
+        """The words of `nld report` for them."""
+        shown = [] if self.answers is None else ["--answers", str(self.answers)]
+        return [*shown, *(["--eval", *map(str, self.evaluations)] if self.evaluations else [])]
+
+    def sections(self) -> list[str]:
+        """The HTML of their parts. Raises: UserError."""
+        shown = [] if self.answers is None else [decoded_answers.decoded_section(self.answers)]
+        return [*shown, *([evaluation_sections(self.evaluations)] if self.evaluations else [])]
+
+
+NOTHING_ELSE = ReportExtras()
 
 
 def write_report(
-    stages: Sequence[Path], target: Path, unigram_entropy: float | None, title: str, answers: Path | None = None
+    stages: Sequence[Path],
+    target: Path,
+    unigram_entropy: float | None,
+    title: str,
+    extras: ReportExtras = NOTHING_ELSE,
 ) -> None:
     """Write the report of the runs in these output folders, in this order.
 
-    `unigram_entropy`: of the data, in nats per token; None leaves its line and the gain out. `answers`: what
-    `nld generate --json` wrote, or None.
+    `unigram_entropy`: of the data, in nats per token; None leaves its line and the gain out.
     Raises: UserError when a folder holds no metrics, or `target` has no folder to lie in.
     """
     read = read_stages(stages)
     check_output_file(target)
-    made_by = report_command(read, target, unigram_entropy, title, answers)
-    write_text(target, report_page(read, unigram_entropy, title, made_by, answers))
+    made_by = report_command(read, target, unigram_entropy, title, extras)
+    write_text(target, report_page(read, unigram_entropy, title, made_by, extras))
 
 
 def report_command(
-    stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str, answers: Path | None
+    stages: Sequence[Stage], target: Path, unigram_entropy: float | None, title: str, extras: ReportExtras
 ) -> str:
     """The `nld report` that writes this report; the entropy is that of the data the runs name."""
     words = ["nld", "report", *[str(stage.output) for stage in stages], "--html", str(target), "--title", title]
     if unigram_entropy is not None:
         blends = [prefix for stage in stages if not stage.on_answers for _, prefix in parse_blend(stage.run.data.blend)]
         words += ["--data", *dict.fromkeys(blends)]
-    if answers is not None:
-        words += ["--answers", str(answers)]
-    return shlex.join(words)
+    return shlex.join([*words, *extras.words()])
 
 
 def report_page(
-    stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, answers: Path | None
+    stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, extras: ReportExtras
 ) -> str:
     """The whole HTML file: it needs no other file, no network and no script."""
     body = [
@@ -92,16 +94,13 @@ def report_page(
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
         drafter_figures.drafter_section(stages),
-        *([] if answers is None else [decoded_answers.decoded_section(answers)]),
+        *extras.sections(),
         visibility_figure(stages),
         "<h2>How this page was made</h2>",
         f"<pre>{escape(made_by)}</pre>",
         *[settings_html(stage) for stage in stages],
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    style = f"<style>{STYLE}{chart.STYLE}{decoded_answers.STYLE}</style>"
-    start = f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>'
-    return "\n".join([start, *body, "</body></html>\n"])
+    return html_page(title, decoded_answers.STYLE, body)
 
 
 def loss_sentences(stages: Sequence[Stage], unigram_entropy: float | None) -> str:

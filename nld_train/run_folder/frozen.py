@@ -21,6 +21,7 @@ CAME_LATER: Mapping[str, object] = {
     "init_optimizer": False,
     "data.skip_rows": 0,
     "data.verify": "never",
+    "train.eval_decode": 0,
 }
 
 

@@ -47,13 +47,13 @@ class RunRows(Dataset):
 
     def __getitem__(self, number: int) -> Any:
         """Row `number` of the run with its random draw, as the objective makes it."""
-        return self.objective.draw_row(self._row(number % self.repeat_after), self.purpose)
+        return self.objective.draw_row(self.plain_row(number % self.repeat_after), self.purpose)
 
     def collate_fn(self, draws: list) -> MicroBatch:
         """A micro-batch of such rows. Megatron-Bridge's loader calls this by name."""
         return self.objective.collate_draws(draws, self.shard)
 
-    def _row(self, index: int) -> Row:
+    def plain_row(self, index: int) -> Row:
         """Row `index` before any noise."""
         sample = self.token_rows[index]
         tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])

@@ -62,6 +62,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     from nld_train.train.bridge_config import bridge_config
     from nld_train.train.callbacks.carried_optimizer import CarriedOptimizer, carries_optimizer
     from nld_train.train.callbacks.completion import CheckpointCompletion
+    from nld_train.train.callbacks.draft_evaluation import DraftEvaluation
     from nld_train.train.callbacks.first_evaluation import FirstEvaluation
     from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
     from nld_train.train.callbacks.progress import ProgressReporter
@@ -73,6 +74,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    callbacks.add(DraftEvaluation(run, screen))  # before the reporter, which shows what it finds
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
     callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, watch)])
     if carries_optimizer(run):

@@ -130,3 +130,20 @@ def test_a_page_of_other_figures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "decode.json").write_text('{"kind": "decode", "identity": {"model": "m"}}')
     with pytest.raises(UserError, match="holds other figures"):
         write_evaluation_page([tmp_path], tmp_path / "page.html")
+
+
+def test_several_checkpoints_stand_side_by_side_and_in_the_report_of_runs(
+    evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    evaluate(tmp_path / "one", "--mode", "self-spec")
+    evaluate(tmp_path / "two", "--mode", "diffusion")
+    words = ["eval", "page", str(tmp_path / "one"), str(tmp_path / "two"), "--html", str(tmp_path / "page.html")]
+    monkeypatch.setattr("sys.argv", ["nld", *words])
+    assert cli.main() == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Side by side" in page and page.count("<h2>Decoding") == 2
+    exact = read(tmp_path / "one")["points"][1]["overall"]["tokens_per_forward"]
+    assert f"<td>{exact:.3f}</td>" in page.partition("<h2>Decoding")[0]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("sys.argv", ["nld", *words[:2], str(tmp_path / "empty"), *words[2:]])
+    assert cli.main() == 2 and "no figures in" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Exports in the programs that people use them with, each in an environment of its own beside .venv.
 
-What cannot run on a CPU is not here: SGLang needs a GPU, and GPTQModel was not run.
+What cannot run on a CPU is not here: SGLang needs a GPU.
 """
 
 import json
@@ -198,3 +198,36 @@ def test_mlx_vlm_decodes_as_we_do(hf: Path, tmp_path_factory: pytest.TempPathFac
     python = environment(tmp_path_factory.mktemp("mlx"), ["mlx[cpu]", "mlx-vlm==0.7.10", "torch"], locked=False)
     (finding,) = verify_runtime(hf, "mlx-vlm", python)
     assert "64 of 64 greedy tokens equal" in finding.seen
+
+
+GPTQ = """
+import torch
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+texts = [f"def add_{n}(a, b):\\n    return a + b + {n}\\n" for n in range(16)]
+model = GPTQModel.load(".", QuantizeConfig(bits=8, group_size=32), trust_remote_code=True, device="cpu")
+model.quantize(texts, batch_size=1)
+model.save(OUT)
+made = GPTQModel.load(OUT, trust_remote_code=True, device="cpu", backend=BACKEND.TORCH).model
+plain = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True, dtype="float32")
+ids = AutoTokenizer.from_pretrained(".")(texts[0], return_tensors="pt").input_ids
+with torch.no_grad():
+    ours, theirs = (one(ids, use_causal_mask=True).logits.float() for one in (plain, made))
+quantised = sum(type(module).__name__ == "TorchLinear" for module in made.modules())
+print("RESULT", quantised, ((ours - theirs).norm() / ours.norm()).item())
+"""
+
+
+def test_gptqmodel_quantises_every_layer_on_the_cpu(
+    hf: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantised, saved, loaded and run. Its thread pool asks for two workers on any machine."""
+    packages = ["torch", NEWEST, "accelerate", "gptqmodel==7.6.0"]
+    python = environment(tmp_path_factory.mktemp("gptq"), packages, locked=False)
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")
+    shown = run(python, GPTQ.replace("OUT", repr(str(tmp_path / "gptq"))), hf, tmp_path)
+    quantised, off = shown.split("RESULT ")[1].split()[:2]
+    layers = json.loads((hf / "config.json").read_text())["num_hidden_layers"]
+    assert int(quantised) == 7 * layers
+    assert 0 < float(off) < 0.05

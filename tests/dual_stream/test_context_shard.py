@@ -7,11 +7,11 @@ import torch
 
 from nld_train.config import DiffusionConfig
 from nld_train.dual_stream.batch import collate_rows
-from nld_train.dual_stream.context_shard import WHOLE, ContextShard, chunk_order
+from nld_train.dual_stream.context_shard import WHOLE, ContextShard, chunk_order, shard_request
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_between, visible_table
 from nld_train.noise.corrupt import corrupt_row
-from nld_train.types import Batch, Row
+from nld_train.types import Batch, HeadRequest, Row
 
 DUAL, ALONE = RowLayout(12, 3, True), RowLayout(12, 3, False)
 
@@ -114,6 +114,21 @@ def test_the_ranks_batches_add_up_to_the_whole(ranks: int, alpha: float, documen
     assert all((part.documents is None) == (whole.documents is None) for part in parts)
     assert all(part.documents is None or torch.equal(part.documents, whole.documents) for part in parts)
     assert all(torch.equal(part.sample_indices, whole.sample_indices) for part in parts)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_ranks_requests_add_up_to_the_whole(ranks: int) -> None:
+    """Every position that logits are asked for belongs to one rank, where the same token stands."""
+    layout, generator = RowLayout(24, 4, True), torch.Generator().manual_seed(ranks)
+    ids = torch.randint(0, 400, (2, layout.size), generator=generator)
+    positions = torch.randperm(2 * layout.size, generator=generator)[:50]
+    whole, count = HeadRequest(ids, None, positions), torch.zeros(50, dtype=torch.int64)
+    for rank in range(ranks):
+        kept, part = shard_request(whole, layout, ContextShard(ranks, rank))
+        count += kept
+        assert part.input_ids.shape == (2, layout.size // ranks) and part.head_positions.numel() == kept.sum()
+        assert torch.equal(part.input_ids.flatten()[part.head_positions], ids.flatten()[positions[kept]])
+    assert (count == 1).all()
 
 
 def test_one_rank_is_given_the_batch_as_it_is() -> None:

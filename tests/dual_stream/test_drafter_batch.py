@@ -1,7 +1,13 @@
 import torch
 
 from nld_train.config import DiffusionConfig, DrafterConfig
-from nld_train.dual_stream.drafter_batch import collate_drafts, input_with_drafts, verifier_positions
+from nld_train.dual_stream.drafter_batch import (
+    collate_drafts,
+    draft_request,
+    input_with_drafts,
+    verifier_positions,
+    verifier_request,
+)
 from nld_train.noise.drafter_blocks import draw_draft_blocks
 from nld_train.types import Row
 
@@ -35,6 +41,16 @@ def test_drafted_tokens_take_the_place_of_the_masks_and_of_nothing_else() -> Non
     inputs = input_with_drafts(batch, drafted)
     assert inputs.view(-1)[batch.draft_positions].tolist() == drafted.tolist()
     assert torch.equal((inputs != batch.input_ids).nonzero(), (batch.input_ids == MASK).nonzero())
+
+
+def test_drafts_are_asked_for_at_the_masks_and_judged_from_the_places_before_them() -> None:
+    batch = collate_drafts(rows([0] * 4 + [1] * 4), CONFIG)
+    drafted = torch.arange(batch.draft_positions.numel()).view_as(batch.draft_positions) + 40
+    asked, judged = draft_request(batch), verifier_request(batch, drafted)
+    assert torch.equal(asked.input_ids, batch.input_ids)
+    assert (asked.input_ids.view(-1)[asked.head_positions] == MASK).all()
+    assert torch.equal(judged.input_ids.view(-1)[judged.head_positions + 1], drafted.flatten())
+    assert asked.documents is judged.documents is batch.documents
 
 
 def test_packed_documents_travel_and_move_the_blocks() -> None:

@@ -9,13 +9,16 @@ from nld_train.config import DrafterConfig
 from nld_train.loss.drafter_loss import (
     CandidateTokens,
     DraftVerdicts,
+    accepted_drafts,
+    count_kept_by_place,
     draft_position_terms,
     drafter_terms,
     draw_drafts,
+    greedy_draft_ids,
     judge_drafts,
     union_candidates,
 )
-from nld_train.loss.objective import KEPT, drafter_numerator, drafter_pairs
+from nld_train.loss.objective import KEPT, decoding_figures, drafter_numerator, drafter_pairs
 from nld_train.loss.vocabulary import VocabularyShard
 from nld_train.types import DraftDraws, DrafterTerms
 
@@ -205,6 +208,31 @@ def test_greedy_blocks_are_accepted_up_to_the_first_that_is_not_the_verifiers_ar
         if block < PLACES:
             drafted[block, block] = (drafted[block, block] + 1) % VOCABULARY
     assert judge_drafts(p, logits(18), drafted, draws(2, greedy), WHOLE).accepted.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_joint_stage_drafts_and_judges_as_the_drafters_evaluation_does() -> None:
+    """Without its random numbers and its distances: the same drafts, never the mask, the same accepted lengths."""
+    p, q, greedy = logits(30), logits(31), draws(4, [True] * BLOCKS)
+    q[::4, MASK] = 50.0
+    p[: 2 * PLACES] = q[: 2 * PLACES]
+    drafted = greedy_draft_ids(q, MASK, WHOLE).view(BLOCKS, PLACES)
+    assert torch.equal(drafted, draw_drafts(q, greedy, WHOLE)) and not (drafted == MASK).any()
+    found = judge_drafts(p, q, drafted, greedy, WHOLE)
+    accepted = accepted_drafts(drafted == p.argmax(-1).view(BLOCKS, PLACES))
+    assert torch.equal(accepted, found.accepted) and len(set(accepted.tolist())) > 1
+    shown = {name: pair[0] / pair[1] for name, pair in drafter_pairs(terms(p, q, accepted.tolist())).items()}
+    figures = decoding_figures(count_kept_by_place(accepted, PLACES), torch.tensor(float(BLOCKS)))
+    assert {name: figures[name] for name in shown if name in figures} == {
+        name: value for name, value in shown.items() if name == "accepted length" or name.startswith(KEPT)
+    }
+
+
+def test_two_forwards_add_the_accepted_drafts_and_a_token_of_the_verifiers() -> None:
+    kept = count_kept_by_place(torch.tensor([0, 3, 1, 0]), 3)
+    assert kept.tolist() == [2, 1, 1]
+    figures = {name: value.item() for name, value in decoding_figures(kept, torch.tensor(4.0)).items()}
+    places = {f"{KEPT}1": 0.5, f"{KEPT}2": 0.25, f"{KEPT}3": 0.25}
+    assert figures == {"accepted length": 2.0, "tokens per forward": 1.0, **places}
 
 
 def test_sampled_blocks_are_accepted_with_the_ratio_of_the_probabilities() -> None:

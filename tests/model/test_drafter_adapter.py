@@ -122,3 +122,15 @@ def test_a_stored_adapter_is_started_from(tmp_path: Path) -> None:
     save_file(stored, tmp_path / WEIGHTS)
     again = drafter_lora(DrafterConfig(rank=8, adapter=str(tmp_path)), seed=9)([build(RUN)])[0]
     assert torch.equal(again(batch=request(masked(), NOISY)), model(batch=request(masked(), NOISY)))
+
+
+def test_a_model_without_the_adapter_is_its_own_verifier(base: torch.nn.Module) -> None:
+    """It reads what it has drafted left to right, and afterwards sees whole blocks again."""
+    from nld_train.model.drafter_adapter import verifier_mode
+
+    before = base(batch=request(tokens(), NOISY))
+    with verifier_mode(base):
+        read = base(batch=request(tokens(), NOISY))
+    torch.testing.assert_close(read, base(batch=request(tokens(), CLEAN)), rtol=1e-5, atol=1e-5)
+    assert not read.requires_grad and torch.equal(base(batch=request(tokens(), NOISY)), before)
+    assert (before - read).abs().max() > 1e-3

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.config import RunConfig
+from nld_train.config import RunConfig, TrainConfig
 from nld_train.dual_stream.context_shard import WHOLE
+from nld_train.objectives.choose import objective_of
 from nld_train.objectives.joint import JointObjective
 from nld_train.recipe import load_recipe
 from nld_train.types import Batch, NoisyRow, Row
@@ -64,6 +65,16 @@ def test_without_diffusion_the_clean_half_is_run_alone() -> None:
     assert batch.input_ids.shape == (3, 32) and list(shown) == ["AR loss"] and torch.isclose(total, nll.sum())
 
 
+def test_blocks_are_drafted_where_there_is_a_noisy_half_and_something_to_draft() -> None:
+    assert JointObjective(run_with(0.3)).drafted_rows == TrainConfig(global_batch=1).eval_decode > 0
+    assert JointObjective(run_with(0.0)).drafted_rows == 0
+    small = run_with(0.3)
+    alone = replace(small, diffusion=replace(small.diffusion, block_size=1))
+    assert JointObjective(alone).drafted_rows == 0
+    assert JointObjective(replace(small, train=replace(small.train, eval_decode=7))).drafted_rows == 7
+    assert objective_of(load_recipe("tiny_drafter")).drafted_rows == 0  # its evaluation drafts every row
+
+
 def test_a_draw_belongs_to_the_row_and_the_purpose() -> None:
     objective, row = JointObjective(run_with(0.3)), rows()[2]
     one, again, other = (objective.draw_row(row, purpose) for purpose in ("train", "train", "validation"))
@@ -72,5 +83,6 @@ def test_a_draw_belongs_to_the_row_and_the_purpose() -> None:
 
 
 def test_the_terminal_shows_losses_to_four_places_and_the_ratio_to_three() -> None:
-    text = JointObjective(run_with(0.3)).figures_text({"AR loss": 3.97123, "mask ratio": 0.50211})
-    assert text == "AR loss 3.9712  mask ratio 0.502"
+    figures = {"AR loss": 3.97123, "mask ratio": 0.50211, "accepted length": 1.65625, "drafts kept up to 1": 0.375}
+    text = JointObjective(run_with(0.3)).figures_text(figures)
+    assert text == "AR loss 3.9712  mask ratio 0.502  accepted length 1.6562"

@@ -37,7 +37,19 @@ def test_places_are_in_the_order_of_their_numbers(folder) -> None:
     assert first_and_last_drafts(stage)[0].kept == kept
 
 
-def test_runs_without_a_drafter_say_nothing(folder) -> None:
+def test_a_joint_stage_shows_the_curve_of_its_own_drafts(folder) -> None:
+    """Beside the losses: a run without a drafter, whose evaluations drafted a few rows."""
+    losses = {"AR loss": 4.0, "diffusion loss": 5.0, "tokens per forward": 0.9}
+    entries = [evaluation(step, kept) | losses for step, kept in ((0, [0.2, 0.0]), (70, [0.5, 0.25]))]
+    stages = read_stages([folder("stage2_joint", entries)])
+    assert "tiny_stage2_joint: accepted length 1.200 -> 1.750 (+45.8 %), tokens per forward 0.600 -> 0.875" in (
+        drafter_text(stages)
+    )
+    page = drafter_section(stages)
+    assert "step 70: 1.750" in page and "place 2: 0.250" in page and "prefill is not counted" in page
+
+
+def test_runs_that_never_drafted_say_nothing(folder) -> None:
     stages = read_stages([folder("stage1_ar", [{"step": 0, "kind": "validation", "AR loss": 4.0}])])
     assert first_and_last_drafts(stages[0]) is None
     assert drafter_text(stages) == "" and drafter_section(stages) == ""
@@ -48,4 +60,4 @@ def test_the_command_prints_and_draws_a_drafter_alone(output: Path, tmp_path: Pa
     assert main() == 0
     assert "accepted length 1.500 -> 1.900" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
-    assert "<h2>Drafter</h2>" in page and "step 10: 1.900" in page and "place 2: 0.300" in page
+    assert "<h2>Drafts of self-speculation</h2>" in page and "step 10: 1.900" in page and "place 2: 0.300" in page

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 import shlex
@@ -10,7 +11,7 @@ import pytest
 from nld_train.cli import main
 from nld_train.errors import UserError
 from nld_train.report.history import read_stages
-from nld_train.report.page import MOST, write_report
+from nld_train.report.page import MOST, ReportExtras, write_report
 from nld_train.report.stage_table import HEADER, text_table
 
 VOID = {"meta", "img", "br"}
@@ -185,3 +186,18 @@ def test_losses_on_answers_are_told_apart_from_losses_on_text(outputs, folder, t
     assert "--data out/demo/data/stdlib</pre>" in page
     row = text_table(read_stages(stages), 6.3).splitlines()[-1].split()
     assert row[:7] == ["tiny_sft", "20", "81,920", "3.900", "2.500", "-", "-"]
+
+
+def test_evaluations_are_shown_beside_the_runs_and_told_in_the_command(outputs, tmp_path: Path) -> None:
+    figures = {"answers": 1, "tokens_per_forward": 1.0, "tokens_per_forward_without_prefill": 1.1, "agreement": 1.0}
+    figures |= {"equal": 1.0, "accuracy": None, "accepted_length": None, "kept": [], "tokens_per_second": 9.0}
+    point = {"mode": "ar", "block": None, "threshold": None, "adapter": False, "name": "ar", "lossless": False}
+    point |= {"exact": None, "overall": figures | {"right_was_choice": {}}, "categories": {}}
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "decode.json").write_text(
+        json.dumps({"kind": "decode", "identity": {"model": "demo/hf"}, "points": [point]})
+    )
+    target = tmp_path / "report.html"
+    write_report(outputs, target, None, "title", ReportExtras(evaluations=[tmp_path / "eval"]))
+    page = target.read_text()
+    assert "Decoding: demo/hf" in page and f"--eval {tmp_path / 'eval'}" in unescape(page)

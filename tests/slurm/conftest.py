@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.decode.conftest import folder, make_model
 from tests.slurm.cluster import PARTITION, Cluster, cluster, why_not
 
+__all__ = ["folder", "make_model"]
 ROOT = Path(__file__).parents[2]
 NLD = Path(sys.executable).with_name("nld")
 

@@ -1,0 +1,42 @@
+"""What `nld launch data` and `nld launch eval` share: options of the array, and handing it to Slurm."""
+
+import argparse
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nld_train.exit_status import FINISHED
+
+if TYPE_CHECKING:
+    from nld_train.launch.shard_array import ShardedWork
+
+
+def array_parser(what: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of the array's own options of `nld launch WHAT`."""
+    from nld_train.launch.shard_array import add_array_options
+
+    raw = argparse.RawDescriptionHelpFormatter
+    name = f"nld launch {what}"
+    parser = argparse.ArgumentParser(
+        name, description=description, epilog=example, formatter_class=raw, allow_abbrev=False
+    )
+    add_array_options(parser)
+    return parser
+
+
+def run_array(args: argparse.Namespace, work: "ShardedWork", shard: str | None, check: Callable[[], None]) -> int:
+    """Print the scripts of an array, or queue it. shard: what --shard of the work says. check: refuses in the site's
+    folder what the jobs would refuse, before anything is queued."""
+    from nld_train.launch.shard_array import array_of, array_script, merge_script, submit_array
+    from nld_train.launch.site import read_site
+
+    site = read_site(Path(args.site))
+    array = array_of(args, work, shard)
+    if args.dry_run:
+        print(array_script(array, site) + merge_script(array, site, "ARRAY"), end="")
+        return FINISHED
+    with chdir(site.job_folder):
+        check()
+    print("\n".join(submit_array(array, site)))
+    return FINISHED
