@@ -15,13 +15,14 @@ from nld_train.commands.eval import (
 from nld_train.errors import require
 
 HELP = """\
-Speed of light: the fewest steps in which blocks of masks can be filled with the text that denoising one token a step
-makes of them, by an oracle that knows this text. It bounds every sampler that ends in the same text, so it says what a
-better one could still give.
+Speed of light: the fewest steps found in which blocks of masks can be filled with the text that denoising one token a
+step makes of them, by an oracle that knows this text. No sampler measured beside it that ends in the same text is
+faster, so it says what a better one could still give.
 
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16,32
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 8 --threshold 0.5,0.9 --max-new-tokens 64
   nld eval sol out/demo/hf --prompts prompts.jsonl --depth 0           greedy acceptance alone, the quickest
+  nld eval sol out/demo/hf --prompts prompts.jsonl --depth 2           a deeper search, and a closer bound
   nld eval sol out/demo/hf --prompts prompts.jsonl --shard 2/4         a quarter of the prompts, for another process
 
 For every block length and category:
@@ -84,7 +85,7 @@ def run_sol(args: argparse.Namespace) -> int:
     from nld_train.evaluation.oracle_blocks import OracleSettings, check_oracle_room, measure_contexts
     from nld_train.evaluation.oracle_figures import oracle_table
     from nld_train.evaluation.progress_bar import evaluation_progress
-    from nld_train.evaluation.record_file import RecordFile
+    from nld_train.evaluation.record_file import COUNT, RecordFile
 
     choice, target = model_choice(args), output_folder(args)
     identity = {
@@ -94,6 +95,7 @@ def run_sol(args: argparse.Namespace) -> int:
         **{name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "depth", "budget")},
         "blocks": blocks,
         "thresholds": thresholds,
+        COUNT: len(blocks) * sum(len(prompt.turns) for prompt in prompts),
     }
     records = RecordFile(records_path(target, "sol", shard), identity, args.overwrite)
 

@@ -103,7 +103,7 @@ def measure_together(
             "category": context.category,
             "block": length,
             "ended": len(blocks) * length < settings.max_new_tokens,
-            "blocks": [ways[id(block)] for block in blocks],
+            "blocks": [ways[block] for block in blocks],
             "linear": gained,
         }
         for context, blocks, gained in zip(contexts, found, gains, strict=True)
@@ -146,9 +146,9 @@ def find_targets(
 
 def find_ways(
     blocks: Sequence[TargetBlock], forwards: StateForwards, settings: OracleSettings, advance: Advance
-) -> dict[int, dict[str, Any]]:
+) -> dict[TargetBlock, dict[str, Any]]:
     """What is recorded of blocks: steps, and whether they end in the target, of greedy acceptance, the real samplers
-    and compaction. The keys are the blocks' ids."""
+    and compaction."""
 
     def predict(asked: Sequence[Asked]) -> list[Prediction]:
         busy = sorted({block.row for block, _ in asked})  # a context without a question has no walk left
@@ -168,10 +168,10 @@ def find_ways(
     found = {}
     for block, search in zip(blocks, searches, strict=True):
         greedy, *samplers = [_measured(next(paths), search.target) for _ in range(1 + len(settings.thresholds))]
-        found[id(block)] = {"greedy": greedy, "samplers": samplers}
+        found[block] = {"greedy": greedy, "samplers": samplers}
         if settings.depth:
             compaction = {"compaction": len(next(paths)), "states": search.spent, "stopped": search.stopped}
-            found[id(block)] |= compaction
+            found[block] |= compaction
     return found
 
 

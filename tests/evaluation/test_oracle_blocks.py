@@ -3,13 +3,21 @@
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 from nld_train.decode.self_speculation import generate_self_speculation
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.evaluation import oracle_blocks
 from nld_train.evaluation.contexts import EvalContext
-from nld_train.evaluation.oracle_blocks import OracleSettings, check_oracle_room, linear_gains, measure_contexts
+from nld_train.evaluation.oracle_blocks import (
+    OracleSettings,
+    check_oracle_room,
+    linear_gains,
+    measure_contexts,
+    measure_together,
+)
 from nld_train.evaluation.record_file import RecordFile, merge_record_files
 from nld_train.evaluation.results import records_path, shard_prompts, write_figures
 
@@ -90,6 +98,18 @@ def test_linear_cycles_that_begin_within_the_new_tokens_count_whole(small, conte
         assert len(gained) == len(cut.accepted_lengths) and gained[:-1] == cut.accepted_lengths[:-1]
         longer += gained[-1] > cut.accepted_lengths[-1]
     assert longer > 0, "some last cycle is cut off where it is given no room"
+
+
+def test_a_drafter_changes_linear_self_speculation_alone(make_model, contexts) -> None:
+    """The oracle denoises as block diffusion does, without the drafter's adapter, even where it was left on."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["o_proj"], init_lora_weights=False)
+    drafting = get_peft_model(make_model(6), config).model
+    plain, adapted = (
+        measure_together(model, contexts[:3], 4, SETTINGS, lambda units: None) for model in (make_model(6), drafting)
+    )
+    assert [record["blocks"] for record in plain] == [record["blocks"] for record in adapted]
+    assert [record["linear"] for record in plain] != [record["linear"] for record in adapted]
 
 
 def test_a_context_without_room_for_its_last_draft_is_refused(contexts) -> None:

@@ -52,6 +52,8 @@ def test_a_shard_leaves_its_records_and_no_figures(command, tmp_path: Path) -> N
     status, printed = command("--block", "8", "--output", str(tmp_path / "out"), "--shard", "2/2", "--category", "code")
     assert status == 0 and "sol.2-of-2.jsonl" in printed
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["sol.2-of-2.jsonl"]
+    identity, *records = (tmp_path / "out" / "sol.2-of-2.jsonl").read_text().splitlines()
+    assert json.loads(identity)["records"] == len(records) == 1, "so that a merge sees whether a shard is finished"
 
 
 @pytest.mark.parametrize(
