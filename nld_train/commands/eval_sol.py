@@ -84,7 +84,7 @@ def run_sol(args: argparse.Namespace) -> int:
     from nld_train.evaluation.oracle_blocks import OracleSettings, check_oracle_room, measure_contexts
     from nld_train.evaluation.oracle_figures import oracle_table
     from nld_train.evaluation.progress_bar import evaluation_progress
-    from nld_train.evaluation.record_file import RecordFile
+    from nld_train.evaluation.record_file import COUNT, RecordFile
 
     choice, target = model_choice(args), output_folder(args)
     identity = {
@@ -94,6 +94,7 @@ def run_sol(args: argparse.Namespace) -> int:
         **{name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "depth", "budget")},
         "blocks": blocks,
         "thresholds": thresholds,
+        COUNT: len(blocks) * sum(len(prompt.turns) for prompt in prompts),
     }
     records = RecordFile(records_path(target, "sol", shard), identity, args.overwrite)
 
