@@ -71,7 +71,7 @@ def run_likelihood(args: argparse.Namespace) -> int:
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.likelihood_figures import likelihood_table
     from nld_train.evaluation.likelihood_windows import choose_windows
-    from nld_train.evaluation.record_file import RecordFile
+    from nld_train.evaluation.record_file import COUNT, RecordFile
     from nld_train.evaluation.results import parse_shard, records_path
 
     require(args.adapter is None, "--adapter for a likelihood", "drafts alone are made with it", "leave it out")
@@ -89,6 +89,7 @@ def run_likelihood(args: argparse.Namespace) -> int:
     said = f"; {left:,} between them are left out (--rows {args.rows})" if left else ""
     print(f"{len(places):,} of {total:,} windows of up to {length:,} tokens{said}")
     # 3. A record for each.
+    chosen = places if shard is None else places[shard[0] - 1 :: shard[1]]
     identity = {
         "kind": KIND,
         **model_identity(choice),
@@ -98,10 +99,10 @@ def run_likelihood(args: argparse.Namespace) -> int:
         "rows": args.rows,
         "block_size": evaluated.model.config.block_size,
         **vars(noise),
+        COUNT: len(chosen),
     }
     folder = output_folder(args)
     records = RecordFile(records_path(folder, KIND, shard), identity, args.overwrite)
-    chosen = places if shard is None else places[shard[0] - 1 :: shard[1]]
     measure_windows(evaluated, sources, chosen, noise, records)
     # 4. The figures, of all windows.
     return finish_evaluation(folder, KIND, shard, likelihood_table)

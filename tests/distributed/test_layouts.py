@@ -103,6 +103,9 @@ def test_drafting_changes_no_training_and_no_other_figure(trained: dict[str, Run
     assert drafts(without) == [{}, {}]
     for kind in ("train", "validation"):
         assert figures(without, kind) == figures(with_drafts, kind)
+    # Weights, moments and the states of all random number generators, byte for byte.
+    weights = "checkpoints/iter_0000004/__0_0.distcp"
+    assert Path(without.output, weights).read_bytes() == Path(with_drafts.output, weights).read_bytes()
 
 
 def test_tensorboard_is_given_what_is_drafted(trained: dict[str, RunConfig]) -> None:

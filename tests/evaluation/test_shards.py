@@ -33,12 +33,12 @@ def nld(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def decode(nld: Nld, folder: Path, tmp_path: Path) -> Nld:
-    """`nld eval decode` of the prompts, with these words too."""
+def evaluate(nld: Nld, folder: Path, tmp_path: Path) -> Nld:
+    """`nld eval KIND` of the prompts, with these words too."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text, "category": name}) + "\n" for text, name in PROMPTS))
-    given = ["eval", "decode", folder, "--prompts", prompts, "--mode", "all", "--block", 4, "--max-new-tokens", 8]
-    return lambda *words, status=0: nld(*given, *words, status=status)
+    given = [folder, "--prompts", prompts, "--block", "2,4", "--max-new-tokens", 8]
+    return lambda kind, *words, status=0: nld("eval", kind, *given, *words, status=status)
 
 
 def without_times(content: Any) -> Any:
@@ -54,40 +54,43 @@ def records(path: Path) -> list[Any]:
     return [identity, *sorted(found, key=lambda record: record["key"])]
 
 
-def test_merged_shards_are_what_one_process_finds(decode: Nld, nld: Nld, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("decode", 35), ("sol", 10)])
+def test_merged_shards_are_what_one_process_finds(
+    evaluate: Nld, nld: Nld, tmp_path: Path, kind: str, count: int
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    decode("--output", one)
+    evaluate(kind, "--output", one)
     for shard in ("1/2", "2/2"):
-        assert "joins all shards" in decode("--output", two, "--shard", shard)
+        assert "joins all shards" in evaluate(kind, "--output", two, "--shard", shard)
     said = nld("eval", "merge", two)
-    assert f"{two}/decode.jsonl: 20 records of 2 shards\n" in said and "report.html" in said
-    assert records(two / "decode.jsonl") == records(one / "decode.jsonl")
-    figures, expected = (without_times(json.loads((path / "decode.json").read_text())) for path in (two, one))
-    assert figures == expected and figures["points"][0]["overall"]["answers"] == len(PROMPTS)
-    assert "<svg" in (two / "report.html").read_text()
+    assert f"{two / kind}.jsonl: {count} records of 2 shards\n" in said and "report.html" in said
+    assert records(two / f"{kind}.jsonl") == records(one / f"{kind}.jsonl")
+    figures, expected = (without_times(json.loads((path / f"{kind}.json").read_text())) for path in (two, one))
+    assert figures == expected and figures["identity"]["records"] == count
+    assert "<h2>" in (two / "report.html").read_text()
     assert "exists already" in nld("eval", "merge", two, status=2)
-    nld("eval", "merge", two, "--kind", "decode", "--overwrite")
+    nld("eval", "merge", two, "--kind", kind, "--overwrite")
 
 
-def test_shards_that_are_not_all_there_are_refused(decode: Nld, nld: Nld, tmp_path: Path) -> None:
+def test_shards_that_are_not_all_there_are_refused(evaluate: Nld, nld: Nld, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert "no folder" in nld("eval", "merge", output, status=2)
-    decode("--output", output, "--shard", "1/2")
+    evaluate("decode", "--output", output, "--shard", "1/2")
     said = nld("eval", "merge", output, status=2)
     assert "lacks shard [2] of 2 of decode" in said and "--shard 2/2" in said and said.count("\n") == 1
     assert "no shards of sol" in nld("eval", "merge", output, "--kind", "sol", status=2)
     # A shard that was killed lacks its last records.
-    decode("--output", output, "--shard", "2/2")
+    evaluate("decode", "--output", output, "--shard", "2/2")
     second = output / "decode.2-of-2.jsonl"
     lines = second.read_text().splitlines(keepends=True)
     second.write_text("".join(lines[:-1]))
-    assert "decode.2-of-2.jsonl has 7 of 8 records" in nld("eval", "merge", output, status=2)
+    assert "decode.2-of-2.jsonl has 13 of 14 records" in nld("eval", "merge", output, status=2)
     # One of another evaluation.
     second.write_text("".join([lines[0].replace('"chat": false', '"chat": true'), *lines[1:]]))
     assert "is of another evaluation" in nld("eval", "merge", output, status=2)
     # One of another number of shards.
     second.write_text("".join(lines))
-    decode("--output", output, "--shard", "3/3")
+    evaluate("decode", "--output", output, "--shard", "3/3")
     assert "decode.*-of-2.jsonl and decode.*-of-3.jsonl" in nld("eval", "merge", output, status=2)
     assert not (output / "decode.jsonl").exists()
     (output / "decode.3-of-3.jsonl").rename(output / "decode.3-of-2.jsonl")
