@@ -22,7 +22,7 @@ faster, so it says what a better one could still give.
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16,32
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 8 --threshold 0.5,0.9 --max-new-tokens 64
   nld eval sol out/demo/hf --prompts prompts.jsonl --depth 0           greedy acceptance alone, the quickest
-  nld eval sol out/demo/hf --prompts prompts.jsonl --depth 2           a deeper search, and a closer bound
+  nld eval sol out/demo/hf --prompts prompts.jsonl --depth 1           one level of compaction: quicker, farther away
   nld eval sol out/demo/hf --prompts prompts.jsonl --shard 2/4         a quarter of the prompts, for another process
 
 For every block length and category:
@@ -36,6 +36,8 @@ A block is masks alone, without a seed token, behind the prompt and the texts of
 before the block whose text holds an end of text. Killed, the same command goes on where it stopped.
 """
 MOST_BLOCK = 1024
+# Of the demo's model one level finds 2.11 tokens a step in blocks of 32 where two find 2.88, for 1.6 times the CPU time.
+DEPTH = 2
 
 
 def add_sol_parser(evaluations: argparse._SubParsersAction) -> None:
@@ -50,7 +52,7 @@ def add_sol_parser(evaluations: argparse._SubParsersAction) -> None:
         "--threshold", default="0.5,0.7,0.9", metavar="P,P", help="of the real samplers (default: %(default)s)"
     )
     sol.add_argument(
-        "--depth", type=int, default=1, metavar="N", help="levels of compaction; 0: without (default: %(default)s)"
+        "--depth", type=int, default=DEPTH, metavar="N", help="levels of compaction; 0: without (default: %(default)s)"
     )
     sol.add_argument(
         "--budget",
@@ -71,7 +73,7 @@ def run_sol(args: argparse.Namespace) -> int:
     blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
     check_block_lengths(blocks, args.max_new_tokens)
     thresholds = parse_numbers("--threshold", args.threshold, float, 0.0, 1.0)
-    require(args.depth >= 0, f"--depth {args.depth}", "0 or more", "use 1")
+    require(args.depth >= 0, f"--depth {args.depth}", "0 or more", f"use {DEPTH}")
     require(args.budget >= 1, f"--budget {args.budget}", "1 or more", "use 5000")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     shard = parse_shard(args.shard)

@@ -43,7 +43,7 @@ def test_one_command_gives_the_table_and_the_figures(command, tmp_path: Path) ->
     assert command("--block", "4,8", "--output", str(tmp_path / "out"))[0] == 0
     assert (tmp_path / "out" / "sol.json").read_bytes() == first
     status, printed = command("--block", "4,8", "--output", str(tmp_path / "out"), "--depth", "0")
-    assert status == 2 and "holds another evaluation: depth=1, here 0" in printed
+    assert status == 2 and "holds another evaluation: depth=2, here 0" in printed
     status, printed = command("--block", "4,8", "--output", str(tmp_path / "out"), "--depth", "0", "--overwrite")
     assert status == 0 and "compaction" not in json.loads((tmp_path / "out" / "sol.json").read_text())["blocks"][0]
 
