@@ -36,7 +36,7 @@ A block is masks alone, without a seed token, behind the prompt and the texts of
 before the block whose text holds an end of text. Killed, the same command goes on where it stopped.
 """
 MOST_BLOCK = 1024
-# Of the demo's model one level finds 2.11 tokens a step in blocks of 32 where two find 2.88, for 1.6 times the CPU time.
+# One level finds 2.11 tokens a step of the demo's model in blocks of 32, two find 2.88 for 1.6 times the CPU time.
 DEPTH = 2
 
 
