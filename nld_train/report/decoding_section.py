@@ -33,7 +33,7 @@ def decoding_section(name: str, figures: Figures) -> str:
     frontier = chart_svg(frontier_chart(points, "agreement", "share of the tokens", LARGE))
     return (
         f"<h2>Decoding: {escape(name)}</h2><ul>{_sentences(points)}</ul>"
-        f'{frontier}<div class="small">{drawn}</div>{html_rows(HEADER, [_cells(point) for point in points])}'
+        f'{frontier}<div class="pair">{drawn}</div>{html_rows(HEADER, [_cells(point) for point in points])}'
         f'{_category_table(points)}<p class="note">{escape(NOTE)}</p>'
     )
 

@@ -18,6 +18,7 @@ STYLE = """
   p, ul { max-width: 75ch; margin: 8px 0 } ul { padding-left: 20px }
   .note { color: var(--muted); font-size: 13px }
   .small { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; margin-top: 16px }
+  .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 20px; margin-top: 16px }
   .wide { overflow-x: auto }
   table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap }
   th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--grid) }

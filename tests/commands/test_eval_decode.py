@@ -147,3 +147,46 @@ def test_several_checkpoints_stand_side_by_side_and_in_the_report_of_runs(
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr("sys.argv", ["nld", *words[:2], str(tmp_path / "empty"), *words[2:]])
     assert cli.main() == 2 and "no figures in" in capsys.readouterr().err
+
+
+def write_adapter_folder(folder: Path) -> None:
+    """A drafter's adapter of the folder's model, with weights that change what it drafts."""
+    import torch
+    from safetensors.torch import save_file
+
+    from nld_train.convert.adapter import FIXED
+    from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS, lora_names
+
+    said = json.loads((folder / "config.json").read_text())
+    hidden, joined, rank = said["hidden_size"], said["num_attention_heads"] * said["head_dim"], 4
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for layer in range(said["num_hidden_layers"]):
+        for name, shape in zip(lora_names(layer), ((rank, joined), (hidden, rank)), strict=True):
+            tensors[name] = torch.randn(shape, generator=generator)
+    (folder / FOLDER).mkdir()
+    content = FIXED | {"r": rank, "lora_alpha": 4 * rank, "lora_dropout": 0.0, "base_model_name_or_path": "x"}
+    (folder / FOLDER / CONFIG).write_text(json.dumps(content))
+    save_file(tensors, folder / FOLDER / WEIGHTS, metadata={"format": "pt"})
+
+
+def test_a_drafter_is_measured_beside_its_base(evaluate, folder: Path, tmp_path: Path) -> None:
+    """With the adapter other tokens are drafted, and still every answer is greedy AR's; without it nothing changes."""
+    evaluate(tmp_path / "base", "--mode", "self-spec")
+    write_adapter_folder(folder)
+    assert evaluate(tmp_path / "both", "--mode", "self-spec", "--adapter", str(folder)) == 0
+    figures = {point["name"]: point for point in read(tmp_path / "both")["points"]}
+    assert list(figures) == ["ar", "self-spec, block 4", "self-spec, block 4, adapter"]
+    assert figures["self-spec, block 4, adapter"]["exact"]
+    assert without_time(figures["self-spec, block 4"]) == without_time(read(tmp_path / "base")["points"][1])
+    lines = [json.loads(line) for line in (tmp_path / "both" / "decode.jsonl").read_text().splitlines()[1:]]
+    drafts = {
+        adapter: [record["refused"] for record in lines if record["point"]["adapter"] == adapter and record["accepted"]]
+        for adapter in (False, True)
+    }
+    assert drafts[False] != drafts[True]
+
+
+def test_a_folder_without_weights_is_one_line(evaluate, folder: Path, tmp_path: Path, capsys) -> None:
+    (folder / "model.safetensors").unlink()
+    assert evaluate(tmp_path / "out") == 2
+    assert capsys.readouterr().err.count("nld: ") == 1
