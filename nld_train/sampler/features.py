@@ -57,11 +57,11 @@ def describe_distributions(logits: Tensor) -> SeenDistribution:
         tokens.append(token)
         values.append(rest.gather(-1, token))
         rest = rest.scatter(-1, token, -torch.inf)
-    top, (first, second, third) = torch.cat(tokens, -1), (value.squeeze(-1) for value in values)
+    top, (first, second) = torch.cat(tokens, -1), (value.squeeze(-1) for value in values[:2])
     # 2. The statistics.
     total = z.logsumexp(-1)
-    p1, p2, p3 = ((value - total).exp() for value in (first, second, third))
     p = z.softmax(-1)
+    p1, p2, p3 = p.gather(-1, top).unbind(-1)  # to the bit what the decoders compare
     surprisal = (total[..., None] - z).masked_fill(p == 0, 0.0)  # 0 * inf where a token takes no part
     entropy = (p * surprisal).sum(-1)
     others = z.scatter(-1, top[..., :1], -torch.inf).logsumexp(-1)
@@ -95,6 +95,7 @@ def fit_embedding_pca(table: Tensor, components: int = COMPONENTS) -> EmbeddingP
     The columns are eigenvectors of the covariance, which needs E^2 numbers of memory beside the table. The number of
     the largest size in a column, of equals the first, is positive.
     """
+    table = table.detach()
     rows, hidden = table.shape
     assert rows > 1, "an embedding of one token has no variance"
     mean = sum((piece.double().cpu().sum(0) for piece in table.split(PIECE)), torch.zeros(hidden).double()) / rows

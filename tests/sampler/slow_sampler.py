@@ -1,6 +1,13 @@
 """Features and trajectories of the sampler written down a second time: one number, one state at a time."""
 
 import math
+from dataclasses import dataclass
+
+import torch
+
+from nld_train.hf.cache_nemotron_labs_diffusion import KVCache
+from nld_train.hf.decoding_nemotron_labs_diffusion import extend_cache, noisy_logits
+from tests.decode.conftest import MASK
 
 
 def slow_statistics(logits: list[float]) -> tuple[list[int], list[float]]:
@@ -28,3 +35,37 @@ def slow_statistics(logits: list[float]) -> tuple[list[int], list[float]]:
         sum(q * q for q in p),
         spread,
     ]
+
+
+@dataclass
+class SlowSteps:
+    """A block's way: [(the three tokens, the statistics, is it final) of every place, None of a committed one]."""
+
+    steps: list
+    final: list[int]
+
+
+def slow_way(model, text: list[int], length: int, truth: list[int] | None) -> SlowSteps:
+    """One block of masks behind a text. truth: the policy is hybrid; a block that it does not fill has less of it."""
+    past = KVCache(1)
+    ids, steps = [MASK] * length, []
+    masked = [True] * length
+    with torch.no_grad():
+        extend_cache(model, torch.tensor([text]), past)
+    while any(masked):
+        with torch.no_grad():
+            logits = noisy_logits(model, torch.tensor([ids]), past, MASK)[0].tolist()
+        said = [slow_statistics(row) if masked[place] else None for place, row in enumerate(logits)]
+        steps.append(said)
+        best = max((place for place in range(length) if masked[place]), key=lambda place: (said[place][1][0], -place))
+        chosen = [best]
+        if truth is not None and len(steps) == 1:
+            agreed = [place for place in range(min(length, len(truth))) if said[place][0][0] == truth[place]]
+            chosen = agreed or chosen
+        for place in chosen:
+            ids[place], masked[place] = said[place][0][0], False
+    labelled = [
+        [None if seen is None else (*seen, seen[0][0] == ids[place]) for place, seen in enumerate(step)]
+        for step in steps
+    ]
+    return SlowSteps(labelled, ids)
