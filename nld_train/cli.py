@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "Hugging Face checkpoints in and out",
     "generate": "generate text from a checkpoint folder",
     "eval": "evaluate a checkpoint: likelihood, decoding, speed of light, tasks",
+    "sampler": "data for the trained sampler",
     "show": "draw who may see whom",
     "report": "draw and tabulate the losses of runs",
     "bench": "measure attention, loss or a step",

@@ -176,8 +176,8 @@ def hybrid_trajectories(
     walks = []
     for row, truth in enumerate(truths):
         for start in starts[row]:
-            known = tuple(truth[start : start + length])
-            state = known + (MASKED,) * (length - len(known))
+            here = tuple(truth[start : start + length])
+            state = here + (MASKED,) * (length - len(here))
             walks.append((OracleBlock(row, past[row] + start), trajectory_walk(state, advance)))
     ways = iter(run_walks(walks, forwards.predict_states) if walks else [])
     return [[next(ways) for _ in places] for places in starts]

@@ -45,16 +45,16 @@ class SlowSteps:
     final: list[int]
 
 
-def slow_way(model, text: list[int], length: int, truth: list[int] | None) -> SlowSteps:
+def slow_way(model, text: list[int], length: int, truth: list[int] | None, mask: int = MASK) -> SlowSteps:
     """One block of masks behind a text. truth: the policy is hybrid; a block that it does not fill has less of it."""
     past = KVCache(1)
-    ids, steps = [MASK] * length, []
+    ids, steps = [mask] * length, []
     masked = [True] * length
     with torch.no_grad():
         extend_cache(model, torch.tensor([text]), past)
     while any(masked):
         with torch.no_grad():
-            logits = noisy_logits(model, torch.tensor([ids]), past, MASK)[0].tolist()
+            logits = noisy_logits(model, torch.tensor([ids]), past, mask)[0].tolist()
         said = [slow_statistics(row) if masked[place] else None for place, row in enumerate(logits)]
         steps.append(said)
         best = max((place for place in range(length) if masked[place]), key=lambda place: (said[place][1][0], -place))
