@@ -63,7 +63,13 @@ def run_collect(args: argparse.Namespace) -> int:
     require(alone, f"--overwrite with --shard {args.shard}", "one of them", "remove the folder before the shards start")
     plan, read = read_plan(args)
 
-    from nld_train.sampler.collect import collect_parts, missing_parts, open_collection_folder
+    from nld_train.sampler.collect import (
+        check_part_contexts,
+        check_same_collection,
+        collect_parts,
+        missing_parts,
+        open_collection_folder,
+    )
 
     own = plan.shard_parts(shard)
     require(len(own) > 0, f"--shard {args.shard} of {plan.parts} parts holds none", "as many shards as parts",
@@ -95,10 +101,13 @@ def run_collect(args: argparse.Namespace) -> int:
         "components": COMPONENTS,
     }
     check_free_disk(folder, plan.size(plan.contexts(parts)).bytes)
-    open_collection_folder(folder, identity, args.overwrite)
+    if not args.overwrite:
+        check_same_collection(folder, identity)
 
     # 2. The parts that are missing.
     evaluated = open_evaluated_model(choice)
+    check_part_contexts(evaluated, plan, parts)
+    open_collection_folder(folder, identity, args.overwrite)
     with evaluation_progress("tokens", plan.tokens(plan.contexts(parts))) as progress:
         collect_parts(evaluated, plan, folder, parts, progress.advance)
     left = missing_parts(folder, range(plan.parts))

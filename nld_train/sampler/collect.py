@@ -78,6 +78,11 @@ class CollectionPlan:
         """How many parts there are."""
         return -(-len(self.prompts) // self.part)
 
+    @property
+    def settings(self) -> ContextSettings:
+        """How prompts become contexts."""
+        return ContextSettings(DecodeConfig(max_new_tokens=self.max_new_tokens), self.chat, self.thinking)
+
     def part_prompts(self, number: int) -> Sequence[EvalPrompt]:
         return self.prompts[number * self.part : (number + 1) * self.part]
 
@@ -102,16 +107,21 @@ class CollectionPlan:
 def open_collection_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
     """Make the folder and its manifest, or find the same manifest there. overwrite: what another collection left is
     removed first. Raises: UserError where the folder holds another collection, or cannot be written."""
-    manifest = folder / MANIFEST
     with unwritable_refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
             for path in [*(folder / name for name in (INDEX, MANIFEST, PCA)), *folder.glob("part-*")]:
                 path.unlink(missing_ok=True)
-    if not manifest.exists():
-        write_whole_file(manifest, json_text(identity))
+    check_same_collection(folder, identity)
+    if not (folder / MANIFEST).exists():
+        write_whole_file(folder / MANIFEST, json_text(identity))
+
+
+def check_same_collection(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raises: UserError where the folder holds another collection."""
+    if not (folder / MANIFEST).exists():
         return
-    found = read_json_object(manifest, COLLECTION)
+    found = read_json_object(folder / MANIFEST, COLLECTION)
     differing = sorted(name for name in found.keys() | identity if found.get(name) != identity.get(name))
     for name in differing[:1]:
         got = f"{folder} holds another collection: {name}={found.get(name)!r}, here {identity.get(name)!r}"
@@ -123,6 +133,13 @@ def missing_parts(folder: Path, parts: Iterable[int]) -> list[int]:
     return [number for number in parts if not part_counts_path(folder, number).is_file()]
 
 
+def check_part_contexts(evaluated: EvaluatedModel, plan: CollectionPlan, parts: Iterable[int]) -> None:
+    """Refuse before any work what would be refused in the middle of it: all but turns that need an answer first, whose
+    length is known when their part comes. Raises: UserError."""
+    prompts = [prompt for number in parts for prompt in plan.part_prompts(number)]
+    build_contexts(evaluated, [each for each in prompts if len(each.turns) == 1 or not plan.chat], plan.settings)
+
+
 def collect_parts(
     evaluated: EvaluatedModel, plan: CollectionPlan, folder: Path, parts: Sequence[int], advance: Advance
 ) -> None:
@@ -132,11 +149,8 @@ def collect_parts(
         assert isinstance(table, Tensor), "the embedding is a table"
         write_pca(folder, fit_embedding_pca(table))
     began, steps = time.monotonic(), 0
-    settings = ContextSettings(DecodeConfig(max_new_tokens=plan.max_new_tokens), plan.chat, plan.thinking)
-    own = [prompt for number in parts for prompt in plan.part_prompts(number) if len(prompt.turns) == 1]
-    build_contexts(evaluated, own, settings)  # what does not fit is said before any work, where that is known
     for number in parts:
-        groups = collect_part(evaluated, plan, number, settings, advance)
+        groups = collect_part(evaluated, plan, number, advance)
         write_part(folder, number, groups)
         steps += sum(int(each.trajectory.committed.max()) + 1 for placed in groups.values() for each in placed)
     if parts:
@@ -147,12 +161,12 @@ def collect_parts(
 
 
 def collect_part(
-    evaluated: EvaluatedModel, plan: CollectionPlan, number: int, settings: ContextSettings, advance: Advance
+    evaluated: EvaluatedModel, plan: CollectionPlan, number: int, advance: Advance
 ) -> dict[str, list[PlacedTrajectory]]:
     """The trajectories of a part, by group."""
     prompts = plan.part_prompts(number)
     numbers = [number * plan.part + place for place, prompt in enumerate(prompts) for _ in prompt.turns]
-    found, decode = build_contexts(evaluated, prompts, settings)
+    found, decode = build_contexts(evaluated, prompts, plan.settings)
     contexts = list(zip(numbers, found, strict=True))
     groups: dict[str, list[PlacedTrajectory]] = {
         group_name(policy, length): [] for policy in plan.policies for length in plan.blocks
