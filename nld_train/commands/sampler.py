@@ -7,11 +7,12 @@ HELP = """\
 The trained sampler: a small network beside the frozen model that says which predictions of a denoising step to commit.
 
   nld sampler collect out/demo/hf --prompts prompts.jsonl --output out/trajectories
+  nld sampler merge out/trajectories
 
-`collect` makes the data that it is trained on.
+`collect` makes the data that it is trained on; `merge` checks what shards of it wrote.
 """
-# In their order in the help; the parser of NAME is add_NAME_parser in nld_train/commands/sampler_NAME.py.
-ACTIONS = ("collect",)
+# In their order in the help; the parser of NAME is add_sampler_NAME_parser in nld_train/commands/sampler_NAME.py.
+ACTIONS = ("collect", "merge")
 
 
 def add_sampler_parser(commands: argparse._SubParsersAction) -> None:
@@ -20,4 +21,4 @@ def add_sampler_parser(commands: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="WHAT", dest="what")
     for name in ACTIONS:
         module = import_module(f"nld_train.commands.sampler_{name}")
-        vars(module)[f"add_{name}_parser"](actions)
+        vars(module)[f"add_sampler_{name}_parser"](actions)

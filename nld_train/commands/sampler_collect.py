@@ -29,13 +29,13 @@ policies:
 
 Prompts that stand twice are taken once. The size is said before, and must fit on the disk. Killed, the same command
 goes on where it stopped. Shards may write into one --output; what several wrote becomes one when their files are put
-into one folder and any shard is run again.
+into one folder and `nld sampler merge` checks it. `nld launch sampler` does this on a Slurm cluster.
 """
 PUBLISHED = 20_000_000  # trajectories that --dry-run sizes at the 8B
 PUBLISHED_PROMPT = 1024  # tokens of a prompt there
 
 
-def add_collect_parser(actions: argparse._SubParsersAction) -> None:
+def add_sampler_collect_parser(actions: argparse._SubParsersAction) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     collect = actions.add_parser("collect", help="trajectories to train it on", description=HELP, formatter_class=raw)
     add_model_options(collect)

@@ -16,7 +16,7 @@ from torch import Tensor
 from nld_train.decode.ar import generate_ar
 from nld_train.decode.run import text_ends
 from nld_train.decode.settings import DecodeConfig
-from nld_train.errors import require
+from nld_train.errors import UserError, require
 from nld_train.evaluation.contexts import ContextSettings, EvalContext, build_contexts
 from nld_train.evaluation.evaluated_model import EvaluatedModel
 from nld_train.evaluation.oracle_blocks import CONTEXTS
@@ -32,9 +32,11 @@ from nld_train.sampler.stored_parts import (
     MANIFEST,
     PCA,
     PlacedTrajectory,
+    checked_part,
     group_name,
     json_text,
     part_counts_path,
+    read_pca,
     write_part,
     write_pca,
     write_whole_file,
@@ -220,8 +222,23 @@ def ground_truths(
     return [truths[place] for place in range(len(contexts))]
 
 
-def write_index(folder: Path, parts: int) -> None:
-    """Put the counts of all parts together. Raises: UserError."""
+def merge_parts(folder: Path) -> tuple[int, int]:
+    """Check that all parts of a collection are there as they were written, and write their index. Returns: the numbers
+    of parts and of trajectories. Raises: UserError where a part is missing, or is not as it was written."""
+    parts = read_json_object(folder / MANIFEST, COLLECTION).get("parts")
+    if not isinstance(parts, int):
+        raise UserError(f"{folder / MANIFEST} does not count its parts", COLLECTION, "begin anew in another folder")
+    missing = missing_parts(folder, range(parts))
+    got = f"{folder} lacks {len(missing)} of {parts} parts"
+    require(not missing, got, "all parts", "give the command of the shards again: they go on")
+    read_pca(folder)
+    for number in range(parts):
+        checked_part(folder, number)
+    return parts, sum(totals["trajectories"] for totals in write_index(folder, parts).values())
+
+
+def write_index(folder: Path, parts: int) -> dict[str, dict[str, int]]:
+    """Put the counts of all parts together. Returns: their sums by group. Raises: UserError."""
     found = [read_json_object(part_counts_path(folder, number), COLLECTION) for number in range(parts)]
     totals: dict[str, dict[str, int]] = {}
     for counts in found:
@@ -229,3 +246,4 @@ def write_index(folder: Path, parts: int) -> None:
             sums = totals.setdefault(group, dict.fromkeys(own, 0))
             totals[group] = {name: sums[name] + own[name] for name in own}
     write_whole_file(folder / INDEX, json_text({"totals": totals, "parts": found}))
+    return totals

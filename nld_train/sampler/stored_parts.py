@@ -120,13 +120,18 @@ def write_part(folder: Path, number: int, groups: Groups) -> None:
 
 def read_part(folder: Path, number: int) -> dict[str, list[PlacedTrajectory]]:
     """The trajectories of a part. Raises: UserError where it is missing, unfinished or damaged."""
+    return unpack_groups(load(checked_part(folder, number)))
+
+
+def checked_part(folder: Path, number: int) -> bytes:
+    """The bytes of a part, which are those that were written. Raises: UserError."""
     counts = read_json_object(part_counts_path(folder, number), COLLECTION)
     path = part_path(folder, number)
     require(path.is_file(), f"no {path.name} in {folder}", COLLECTION, "remove its .json too, and collect again")
     content = path.read_bytes()
     same = hashlib.sha256(content).hexdigest() == counts.get("sha256")
     require(same, f"{path} is not as it was written", "a whole part", "remove it and its .json, and collect again")
-    return unpack_groups(load(content))
+    return content
 
 
 def write_pca(folder: Path, pca: EmbeddingPCA) -> None:

@@ -8,10 +8,17 @@ import pytest
 from nld_train import cli
 from nld_train.decode.ar import generate_ar
 from nld_train.decode.settings import DecodeConfig
+from nld_train.errors import UserError
 from nld_train.evaluation.contexts import EvalContext
 from nld_train.evaluation.evaluated_model import ModelChoice, open_evaluated_model
 from nld_train.evaluation.prompt_file import EvalPrompt
-from nld_train.sampler.collect import CollectionPlan, distinct_prompts, ground_truths
+from nld_train.sampler.collect import (
+    CollectionPlan,
+    distinct_prompts,
+    ground_truths,
+    merge_parts,
+    open_collection_folder,
+)
 from nld_train.sampler.stored_parts import read_part
 
 
@@ -76,3 +83,17 @@ def test_every_turn_of_a_chat_is_a_context(folder: Path, tmp_path: Path, monkeyp
         assert [(each.prompt, each.turn) for each in placed] == [(0, 1), (0, 2), (1, 1)], name
         first, second, again = (each.trajectory for each in placed)
         assert first.top.tolist() == again.top.tolist() != second.top.tolist()
+
+
+def test_a_folder_keeps_to_one_collection(tmp_path: Path) -> None:
+    """Shards that start at once may find the folder of another collection only when they open it."""
+    open_collection_folder(tmp_path / "a", {"blocks": [8]}, overwrite=False)
+    open_collection_folder(tmp_path / "a", {"blocks": [8]}, overwrite=False)
+    with pytest.raises(UserError, match=r"another collection: blocks=\[8\], here \[4\]"):
+        open_collection_folder(tmp_path / "a", {"blocks": [4]}, overwrite=False)
+    (tmp_path / "a" / "part-00000.json").write_text("{}")
+    open_collection_folder(tmp_path / "a", {"blocks": [4]}, overwrite=True)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["manifest.json"]
+    (tmp_path / "a" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="does not count its parts"):
+        merge_parts(tmp_path / "a")

@@ -96,8 +96,13 @@ def test_hybrid_blocks_stand_where_the_truth_does(whole: Path, folder: Path) -> 
     assert (manifest["prompts_read"], manifest["duplicates"], manifest["parts"]) == (6, 1, 3)
 
 
-def test_shards_write_what_one_process_does(command, whole: Path, tmp_path: Path) -> None:
-    """Into one folder; or each into its own, the files put together and any of them run again."""
+def test_shards_write_what_one_process_does(command, whole: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Into one folder; or each into its own, and the files put together."""
+
+    def merge(target: Path) -> tuple[int, bool]:
+        monkeypatch.setattr("sys.argv", ["nld", "sampler", "merge", str(target)])
+        return cli.main(), "lacks 1 of 3 parts" in capsys.readouterr().err
+
     together = tmp_path / "together"
     status, printed = command(*WORDS, "--output", str(together), "--shard", "2/2")
     assert status == 0 and "1 of 3 parts" in printed and not (together / "index.json").exists()
@@ -105,10 +110,14 @@ def test_shards_write_what_one_process_does(command, whole: Path, tmp_path: Path
     assert contents(together) == contents(whole)
     alone = tmp_path / "alone"
     assert command(*WORDS, "--output", str(alone), "--shard", "1/2")[0] == 0
-    for name in ("part-00001.safetensors", "part-00001.json"):
-        (alone / name).write_bytes((together / name).read_bytes())
-    assert command(*WORDS, "--output", str(alone), "--shard", "1/2")[0] == 0
+    assert merge(alone) == (2, True), "a part is missing"
+    (alone / "part-00001.safetensors").write_bytes((together / "part-00001.safetensors").read_bytes())
+    (alone / "part-00001.json").write_bytes((together / "part-00001.json").read_bytes())
+    assert merge(alone) == (0, False)
     assert contents(alone) == contents(whole)
+    with (alone / "part-00002.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert merge(alone)[0] == 2
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_bytes(command, whole, folder, prompts, tmp_path: Path) -> None:
