@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "Hugging Face checkpoints in and out",
     "generate": "generate text from a checkpoint folder",
     "eval": "evaluate a checkpoint: likelihood, decoding, speed of light, tasks",
+    "sampler": "data for the trained sampler",
     "show": "draw who may see whom",
     "report": "draw and tabulate the losses of runs",
     "bench": "measure attention, loss or a step",
@@ -56,6 +57,10 @@ def parse_words(words: list[str]) -> argparse.Namespace:
         from nld_train.commands.launch_eval import parse_launch_eval
 
         return parse_launch_eval(words[2:])
+    if words[:2] == ["launch", "sampler"]:
+        from nld_train.commands.launch_sampler import parse_launch_sampler
+
+        return parse_launch_sampler(words[2:])
     top = command_parser(words[0] if words and words[0] in COMMANDS else None)
     args, rest = top.parse_known_args(words)
     if rest and (args.command not in WITH_OVERRIDES or any(word.startswith("-") for word in rest)):

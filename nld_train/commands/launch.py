@@ -29,6 +29,8 @@ says where; slurm/site.env.example explains its lines.
                                                   text, not a recipe: `nld launch data --help`
   nld launch eval decode out/nld_8b/hf --prompts prompts.jsonl --shards 16
                                                   prompts to evaluate with: `nld launch eval --help`
+  nld launch sampler out/nld_8b/hf --prompts prompts.jsonl --output out/trajectories --shards 16
+                                                  data for its sampler: `nld launch sampler --help`
   nld launch nld_8b_stage1_ar --executor nemo-run through nemo-run's Slurm executor; --nemo local: its local one
 
 Nothing is submitted where the site file, the layout, the data or the weights to start from are wrong, or where Slurm

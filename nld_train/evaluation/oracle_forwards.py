@@ -80,14 +80,17 @@ class StateForwards:
                 block, state = asked[number]
                 ids[row, group], past[row, group] = torch.tensor(state), block.past
         ids = ids.masked_fill(ids == MASKED, self.model.config.mask_token_id)
-        tokens, confidence = predict_tokens(group_logits(self.model, self.cache, ids, past))
+        said = self.read_logits(group_logits(self.model, self.cache, ids, past))
         self.used, self.given = self.used + sum(len(numbers) for _, numbers in places), self.given + past.numel()
-        said, sure = tokens.tolist(), confidence.tolist()
-        return {
-            number: Prediction(said[row][group], sure[row][group])
-            for row, numbers in places
-            for group, number in enumerate(numbers)
-        }
+        return {number: said[row][group] for row, numbers in places for group, number in enumerate(numbers)}
+
+    def read_logits(self, logits: Tensor) -> list[list[Prediction]]:
+        """The predictions [R][G] that logits [R, G, B, V] hold. Who wants to know more of them says so here."""
+        tokens, confidence = predict_tokens(logits)
+        return [
+            [Prediction(*said) for said in zip(*row, strict=True)]
+            for row in zip(tokens.tolist(), confidence.tolist(), strict=True)
+        ]
 
 
 def group_logits(model: Any, cache: KVCache, ids: Tensor, past: Tensor) -> Tensor:

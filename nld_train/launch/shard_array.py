@@ -1,6 +1,6 @@
 """Work in shards on many nodes: a Slurm array with a job for each shard, and a job behind it that merges them.
 
-`nld launch data` makes a token file so, `nld launch eval` answers prompts.
+`nld launch data` makes a token file so, `nld launch eval` answers prompts, `nld launch sampler` collects trajectories.
 """
 
 import argparse

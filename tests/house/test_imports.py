@@ -23,7 +23,7 @@ ORDER = [
     *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "objectives"],
-    *["plan", "model", "report", "train", "bench", "hf", "convert", "decode", "evaluation"],
+    *["plan", "model", "report", "train", "bench", "hf", "convert", "decode", "evaluation", "sampler"],
     *["doctor", "node_check", "start", "launch", "commands", "cli"],
 ]
 
