@@ -116,7 +116,7 @@ RANGES = {
     "decode.top_p": above_zero(1),
     "decode.seed": SEED,
     "decode.threshold": SHARE,
-    "decode.steps_per_block": whole_from(1, BLOCK),
+    "decode.forwards_per_block": whole_from(1, BLOCK),
     "decode.draft_threshold": SHARE,
     "decode.ensemble_weight": SHARE,
     "decode.eos_token_id": COUNT,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .configuration_nemotron_labs_diffusion import require_input
 from .modeling_ministral import KVCache
 from .rows_nemotron_labs_diffusion import Generations
 from .sampling_nemotron_labs_diffusion import (
@@ -136,9 +137,23 @@ class DenoisingPlan:
 
     block_length: int
     mask_token_id: int
-    threshold: float | None  # commit every token with this probability, and the best; None: the same number every step
-    steps_per_block: int | None = None  # without threshold; None: block_length
+    threshold: float | None  # commit every token with this probability, and the best; None: none for its probability
+    forwards_per_block: int | None = None  # denoising forwards of a block at most; None: as many as it has masks
     causal_context: bool = True  # False: the past sees itself in both directions and gives no seed token
+
+    def __post_init__(self) -> None:
+        forwards = self.forwards_per_block
+        require_input(
+            forwards is None or forwards > 0, f"forwards_per_block={forwards}", "1 or more, or none", "raise it"
+        )
+
+    def quota(self, masks: Tensor, step: int) -> Tensor:
+        """How many of `masks` [B, 1] a block must commit in its forward number `step`, counted from 0: an even share
+        of what is left, so that the forwards do; at least one.
+        """
+        if self.forwards_per_block is None:
+            return torch.ones_like(masks)
+        return even_quota(masks, self.forwards_per_block - step)
 
 
 @dataclass
@@ -197,7 +212,6 @@ def denoise_blocks(
 ) -> DiffusionBlocks:
     """Fill one block of every active row, one forward per step; a row stops when no mask is left that matters."""
     block, step = start_blocks(rows, cache, plan), 0
-    total = plan.block_length if plan.steps_per_block is None else plan.steps_per_block
     while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_ids)]:
         rows.count("draft", busy)
         logits = noisy_logits(model, block.ids, cache, plan.mask_token_id)
@@ -207,10 +221,9 @@ def denoise_blocks(
         tokens = sampler.draw(sampler.distribution(logits), busy)
         confidence = logits.float().softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).cpu()
         waiting = block.masked & torch.tensor([[row in busy] for row in range(len(rows.rows))])
-        if plan.threshold is None:
-            commit = most_confident(confidence, waiting, even_quota(waiting.sum(1, keepdim=True), total - step))
-        else:
-            commit = confident_places(confidence, waiting, plan.threshold)
+        commit = most_confident(confidence, waiting, plan.quota(waiting.sum(1, keepdim=True), step))
+        if plan.threshold is not None:
+            commit |= confident_places(confidence, waiting, plan.threshold)
         block.ids = torch.where(commit, tokens.cpu(), block.ids)
         block.steps = torch.where(commit, torch.tensor([[row.forwards.total()] for row in rows.rows]), block.steps)
         block.masked = block.masked & ~commit
