@@ -117,6 +117,7 @@ RANGES = {
     "decode.seed": SEED,
     "decode.threshold": SHARE,
     "decode.forwards_per_block": whole_from(1, BLOCK),
+    "decode.revise": COUNT,
     "decode.draft_threshold": SHARE,
     "decode.ensemble_weight": SHARE,
     "decode.eos_token_id": COUNT,

@@ -33,6 +33,7 @@ HELP = {
     "seed": "of the random numbers at a temperature",
     "threshold": "diffusion: commit every token with this probability, and the best; none: the best alone",
     "forwards_per_block": "diffusion: denoise a block in so many forwards at most; none: as many as it has masks",
+    "revise": "diffusion: mask the least certain quarter of a finished block again, so many times at most",
     "draft_threshold": "self-spec: a draft stops where no token has this probability",
     "ensemble_weight": "quadratic: weight of diffusion in the verifier; 0: AR alone",
     "eos_token_id": "token that ends the text, or several with commas between; none: the model's",

@@ -6,7 +6,8 @@ from typing import Any
 from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch, user_errors
 from nld_train.decode.settings import DecodeConfig
-from nld_train.hf.decoding_nemotron_labs_diffusion import DenoisingPlan, decode_diffusion
+from nld_train.hf.blocks_nemotron_labs_diffusion import DenoisingPlan
+from nld_train.hf.decoding_nemotron_labs_diffusion import decode_diffusion
 from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer, check_whole_blocks
 
 
@@ -31,4 +32,6 @@ def generate_diffusion(
 
 def denoising_plan(config: Any, settings: DecodeConfig) -> DenoisingPlan:
     """How the settings fill a block. Raises: InputError where they do not go together."""
-    return DenoisingPlan(settings.block_length, config.mask_token_id, settings.threshold, settings.forwards_per_block)
+    return DenoisingPlan(
+        settings.block_length, config.mask_token_id, settings.threshold, settings.forwards_per_block, settings.revise
+    )

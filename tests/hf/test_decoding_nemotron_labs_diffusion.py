@@ -153,6 +153,7 @@ CALLS = {
     "threshold": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, threshold=0.5, **more),
     "even": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, forwards_per_block=2, **more),
     "budget": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, forwards_per_block=2, **more),
+    "revision": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, revise=2, **more),
     "no causal context": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, causal_context=False, **more),
     "linear": lambda model, ids, **more: model.linear_spec_generate(ids, NEW, BLOCK, **more),
     "linear, short drafts": lambda model, ids, **more: model.linear_spec_generate(
@@ -267,6 +268,8 @@ def test_a_request_that_cannot_be_met_is_refused_before_anything_runs(model):
     for refused in (
         lambda: model.generate(prompt, 10, 4),
         lambda: model.generate(prompt, 8, 4, forwards_per_block=0),
+        lambda: model.generate(prompt, 8, 4, revise=-1),
+        lambda: model.generate(prompt, 8, 4, forwards_per_block=2, revise=2),
         lambda: model.ar_generate(prompt, 127),
         lambda: model.ar_generate(prompt[:, :0]),
         lambda: model.linear_spec_generate(prompt, mask_token_id=40),
