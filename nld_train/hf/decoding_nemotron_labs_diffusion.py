@@ -81,9 +81,10 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
 
 
 def prefill_prompts(model: Any, rows: Generations, causal: bool = True) -> tuple[KVCache, Tensor]:
-    """One forward over all prompts. Returns: their cache, and the logits [B, V] behind the last token of each."""
+    """One forward over all prompts, counted for those that have a token. Returns: their cache, and the logits [B, V]
+    behind the last token of each."""
     ids, real = pad_left([row.prompt for row in rows.rows])
-    rows.count("prefill", rows.active)
+    rows.count("prefill", [number for number in rows.active if rows[number].prompt])
     cache = KVCache(len(ids))
     output = model(
         ids.to(model.device),

@@ -1,127 +1,17 @@
-"""Revision and its budget against a transcription of their definition: one row, no cache, lists."""
+"""Revision and its budget against a transcription of their definition."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
-import torch
-from torch import Tensor
 
 from nld_train.decode import diffusion
-from nld_train.decode.run import prompt_generators
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
-from tests.decode.conftest import MASK
+from tests.decode.slow_blocks import slow_row
 
 BLOCK, NEW = 8, 24
 SETTINGS = DecodeConfig(max_new_tokens=NEW, block_length=BLOCK, threshold=0.4, revise=2)
 END_OF_THINKING = 1
-
-
-@dataclass
-class SlowRow:
-    """The transcription: text so far, and what is recorded of it."""
-
-    model: object
-    settings: DecodeConfig
-    prompt: list[int]
-    generator: torch.Generator
-    tokens: list[int] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-    forwards: int = 0
-    rounds: int = 0  # of revision
-    changed: int = 0  # rounds that changed something
-
-    def draw(self, logits: Tensor) -> list[int]:
-        """One token for every position, logits [n, V]."""
-        if self.settings.temperature == 0:
-            return logits.argmax(-1).tolist()
-        sums = (logits / self.settings.temperature).float().softmax(-1).double().cumsum(-1)
-        level = torch.rand(len(logits), dtype=torch.float64, generator=self.generator) * sums[:, -1]
-        return [int((row <= bound).sum()) for row, bound in zip(sums, level, strict=True)]
-
-    def logits(self, block: list[int]) -> Tensor:
-        """Of a noisy block behind the text, or without a block of the token behind the text."""
-        self.forwards += 1
-        past = self.prompt + self.tokens
-        place = torch.arange(len(past) + len(block))
-        sees = (place[None, :] <= place[:, None]) | (place[:, None] >= len(past))
-        with torch.no_grad():
-            logits = self.model(torch.tensor([past + block]), attention_mask=sees[None, None]).logits[0]
-        if not block:
-            return logits[-1:]
-        logits[:, MASK] = -math.inf
-        return logits[len(past) :]
-
-    def forced_place(self) -> int | None:
-        budget = self.settings.max_thinking_tokens
-        return None if budget is None or END_OF_THINKING in self.tokens else budget
-
-    def first_end(self) -> int:
-        """The place of the block's first end of text, or its last place."""
-        ends = [place for place, token in enumerate(self.block) if token in self.settings.eos_token_id]
-        return min([*ends, BLOCK - 1])
-
-    def run(self) -> "SlowRow":
-        while len(self.tokens) < NEW:
-            seed = self.draw(self.logits([]))[0]
-            if self.forced_place() == len(self.tokens):
-                seed = END_OF_THINKING
-            self.fill(seed)
-            made = self.tokens
-            ends = [place for place, token in enumerate(made) if token in self.settings.eos_token_id]
-            if ends:
-                del self.tokens[ends[0] + 1 :], self.order[ends[0] + 1 :]
-                break
-        return self
-
-    def fill(self, seed: int) -> None:
-        self.block, self.steps = [seed] + [MASK] * (BLOCK - 1), [self.forwards] * BLOCK
-        self.sure, self.step, self.until = [0.0] * BLOCK, 0, 0
-        self.masks = set(range(1, BLOCK))
-        forced = None if seed == END_OF_THINKING else self.forced_place()
-        if forced is not None and 0 < forced - len(self.tokens) < BLOCK:
-            self.until = forced - len(self.tokens)
-            self.block[self.until] = END_OF_THINKING
-            self.masks.remove(self.until)
-        free = set(self.masks)
-        self.denoise(self.settings.revise)
-        for rounds_left in reversed(range(self.settings.revise)):
-            read = [place for place in range(self.first_end() + 1) if place in free - self.masks]
-            again = sorted(read, key=lambda place: (self.sure[place], place))[: math.ceil(len(read) / 4)]
-            if not again:
-                break
-            before = list(self.block)
-            for place in again:
-                self.block[place] = MASK
-                self.masks.add(place)
-            self.denoise(rounds_left)
-            changed = any(self.block[place] != before[place] for place in again)
-            self.rounds, self.changed = self.rounds + 1, self.changed + changed
-            if not changed:
-                break
-        self.tokens += self.block
-        self.order += self.steps
-
-    def denoise(self, kept: int) -> None:
-        """Until nothing is open; `kept` forwards of the budget are for later rounds."""
-        budget, threshold = self.settings.forwards_per_block, self.settings.threshold
-        while any(place <= self.first_end() for place in self.masks):
-            logits = self.logits(self.block)
-            logits[: self.until, END_OF_THINKING] = -math.inf
-            drawn, probs = self.draw(logits), logits.float().softmax(-1)
-            prob = {place: probs[place, drawn[place]].item() for place in self.masks}
-            share = 1 if budget is None else math.ceil(len(prob) / (budget - self.step - kept))
-            for rank, place in enumerate(sorted(prob, key=lambda place: (-prob[place], place))):
-                if rank < share or (threshold is not None and prob[place] >= threshold):
-                    self.block[place], self.sure[place] = drawn[place], prob[place]
-                    self.steps[place] = self.forwards
-                    self.masks.remove(place)
-            self.step += 1
-
-
-def slow(model, prompt: list[int], settings: DecodeConfig, number: int = 0) -> SlowRow:
-    return SlowRow(model, settings, prompt, prompt_generators(settings.seed, number + 1)[number]).run()
 
 
 CASES = {
@@ -150,7 +40,7 @@ def test_revision_is_its_definition_in_a_batch_and_alone(small, some, changes, t
     together = diffusion.generate_diffusion(small, some, settings)
     rounds = changed = 0
     for number, (prompt, result) in enumerate(zip(some, together, strict=True)):
-        row = slow(small, prompt, settings, number)
+        row = slow_row(small, prompt, settings, number).run()
         assert (result.ids, result.order) == (row.tokens, row.order)
         assert result.nfe.total == row.forwards
         rounds, changed = rounds + row.rounds, changed + row.changed
