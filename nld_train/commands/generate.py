@@ -219,7 +219,8 @@ def gap_length(args: argparse.Namespace) -> int | None:
     require(require_unicode(args.infill, "--infill") != "", "an empty --infill", "a text", "leave it out")
     new = args.max_new_tokens
     require(new is None, f"--max-new-tokens {new} with --infill", "--infill-length alone", "leave it out")
-    length: int = parse_value("infill_length", int, args.infill_length)
+    length = parse_value("infill_length", int, args.infill_length)
+    assert isinstance(length, int)
     return length
 
 
