@@ -73,7 +73,7 @@ demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
 	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
 	$(NLD) generate --model $(DEMO)/hf --chat --mode all --json $(DEMO)/answers.json \
 	  --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""' \
-	  --max-new-tokens 48 --block-length 16 --threshold none --steps-per-block 4 --dtype float32
+	  --max-new-tokens 48 --block-length 16 --threshold none --forwards-per-block 4 --dtype float32
 	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
 	  --html $(DEMO)/report.html
 

@@ -67,7 +67,7 @@ def modes(model: torch.nn.Module, new_tokens: int) -> dict[str, Decode]:
         "diffusion, threshold 0.9": at(diffusion.generate_diffusion, threshold=0.9),
         "diffusion, threshold 0.5": at(diffusion.generate_diffusion, threshold=0.5),
         f"diffusion, {block // 4} steps a block": at(
-            diffusion.generate_diffusion, threshold=None, steps_per_block=block // 4
+            diffusion.generate_diffusion, threshold=None, forwards_per_block=block // 4
         ),
         "self-speculation, linear": at(self_speculation.generate_self_speculation),
         "self-speculation, quadratic": at(quadratic.generate_quadratic, block_length=4),

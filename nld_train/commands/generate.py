@@ -31,8 +31,9 @@ HELP = {
     "temperature": "0 takes the most probable token",
     "top_p": "share of the probability that is drawn from",
     "seed": "of the random numbers at a temperature",
-    "threshold": "diffusion: commit every token with this probability; none: an even share per step",
-    "steps_per_block": "diffusion with --threshold none: steps for one block; none: a token per step",
+    "threshold": "diffusion: commit every token with this probability, and the best; none: the best alone",
+    "forwards_per_block": "diffusion: denoise a block in so many forwards at most; none: as many as it has masks",
+    "revise": "diffusion: mask the least certain quarter of a finished block again, so many times at most",
     "draft_threshold": "self-spec: a draft stops where no token has this probability",
     "ensemble_weight": "quadratic: weight of diffusion in the verifier; 0: AR alone",
     "eos_token_id": "token that ends the text, or several with commas between; none: the model's",
@@ -50,6 +51,7 @@ Generate text from a checkpoint folder in any of its modes.
   echo "import os" | nld generate --model out/demo/hf --mode quadratic --block-length 8
   nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
   nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any
+  nld generate --model out/demo/hf --mode diffusion --prompt "def main(" --infill "): return 0" --infill-length 6
 """
 MODE_HELP = (
     "what one forward does. "
@@ -78,6 +80,10 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
         help="prompts are turns of a user, in the folder's chat template; ends with the turn",
     )
     generate.add_argument("--thinking", action="store_true", help="with --chat: the answer starts with thinking")
+    generate.add_argument(
+        "--infill", metavar="TEXT", help="diffusion: fill the gap between the prompt, which may be empty, and this text"
+    )
+    generate.add_argument("--infill-length", metavar="N", help="tokens of the gap at most: an end-of-text id ends it")
     generate.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: that of config.json")
     generate.add_argument("--device", choices=DEVICES, default="auto", help="auto: cuda where there is a GPU")
     generate.add_argument(
@@ -149,12 +155,13 @@ def run_generate(args: argparse.Namespace) -> int:
     stops = [require_unicode(stop, "--stop") for stop in args.stop]
     require(all(stops), "an empty --stop", "a text", "leave it out")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    modes = tuple(MODES) if args.mode == "all" else (args.mode,)
+    modes, infill_length = tuple(MODES) if args.mode == "all" else (args.mode,), gap_length(args)
     # 2. The model and its tokenizer.
     import numpy as np
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from nld_train.decode.infill import TextGap, infill_gaps, sight_text
     from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer
     from nld_train.decode.run import text_ends
     from nld_train.decode.stop_texts import ends_with_stop
@@ -184,13 +191,37 @@ def run_generate(args: argparse.Namespace) -> int:
         if len(requests) > 1:
             print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
         stream = TextStream(to_text, hidden, stops, sys.stdout)
-        result = MODES[mode].load_function()(model, [encode(prompt).tolist()], settings, stream, complete)[0]
+        ids = encode(prompt).tolist()
+        if infill_length is None:
+            result = MODES[mode].load_function()(model, [ids], settings, stream, complete)[0]
+        else:
+            gap = TextGap(ids, tokenizer.encode(args.infill).tolist())
+            result = infill_gaps(model, [gap], infill_length, settings, stream, complete)[0]
         stream.close()
         print(answer_summary(mode, result), flush=True)
+        if infill_length is not None:
+            print(sight_text(gap, infill_length, settings.block_length, model.config.block_size), flush=True)
         answers.append(answer_record(mode, result, to_text))
     if args.json is not None:
-        write_text(args.json, json.dumps({"prompt": prompts[0], "answers": answers}, indent=1) + "\n")
+        content = {"prompt": prompts[0], "answers": answers}
+        content |= {} if args.infill is None else {"text_behind": args.infill}
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
     return FINISHED
+
+
+def gap_length(args: argparse.Namespace) -> int | None:
+    """The tokens of the gap that a command line asks to fill; None: it asks for none. Raises: UserError."""
+    if args.infill is None and args.infill_length is None:
+        return None
+    both = args.infill is not None and args.infill_length is not None
+    require(both, "one of --infill and --infill-length", "the two together", "give the text and the length")
+    require(args.mode == "diffusion", f"--infill with --mode {args.mode}", "diffusion alone", "use --mode diffusion")
+    require(require_unicode(args.infill, "--infill") != "", "an empty --infill", "a text", "leave it out")
+    new = args.max_new_tokens
+    require(new is None, f"--max-new-tokens {new} with --infill", "--infill-length alone", "leave it out")
+    length = parse_value("infill_length", int, args.infill_length)
+    assert isinstance(length, int)
+    return length
 
 
 def chat_prompts(tokenizer: "TextTokenizer", thinking: bool) -> "tuple[Callable[[str], NDArray[np.integer]], int]":

@@ -6,7 +6,8 @@ from typing import Any
 from nld_train.decode.result import Decoded
 from nld_train.decode.run import generate_batch, user_errors
 from nld_train.decode.settings import DecodeConfig
-from nld_train.hf.decoding_nemotron_labs_diffusion import DenoisingPlan, decode_diffusion
+from nld_train.hf.blocks_nemotron_labs_diffusion import DenoisingPlan
+from nld_train.hf.decoding_nemotron_labs_diffusion import decode_diffusion
 from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer, check_whole_blocks
 
 
@@ -23,9 +24,14 @@ def generate_diffusion(
     """
     with user_errors():
         check_whole_blocks(settings.max_new_tokens, settings.block_length)
-    plan = DenoisingPlan(
-        settings.block_length, model.config.mask_token_id, settings.threshold, settings.steps_per_block
-    )
+        plan = denoising_plan(model.config, settings)
     return generate_batch(
         model, prompts, settings, streamer, complete, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan)
+    )
+
+
+def denoising_plan(config: Any, settings: DecodeConfig) -> DenoisingPlan:
+    """How the settings fill a block. Raises: InputError where they do not go together."""
+    return DenoisingPlan(
+        settings.block_length, config.mask_token_id, settings.threshold, settings.forwards_per_block, settings.revise
     )

@@ -26,7 +26,7 @@ class Decoded:
     ids: list[int]  # the generated tokens
     nfe: NFE
     accepted_lengths: list[int]  # how many tokens each verification added: the accepted drafts and one of its own
-    order: list[int]  # number of the row's forward that gave each token; the prefill is 1
+    order: list[int]  # number of the row's forward that set each token, the last that did; the prefill is 1
     seconds: float  # wall time of the call, which all rows of a batch share
     text: str | None = None
 

@@ -40,10 +40,16 @@ def generate_batch(
     An answer does not depend on the other prompts, but at a temperature on its own number in the list.
     Raises: UserError for a request that the model cannot serve.
     """
-    rows = open_generations(model, prompts, settings, streamer, complete)
-    sampler = Sampler(
-        settings.temperature, settings.top_p, prompt_generators(settings.seed, len(prompts)), len(prompts)
-    )
+    limits = generation_limits(model.config, settings, complete)
+    with user_errors():
+        check_generation_request(model.config, prompts, limits)
+    return decode_rows(model, Generations(prompts, limits, streamer), settings, loop)
+
+
+def decode_rows(model: Any, rows: Generations, settings: DecodeConfig, loop: DecodeLoop) -> list[Decoded]:
+    """Decode rows to their ends with `loop`, with the settings' random numbers. Returns: their answers."""
+    count = len(rows.rows)
+    sampler = Sampler(settings.temperature, settings.top_p, prompt_generators(settings.seed, count), count)
     start = time.perf_counter()
     with evaluation_mode(model):
         loop(rows, sampler)
@@ -51,20 +57,12 @@ def generate_batch(
     return [decoded_result(row, seconds) for row in rows.rows]
 
 
-def open_generations(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    settings: DecodeConfig,
-    streamer: Streamer | None,
-    complete: Complete | None,
-) -> Generations:
-    """The rows of a request, checked. Raises: UserError for a request that the model cannot serve."""
-    ends = text_ends(model.config, settings)
+def generation_limits(config: Any, settings: DecodeConfig, complete: Complete | None) -> GenerationLimits:
+    """Where the rows of a request end. Raises: UserError for ends that the model does not know."""
+    ends = text_ends(config, settings)
     with user_errors():
         thinking = thinking_budget(settings.max_thinking_tokens, settings.end_think_token_id)
-        limits = GenerationLimits(settings.max_new_tokens, ends, thinking, complete)
-        check_generation_request(model.config, prompts, limits)
-    return Generations(prompts, limits, streamer)
+    return GenerationLimits(settings.max_new_tokens, ends, thinking, complete)
 
 
 def text_ends(config: Any, settings: DecodeConfig) -> tuple[int, ...]:

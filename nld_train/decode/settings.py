@@ -14,8 +14,9 @@ class DecodeConfig:
     temperature: float = 0.0  # 0: the most probable token
     top_p: float = 1.0  # share of the probability that is drawn from
     seed: int = 1234
-    threshold: float | None = 0.9  # diffusion: commit every token with this probability; none: an even share per step
-    steps_per_block: int | None = None  # diffusion without threshold; none: block_length
+    threshold: float | None = 0.9  # diffusion: commit every token with this probability; none: none for it
+    forwards_per_block: int | None = None  # diffusion: at most; none: as many as the block has masks
+    revise: int = 0  # diffusion: rounds at most that mask the least certain quarter of a finished block again
     draft_threshold: float = 0.0  # linear self-speculation: a draft stops where no token has this probability
     ensemble_weight: float = 0.0  # quadratic: lambda, the verifier is (1 - lambda) * AR + lambda * diffusion
     eos_token_id: tuple[int, ...] | None = None  # any of them ends the text; none: the model's own

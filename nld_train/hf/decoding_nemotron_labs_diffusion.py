@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks_nemotron_labs_diffusion import DenoisingPlan, DiffusionBlocks, start_blocks, uncached_count
 from .modeling_ministral import KVCache
 from .rows_nemotron_labs_diffusion import Generations
 from .sampling_nemotron_labs_diffusion import (
     DraftProposal,
     Sampler,
     confident_places,
-    even_quota,
     most_confident,
     propose_drafts,
     verify_proposal,
@@ -81,9 +81,10 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
 
 
 def prefill_prompts(model: Any, rows: Generations, causal: bool = True) -> tuple[KVCache, Tensor]:
-    """One forward over all prompts. Returns: their cache, and the logits [B, V] behind the last token of each."""
+    """One forward over all prompts, counted for those that have a token. Returns: their cache, and the logits [B, V]
+    behind the last token of each."""
     ids, real = pad_left([row.prompt for row in rows.rows])
-    rows.count("prefill", rows.active)
+    rows.count("prefill", [number for number in rows.active if rows[number].prompt])
     cache = KVCache(len(ids))
     output = model(
         ids.to(model.device),
@@ -102,13 +103,18 @@ def extend_cache(model: Any, ids: Tensor, cache: KVCache, causal: bool = True, k
     return model(ids, past_key_values=cache, use_cache=True, use_causal_mask=causal, logits_to_keep=keep).logits
 
 
-def noisy_logits(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int) -> Tensor:
+def noisy_logits(model: Any, ids: Tensor, cache: KVCache, mask_token_id: int, real: Tensor | None = None) -> Tensor:
     """Logits [B, n, V] of a noisy block over the cached past, which stays as it is.
 
-    The mask itself is never predicted.
+    The mask itself is never predicted. real: [B, n] bool, False for padding; None: there is none.
     """
-    ids = ids.to(model.device)
-    logits = model(ids, past_key_values=cache, use_cache=False, use_causal_mask=False).logits
+    logits = model(
+        ids.to(model.device),
+        attention_mask=None if real is None else real.to(model.device),
+        past_key_values=cache,
+        use_cache=False,
+        use_causal_mask=False,
+    ).logits
     logits[..., mask_token_id] = -torch.inf
     return logits
 
@@ -130,92 +136,23 @@ def decode_ar(model: Any, rows: Generations, sampler: Sampler) -> None:
             logits = extend_cache(model, rows.last_tokens(), cache)[:, -1]
 
 
-@dataclass(frozen=True)
-class DenoisingPlan:
-    """How block diffusion fills its blocks."""
-
-    block_length: int
-    mask_token_id: int
-    threshold: float | None  # commit every token with this probability, and the best; None: the same number every step
-    steps_per_block: int | None = None  # without threshold; None: block_length
-    causal_context: bool = True  # False: the past sees itself in both directions and gives no seed token
-
-
-@dataclass
-class DiffusionBlocks:
-    """The blocks that the rows are filling, on the host."""
-
-    ids: Tensor  # [B, n] int64
-    masked: Tensor  # [B, n] bool
-    steps: Tensor  # [B, n] int64: the row's forward that gave each token
-    thinks_until: Tensor  # [B] int64: place where thinking ends by force; 0: nowhere in this block
-
-    def open(self, row: int, eos_token_ids: Sequence[int]) -> bool:
-        """Whether a mask is left that matters: one with no end-of-sequence token to the left of it."""
-        for token, masked in zip(self.ids[row].tolist(), self.masked[row].tolist(), strict=True):
-            if masked:
-                return True
-            if token in eos_token_ids:
-                return False
-        return False
-
-
-def start_blocks(rows: Generations, cache: KVCache, plan: DenoisingPlan) -> DiffusionBlocks:
-    """Blocks that begin with what the cache does not hold yet (the seed token), then masks.
-
-    Where the thinking budget ends within a block, the end of thinking stands there from the start.
-    """
-    shape = (len(rows.rows), plan.block_length)
-    block = DiffusionBlocks(
-        torch.full(shape, plan.mask_token_id),
-        torch.ones(shape, dtype=torch.bool),
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape[0], dtype=torch.long),
-    )
-    for number in rows.active:
-        row = rows[number]
-        known = row.tokens[len(row.tokens) - uncached_count(rows, cache, number) :]
-        block.ids[number, : len(known)] = torch.tensor(known, dtype=torch.long)
-        block.masked[number, : len(known)] = False
-        forced = rows.forced_place(row)
-        if rows.limits.thinking is not None and forced is not None:
-            place = forced - len(row.tokens) + len(known)
-            if len(known) <= place < plan.block_length:
-                block.ids[number, place], block.masked[number, place] = rows.limits.thinking.end_token_id, False
-                block.steps[number, place] = row.forwards.total()
-                block.thinks_until[number] = place
-    return block
-
-
-def uncached_count(rows: Generations, cache: KVCache, number: int) -> int:
-    """Tokens of a row that its cache does not hold yet."""
-    return rows[number].length - cache.lengths[number]
-
-
-def denoise_blocks(
-    model: Any, rows: Generations, cache: KVCache, sampler: Sampler, plan: DenoisingPlan
-) -> DiffusionBlocks:
-    """Fill one block of every active row, one forward per step; a row stops when no mask is left that matters."""
-    block, step = start_blocks(rows, cache, plan), 0
-    total = plan.block_length if plan.steps_per_block is None else plan.steps_per_block
-    while busy := [row for row in rows.active if block.open(row, rows.limits.eos_token_ids)]:
+def fill_blocks(model: Any, rows: Generations, cache: KVCache, sampler: Sampler, block: DiffusionBlocks) -> None:
+    """Fill and revise one block of every active row, one forward per step; a row stops when it is finished."""
+    plan, thinking, step = block.plan, rows.limits.thinking, 0
+    while busy := block.unfinished_rows(rows.active, rows.limits.eos_token_ids):
         rows.count("draft", busy)
-        logits = noisy_logits(model, block.ids, cache, plan.mask_token_id)
-        if rows.limits.thinking is not None:
-            early = torch.arange(plan.block_length) < block.thinks_until[:, None]
-            logits[..., rows.limits.thinking.end_token_id].masked_fill_(early.to(logits.device), -torch.inf)
+        logits = noisy_logits(model, block.ids, cache, plan.mask_token_id, block.real)
+        if thinking is not None:
+            early = torch.arange(block.ids.shape[1]) < block.thinks_until
+            logits[..., thinking.end_token_id].masked_fill_(early.to(logits.device), -torch.inf)
         tokens = sampler.draw(sampler.distribution(logits), busy)
         confidence = logits.float().softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).cpu()
         waiting = block.masked & torch.tensor([[row in busy] for row in range(len(rows.rows))])
-        if plan.threshold is None:
-            commit = most_confident(confidence, waiting, even_quota(waiting.sum(1, keepdim=True), total - step))
-        else:
-            commit = confident_places(confidence, waiting, plan.threshold)
-        block.ids = torch.where(commit, tokens.cpu(), block.ids)
-        block.steps = torch.where(commit, torch.tensor([[row.forwards.total()] for row in rows.rows]), block.steps)
-        block.masked = block.masked & ~commit
+        chosen = most_confident(confidence, waiting, block.quota(waiting, step))
+        if plan.threshold is not None:
+            chosen |= confident_places(confidence, waiting, plan.threshold)
+        block.commit(chosen, tokens.cpu(), confidence, torch.tensor([[row.forwards.total()] for row in rows.rows]))
         step += 1
-    return block
 
 
 def decode_diffusion(model: Any, rows: Generations, sampler: Sampler, plan: DenoisingPlan) -> None:
@@ -228,7 +165,8 @@ def decode_diffusion(model: Any, rows: Generations, sampler: Sampler, plan: Deno
         while True:
             if plan.causal_context:
                 sample_next(rows, sampler, logits)
-            block = denoise_blocks(model, rows, cache, sampler, plan)
+            block = start_blocks(rows, cache, plan)
+            fill_blocks(model, rows, cache, sampler, block)
             for number in rows.active:
                 known = uncached_count(rows, cache, number)
                 rows.extend(number, block.ids[number, known:].tolist(), block.steps[number, known:].tolist())

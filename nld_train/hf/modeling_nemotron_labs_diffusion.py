@@ -12,6 +12,7 @@ from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from .blocks_nemotron_labs_diffusion import DenoisingPlan
 from .cache_nemotron_labs_diffusion import CACHE_FIELD, KVCache
 from .configuration_nemotron_labs_diffusion import (
     InputError,
@@ -20,7 +21,6 @@ from .configuration_nemotron_labs_diffusion import (
     require_input,
 )
 from .decoding_nemotron_labs_diffusion import (
-    DenoisingPlan,
     DraftPlan,
     adapters_switched,
     decode_ar,
@@ -51,7 +51,7 @@ from .sampling_nemotron_labs_diffusion import Sampler
 logger = logging.get_logger(__name__)
 PLAIN_ATTENTION = ("sdpa", "eager")
 # Arguments of `generate` that only block diffusion knows.
-BLOCK_ARGUMENTS = {"prompt_ids", "threshold", "causal_context", "steps_per_block", "max_thinking_tokens"}
+BLOCK_ARGUMENTS = {"prompt_ids", "threshold", "causal_context", "forwards_per_block", "revise", "max_thinking_tokens"}
 
 
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
@@ -288,17 +288,20 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         max_thinking_tokens: int | None = None,
         end_think_token_id: int | None = None,
         attention_mask: Tensor | None = None,
-        steps_per_block: int | None = None,
+        forwards_per_block: int | None = None,
         top_p: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
         streamer: Streamer | None = None,
+        revise: int = 0,
     ) -> tuple[Tensor, int]:
-        """Block diffusion. Each step commits the most confident token and those at `threshold` or above; without a
-        threshold an even share, block_length / steps_per_block. Counts denoising forwards and one causal forward per
-        finished block that another one follows; not the prefill.
+        """Block diffusion. Each step commits the most confident token and those at `threshold` or above; and with
+        forwards_per_block an even share of the masks left at least, so that a block takes no more of them. `revise`
+        rounds at most mask the least certain quarter of a finished block again. Counts denoising forwards and one
+        causal forward per finished block that another one follows; not the prefill.
         """
         check_whole_blocks(max_new_tokens, block_length)
-        plan = DenoisingPlan(block_length, self.config.mask_token_id, threshold, steps_per_block, causal_context)
+        mask = self.config.mask_token_id
+        plan = DenoisingPlan(block_length, mask, threshold, forwards_per_block, revise, causal_context)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
         with evaluation_mode(self):

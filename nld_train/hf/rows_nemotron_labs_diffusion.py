@@ -40,7 +40,7 @@ class Generation:
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)  # generated
-    steps: list[int] = field(default_factory=list)  # the row's forward that gave each token; the prefill is 1
+    steps: list[int] = field(default_factory=list)  # the row's forward that set each token last; the prefill is 1
     gains: list[int] = field(default_factory=list)  # tokens that each verification of a draft added
     forwards: Counter[Kind] = field(default_factory=Counter)
     ended: bool = False

@@ -141,11 +141,13 @@ def confident_places(confidence: Tensor, masked: Tensor, threshold: float) -> Te
 
 def most_confident(confidence: Tensor, masked: Tensor, count: Tensor) -> Tensor:
     """The `count` [B, 1] most confident masked places; of equals the leftmost. [B, n] bool."""
-    order = confidence.masked_fill(~masked, -1.0).argsort(stable=True, dim=1, descending=True)
+    order = confidence.masked_fill(~masked, -torch.inf).argsort(stable=True, dim=1, descending=True)
     return masked & (order.argsort(1) < count)
 
 
-def even_quota(masks: Tensor, steps_left: int) -> Tensor:
-    """How many of `masks` [B, 1] to commit now, so that the steps left do equal work, the earlier ones what is over."""
-    steps = max(steps_left, 1)
+def even_quota(masks: Tensor, steps_left: Tensor) -> Tensor:
+    """How many of `masks` to commit now, so that the steps left do equal work, the earlier ones what is over. Both
+    [B, 1] int64.
+    """
+    steps = steps_left.clamp(min=1)
     return (masks + steps - 1) // steps

@@ -1,6 +1,7 @@
 """`nld generate`: what it prints, and one line for every bad input."""
 
 import io
+import json
 import sys
 from dataclasses import fields
 
@@ -22,6 +23,8 @@ from nld_train.decode.settings import DecodeConfig
 from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import UserError
 from nld_train.report.decoded_answers import read_answers
+
+GAP = ["--infill", "b", "--infill-length", "4"]
 
 
 def nld(monkeypatch, *words: object) -> int:
@@ -105,7 +108,37 @@ def test_chat_shows_the_answer_alone(folder, monkeypatch, capsys):
     assert chat.split("[ar]")[0] != capsys.readouterr().out.split("[ar]")[0]
 
 
+def test_a_gap_is_filled_between_two_texts(folder, monkeypatch, capsys, tmp_path):
+    words = ["generate", "--model", folder, "--mode", "diffusion", "--block-length", 8, "--eos-token-id", 399]
+    gap = ["--infill", "import os and import sys", "--infill-length", 5, "--json", tmp_path / "gap.json"]
+    seen = []
+    for prompt in ("import os", ""):
+        assert nld(monkeypatch, *words, "--prompt", prompt, *gap) == 0
+        figures, sight = capsys.readouterr().out.rstrip("\n").split("\n")[-2:]
+        assert figures.startswith("[diffusion] 5 tokens") and "saw 3 of the" in sight
+        shown, (answer,) = read_answers(tmp_path / "gap.json")
+        assert shown == prompt and len(answer.pieces) == 5
+        assert json.loads((tmp_path / "gap.json").read_text())["text_behind"] == "import os and import sys"
+        seen.append(figures)
+    assert "prefill 1," in seen[0] and "prefill 0," in seen[1]
+
+
 BAD = {
+    "half a gap": (["--prompt", "a", "--infill-length", "4"], "one of --infill and --infill-length; allowed: the two"),
+    "half a gap, the text": (["--prompt", "a", "--infill", "b"], "one of --infill and --infill-length"),
+    "a gap in every mode": (["--mode", "all", "--prompt", "a", *GAP], "--infill with --mode all; allowed: diffusion"),
+    "a gap left to right": (["--mode", "ar", "--prompt", "a", *GAP], "--infill with --mode ar; allowed: diffusion"),
+    "nothing behind": (["--prompt", "a", "--infill", "", "--infill-length", "4"], "an empty --infill"),
+    "no UTF-8 behind": (["--prompt", "a", "--infill", "caf\udce9", "--infill-length", "4"], "--infill is not UTF-8"),
+    "two lengths": (["--prompt", "a", *GAP, "--max-new-tokens", "32"], "--max-new-tokens 32 with --infill"),
+    "no length": (["--prompt", "a", "--infill", "b", "--infill-length", "x"], "infill_length='x'"),
+    "a long gap": (["--prompt", "a", "--infill", "b", "--infill-length", "32"], "a gap of 32 tokens with block_length"),
+    "thinking in a gap": (
+        ["--prompt", "a", *GAP, "--max-thinking-tokens", "2", "--end-think-token-id", "5"],
+        "max_thinking_tokens=2 in a gap",
+    ),
+    "rounds": (["--prompt", "a", "--revise", "2", "--forwards-per-block", "2"], "forwards_per_block=2 with revise=2"),
+    "no rounds": (["--prompt", "a", "--revise=-1"], "decode.revise=-1"),
     "thinking": (["--prompt", "a", "--thinking"], "--thinking without --chat"),
     "no folder": (["--model", "nowhere", "--prompt", "a"], "no config.json in nowhere"),
     "empty prompt": (["--prompt", ""], "prompt 0 is empty"),

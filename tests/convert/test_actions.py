@@ -53,6 +53,7 @@ def test_an_export_is_verified_and_then_takes_its_name(random_run, tmp_path, cap
     assert left(tmp_path) == ["hf"]
     assert left(tmp_path / "hf") == [
         "README.md",
+        "blocks_nemotron_labs_diffusion.py",
         "cache_nemotron_labs_diffusion.py",
         "chat_template.jinja",
         "config.json",

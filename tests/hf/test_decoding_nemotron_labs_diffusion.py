@@ -48,7 +48,7 @@ def oracle_diffusion(model, prompt: list[int], threshold: float | None, steps: i
             forwards += 1
             best = noisy_logits(model, ids, block).softmax(-1).max(-1)
             ranked = sorted(masked, key=lambda place: (-best.values[place].item(), place))
-            share = math.ceil(len(masked) / max(steps - step, 1)) if threshold is None else 1
+            share = math.ceil(len(masked) / max(steps - step, 1))
             sure = [place for place in ranked if threshold is not None and best.values[place] >= threshold]
             for place in {*ranked[:share], *sure}:
                 block[place] = best.indices[place].item()
@@ -95,13 +95,37 @@ def test_ar_is_greedy_and_its_forwards_are_its_tokens(small, prompts):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "steps"), [(0.9, None), (0.4, None), (0.0, None), (1.0, None), (None, None), (None, 2), (None, 1)]
+    ("threshold", "steps"),
+    [
+        (0.9, None),
+        (0.4, None),
+        (0.0, None),
+        (1.0, None),
+        (None, None),
+        (None, 2),
+        (None, 1),
+        (0.4, 2),
+        (1.0, 2),
+        (0.9, 1),
+        (0.4, 9),
+    ],
 )
 def test_diffusion_with_a_cache_is_diffusion_without(small, prompts, threshold, steps):
     for prompt in prompts:
-        ids, nfe = small.generate(torch.tensor([prompt]), NEW, BLOCK, threshold, steps_per_block=steps)
+        ids, nfe = small.generate(torch.tensor([prompt]), NEW, BLOCK, threshold, forwards_per_block=steps)
         tokens, forwards = oracle_diffusion(small, prompt, threshold, steps or BLOCK)
         assert ids[0].tolist() == prompt + tokens and nfe == forwards
+
+
+def test_a_budget_of_forwards_holds_and_one_as_long_as_the_block_changes_nothing(small, prompts):
+    for prompt in prompts:
+        for threshold in (0.4, 0.9, None):
+            free = small.generate(torch.tensor([prompt]), NEW, BLOCK, threshold)
+            wide = small.generate(torch.tensor([prompt]), NEW, BLOCK, threshold, forwards_per_block=BLOCK)
+            assert torch.equal(free[0], wide[0]) and free[1] == wide[1]
+            for budget in (1, 2):
+                nfe = small.generate(torch.tensor([prompt]), NEW, BLOCK, threshold, forwards_per_block=budget)[1]
+                assert nfe <= budget * NEW // BLOCK + NEW // BLOCK - 1
 
 
 def test_linear_self_speculation_with_a_cache_is_the_same_without(small, prompts):
@@ -117,7 +141,7 @@ def test_forwards_of_a_case_made_by_hand(small):
     assert small.ar_generate(prompt, 12)[1] == 12
     assert small.generate(prompt, 12, 4, threshold=None)[1] == 3 * 3 + 2
     assert small.generate(prompt, 12, 4, threshold=0.0)[1] == 3 * 1 + 2
-    assert small.generate(prompt, 12, 4, threshold=None, steps_per_block=2)[1] == 3 * 2 + 2
+    assert small.generate(prompt, 12, 4, threshold=None, forwards_per_block=2)[1] == 3 * 2 + 2
     assert small.generate(prompt, 12, 4, threshold=None, causal_context=False)[1] == 3 * 4 + 2
     assert small.generate(prompt, 12, 1)[1] == 11
     assert small.linear_spec_generate(prompt, 12, block_length=1)[1] == 1 + 2 * 11, "no drafts: a token per round"
@@ -127,7 +151,9 @@ def test_forwards_of_a_case_made_by_hand(small):
 CALLS = {
     "ar": lambda model, ids, **more: model.ar_generate(ids, NEW, **more),
     "threshold": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, threshold=0.5, **more),
-    "even": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, steps_per_block=2, **more),
+    "even": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, forwards_per_block=2, **more),
+    "budget": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, forwards_per_block=2, **more),
+    "revision": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, revise=2, **more),
     "no causal context": lambda model, ids, **more: model.generate(ids, NEW, BLOCK, 0.5, causal_context=False, **more),
     "linear": lambda model, ids, **more: model.linear_spec_generate(ids, NEW, BLOCK, **more),
     "linear, short drafts": lambda model, ids, **more: model.linear_spec_generate(
@@ -241,6 +267,9 @@ def test_a_request_that_cannot_be_met_is_refused_before_anything_runs(model):
     prompt = torch.tensor([[4, 5]])
     for refused in (
         lambda: model.generate(prompt, 10, 4),
+        lambda: model.generate(prompt, 8, 4, forwards_per_block=0),
+        lambda: model.generate(prompt, 8, 4, revise=-1),
+        lambda: model.generate(prompt, 8, 4, forwards_per_block=2, revise=2),
         lambda: model.ar_generate(prompt, 127),
         lambda: model.ar_generate(prompt[:, :0]),
         lambda: model.linear_spec_generate(prompt, mask_token_id=40),

@@ -176,6 +176,6 @@ def test_a_count_commits_the_most_confident_masked_places():
 def test_the_even_quota_spreads_the_masks_over_the_steps(masks, steps, shares):
     made, left = [], torch.tensor([[masks]])
     while left.item():
-        made.append(even_quota(left, steps - len(made)).item())
+        made.append(even_quota(left, torch.tensor([[steps - len(made)]])).item())
         left = left - made[-1]
     assert made == shares
