@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,13 @@ def test_a_shown_command_is_taken(page: str, words: str) -> None:
 def test_commands_are_found() -> None:
     named = [page for page, _ in commands()]
     assert len(named) > 30 and "README.md" in named and "running.md" in named
+
+
+@pytest.mark.parametrize("target", ["demo", "demo-eval"])
+def test_a_command_of_the_makefile_is_taken(target: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line.strip() for line in done.stdout.replace("\\\n", " ").splitlines()]
+    own = [line.removeprefix(".venv/bin/nld ") for line in lines if line.startswith(".venv/bin/nld ")]
+    assert len(own) >= 4
+    for words in own:
+        parse_words(shlex.split(words))
