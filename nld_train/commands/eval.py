@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nld_train.commands.generate import DEVICES, DTYPES, choose_device
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.exit_status import FINISHED
 
 if TYPE_CHECKING:  # it imports torch
     from nld_train.evaluation.evaluated_model import ModelChoice
+    from nld_train.evaluation.prompt_file import EvalPrompt
 
 
 HELP = """\
@@ -61,6 +62,26 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thinking", action="store_true", help="with --chat: answers start with thinking")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="an answer (default: %(default)s)")
     parser.add_argument("--shard", metavar="I/N", help="every Nth prompt, from the Ith on; `nld eval merge` joins them")
+
+
+def asked_prompts(args: argparse.Namespace) -> "list[EvalPrompt]":
+    """The prompts of a command line, or its shard's share of them. Raises: UserError."""
+    from nld_train.evaluation.prompt_file import read_prompt_file
+    from nld_train.evaluation.results import parse_shard, shard_prompts
+
+    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
+    shard = parse_shard(args.shard)
+    prompts = shard_prompts(read_prompt_file(Path(args.prompts), args.category), shard)
+    require(len(prompts) > 0, f"--shard {args.shard} holds no prompt", "as many shards as prompts", "lower N")
+    return prompts
+
+
+def asked_identity(args: argparse.Namespace) -> dict[str, Any]:
+    """What says which prompts were asked, and how. Raises: UserError."""
+    from nld_train.evaluation.results import prompts_identity
+
+    how = {name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens")}
+    return {**prompts_identity(Path(args.prompts), args.category), **how}
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -1,11 +1,12 @@
 """`nld eval decode`: tokens per forward, accepted length and agreement with greedy AR, mode by mode."""
 
 import argparse
-from pathlib import Path
 
 from nld_train.commands.eval import (
     add_model_options,
     add_prompt_options,
+    asked_identity,
+    asked_prompts,
     finish_evaluation,
     model_choice,
     output_folder,
@@ -49,17 +50,15 @@ def add_decode_parser(evaluations: argparse._SubParsersAction) -> None:
 def run_decode(args: argparse.Namespace) -> int:
     # 1. The command line, the prompts and the output folder are checked before a model is loaded.
     from nld_train.decode.settings import DecodeConfig
-    from nld_train.evaluation.prompt_file import read_prompt_file
-    from nld_train.evaluation.results import parse_shard, prompts_identity, records_path, shard_prompts
+    from nld_train.evaluation.results import parse_shard, records_path
 
     modes = read_modes(args.mode)
     blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
     thresholds = parse_numbers("--threshold", args.threshold, float, 0.0, 1.0)
     require(args.batch >= 1, f"--batch {args.batch}", "1 or more", "use 1")
     require(all(args.stop), "an empty --stop", "a text", "leave it out")
-    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     decode, shard = DecodeConfig(max_new_tokens=args.max_new_tokens), parse_shard(args.shard)
-    prompts = read_prompt_file(Path(args.prompts), args.category)
+    prompts = asked_prompts(args)
 
     from nld_train.decode.load import load_drafter_adapter
     from nld_train.evaluation.contexts import ContextSettings, build_contexts
@@ -76,21 +75,16 @@ def run_decode(args: argparse.Namespace) -> int:
         "kind": "decode",
         "points": [point.name for point in points],
         **model_identity(choice),
-        **prompts_identity(Path(args.prompts), args.category),
-        "chat": args.chat,
-        "thinking": args.thinking,
-        "max_new_tokens": decode.max_new_tokens,
+        **asked_identity(args),
         "stops": args.stop,
         "batch": args.batch,
-        COUNT: len(points) * sum(len(prompt.turns) for prompt in shard_prompts(prompts, shard)),
+        COUNT: len(points) * sum(len(prompt.turns) for prompt in prompts),
     }
     file = RecordFile(records_path(target, "decode", shard), identity, args.overwrite)
 
     # 2. Every context in every point, but for what is there already. The adapter comes last: without it first.
     evaluated = open_evaluated_model(choice, with_adapter=False)
-    contexts, decode = build_contexts(
-        evaluated, shard_prompts(prompts, shard), ContextSettings(decode, args.chat, args.thinking)
-    )
+    contexts, decode = build_contexts(evaluated, prompts, ContextSettings(decode, args.chat, args.thinking))
     run = SweepRun(evaluated, decode, tuple(args.stop), args.batch)
     with evaluation_progress("decoding", len(points) * len(contexts)) as progress:
         adapted = False

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from nld_train.commands.eval import (
     add_model_options,
     add_prompt_options,
+    asked_identity,
+    asked_prompts,
     finish_evaluation,
     model_choice,
     output_folder,
@@ -67,18 +68,14 @@ def add_sol_parser(evaluations: argparse._SubParsersAction) -> None:
 def run_sol(args: argparse.Namespace) -> int:
     """Measure every context in every block length, then print the table."""
     # 1. The command line, the prompts and the output folder are checked before a model is loaded.
-    from nld_train.evaluation.prompt_file import read_prompt_file
-    from nld_train.evaluation.results import parse_shard, prompts_identity, records_path, shard_prompts
+    from nld_train.evaluation.results import parse_shard, records_path
 
     blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
     check_block_lengths(blocks, args.max_new_tokens)
     thresholds = parse_numbers("--threshold", args.threshold, float, 0.0, 1.0)
     require(args.depth >= 0, f"--depth {args.depth}", "0 or more", f"use {DEPTH}")
     require(args.budget >= 1, f"--budget {args.budget}", "1 or more", "use 5000")
-    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    shard = parse_shard(args.shard)
-    prompts = shard_prompts(read_prompt_file(Path(args.prompts), args.category), shard)
-    require(len(prompts) > 0, f"--shard {args.shard} holds no prompt", "as many shards as prompts", "lower N")
+    shard, prompts = parse_shard(args.shard), asked_prompts(args)
 
     from nld_train.decode.run import text_ends
     from nld_train.decode.settings import DecodeConfig
@@ -93,8 +90,9 @@ def run_sol(args: argparse.Namespace) -> int:
     identity = {
         "kind": "sol",
         **model_identity(choice),
-        **prompts_identity(Path(args.prompts), args.category),
-        **{name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "depth", "budget")},
+        **asked_identity(args),
+        "depth": args.depth,
+        "budget": args.budget,
         "blocks": blocks,
         "thresholds": thresholds,
         COUNT: len(blocks) * sum(len(prompt.turns) for prompt in prompts),
