@@ -36,6 +36,7 @@ TAKE_ZERO = {
         "decode.temperature",
         "decode.seed",
         "decode.threshold",
+        "decode.revise",
         "decode.draft_threshold",
         "decode.ensemble_weight",
     ),
