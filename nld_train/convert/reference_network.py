@@ -22,6 +22,7 @@ from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout, rotary_positions
 
 PROBE_BLOCKS = 3
+FREQUENCY_TOLERANCE = 1e-6  # relative: the model computes in float32
 PROBED = 8192  # ids of a larger vocabulary whose logits are compared
 
 
@@ -97,11 +98,15 @@ class ReferenceNetwork:
         self.model, self.weights, self.dtype, self.layers = model, weights, dtype, layers
         self.units = {(unit.name, unit.layer): unit for unit in weight_table.weight_mappings(model, NLD)}
 
-    def logits(self, row: ProbeRow, ids: Tensor | None = None) -> Tensor:
-        """Logits of [noisy | clean], [S, V] float64; of ascending `ids` alone where they are given, [S, len(ids)]."""
+    def logits(self, row: ProbeRow, ids: Tensor | None = None, frequencies: Tensor | None = None) -> Tensor:
+        """Logits of [noisy | clean], [S, V] float64; of ascending `ids` alone where they are given, [S, len(ids)].
+
+        frequencies: the rotary ones of the model that is compared, [D / 2] float32, for their rounding; None: none.
+        """
         hidden = self._embed(torch.cat([row.noisy, row.clean]))
+        angles = rotary_angles(row, reference_frequencies(self.model.rope, self.model.head_dim), frequencies)
         for layer in range(self.layers):
-            hidden = hidden + self._attention(hidden, layer, row)
+            hidden = hidden + self._attention(hidden, layer, row, angles)
             hidden = hidden + self._mlp(hidden, layer)
         hidden = self._norm(hidden, weight_table.FINAL_NORM, None)
         head = self.units[weight_table.HEAD, None]
@@ -128,7 +133,7 @@ class ReferenceNetwork:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.model.norm_eps)
         return x * scale * self._weight(name, layer)
 
-    def _attention(self, hidden: Tensor, layer: int, row: ProbeRow) -> Tensor:
+    def _attention(self, hidden: Tensor, layer: int, row: ProbeRow, angles: Tensor) -> Tensor:
         model, rope = self.model, self.model.rope
         normed = self._norm(hidden, weight_table.ATTENTION_NORM, layer)
         per_group = model.heads // model.kv_heads
@@ -139,7 +144,6 @@ class ReferenceNetwork:
             part.flatten(1, 2).transpose(0, 1)[None] for part in groups.split([per_group, 1, 1], dim=-2)
         )
         place = rotary_positions(row.layout) + row.start
-        angles = place[:, None] * reference_frequencies(rope, model.head_dim)
         wraps = torch.div(place, rope.original_max_position, rounding_mode="floor").double()
         scale = 1 + rope.query_scale_beta * torch.log1p(wraps)
         query = rotate_heads(query, angles, reference_attention_factor(rope)) * scale[:, None]
@@ -156,6 +160,19 @@ class ReferenceNetwork:
         normed = self._norm(hidden, weight_table.MLP_NORM, layer)
         gate, up = (normed @ self._weight(weight_table.MLP_IN, layer).T).chunk(2, -1)
         return (silu(gate) * up) @ self._weight(weight_table.MLP_OUT, layer).T
+
+
+def rotary_angles(row: ProbeRow, exact: Tensor, frequencies: Tensor | None) -> Tensor:
+    """Angles [S, D / 2] float64 of every position, from the formula's frequencies [D / 2].
+
+    Where a model's own `frequencies` are those but for rounding, its rounded ones are taken, and the products are
+    rounded as its are: at position 16,384 that moves an angle by 0.001, which logits show and which is no fault.
+    """
+    place = rotary_positions(row.layout) + row.start
+    if frequencies is None:
+        return place[:, None] * exact
+    rounded = torch.where((frequencies - exact).abs() <= FREQUENCY_TOLERANCE * exact, frequencies, exact)
+    return (place[:, None].to(frequencies.dtype) * rounded.to(frequencies.dtype)).double()
 
 
 def rotate_heads(x: Tensor, angles: Tensor, factor: float) -> Tensor:

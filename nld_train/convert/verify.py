@@ -14,6 +14,7 @@ from nld_train.convert.exported_code import ExportedModel, fitting_layers
 from nld_train.convert.hf_folder import HFWeights, open_hf_folder
 from nld_train.convert.phases import timed_phase
 from nld_train.convert.reference_network import (
+    FREQUENCY_TOLERANCE,
     PROBE_BLOCKS,
     ProbeRow,
     ReferenceNetwork,
@@ -37,7 +38,6 @@ from nld_train.convert.weight_table import (
 from nld_train.errors import UserError
 
 TOLERANCE = 1e-4  # of logits in float32, relative to the largest one where that is above 1
-FREQUENCY_TOLERANCE = 1e-6  # relative: the model computes in float32
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def verify_logits(
     network = ReferenceNetwork(source.model, source.weights, weights.dtype(described.naming.head), run)
     for start in logit_row_starts(source, PROBE_BLOCKS * traits.block_size):
         row = make_probe_row(source.model, traits.mask_token_id, traits.block_size, start)
-        noisy, clean = network.logits(row, ids).chunk(2)
+        noisy, clean = network.logits(row, ids, model.inverse_frequencies()).chunk(2)
         where = place_text(row, run, source.model, len(ids))
         off = logit_distance("AR", model.ar_logits(row), clean)
         findings.append(VerifyFinding("logits, AR", f"off by {off:.0e}, {where}"))

