@@ -27,6 +27,9 @@ COMMANDS = {
     "jobs": "show or cancel the jobs of runs",
     "requeue": "does a job go on? (asked by its script)",
 }
+# Work that `nld launch NAME` divides over an array of jobs; the others' words are a recipe's. The parser of NAME is
+# parse_launch_NAME in nld_train/commands/launch_NAME.py.
+LAUNCHED_ARRAYS = ("data", "eval", "sampler")
 # Their overrides may stand before, between and after the options, which argparse on its own does not take.
 WITH_OVERRIDES = ("train", "launch", "requeue", "doctor")
 
@@ -49,18 +52,9 @@ def command_parser(name: str | None) -> argparse.ArgumentParser:
 
 def parse_words(words: list[str]) -> argparse.Namespace:
     """The parsed command line; its `run` is a function from it to an exit status."""
-    if words[:2] == ["launch", "data"]:
-        from nld_train.commands.launch_data import parse_launch_data
-
-        return parse_launch_data(words[2:])
-    if words[:2] == ["launch", "eval"]:
-        from nld_train.commands.launch_eval import parse_launch_eval
-
-        return parse_launch_eval(words[2:])
-    if words[:2] == ["launch", "sampler"]:
-        from nld_train.commands.launch_sampler import parse_launch_sampler
-
-        return parse_launch_sampler(words[2:])
+    if words[:1] == ["launch"] and words[1:2] and words[1] in LAUNCHED_ARRAYS:
+        module = import_module(f"nld_train.commands.launch_{words[1]}")
+        return vars(module)[f"parse_launch_{words[1]}"](words[2:])
     top = command_parser(words[0] if words and words[0] in COMMANDS else None)
     args, rest = top.parse_known_args(words)
     if rest and (args.command not in WITH_OVERRIDES or any(word.startswith("-") for word in rest)):

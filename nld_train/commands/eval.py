@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nld_train.commands.generate import DEVICES, DTYPES, choose_device
+from nld_train.commands.generate import DEVICES, DTYPES, choose_device, choose_dtype
 from nld_train.errors import UserError, require
 from nld_train.exit_status import FINISHED
 
@@ -64,14 +64,19 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", metavar="I/N", help="every Nth prompt, from the Ith on; `nld eval merge` joins them")
 
 
-def asked_prompts(args: argparse.Namespace) -> "list[EvalPrompt]":
-    """The prompts of a command line, or its shard's share of them. Raises: UserError."""
+def file_prompts(args: argparse.Namespace) -> "list[EvalPrompt]":
+    """The prompts of a command line, of all shards. Raises: UserError."""
     from nld_train.evaluation.prompt_file import read_prompt_file
-    from nld_train.evaluation.results import parse_shard, shard_prompts
 
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    shard = parse_shard(args.shard)
-    prompts = shard_prompts(read_prompt_file(Path(args.prompts), args.category), shard)
+    return read_prompt_file(Path(args.prompts), args.category)
+
+
+def asked_prompts(args: argparse.Namespace) -> "list[EvalPrompt]":
+    """The prompts of a command line, or its shard's share of them. Raises: UserError."""
+    from nld_train.evaluation.results import parse_shard, shard_prompts
+
+    prompts = shard_prompts(file_prompts(args), parse_shard(args.shard))
     require(len(prompts) > 0, f"--shard {args.shard} holds no prompt", "as many shards as prompts", "lower N")
     return prompts
 
@@ -96,10 +101,9 @@ def model_choice(args: argparse.Namespace) -> "ModelChoice":
 
     from nld_train.evaluation.evaluated_model import ModelChoice
 
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
     device = torch.device(choose_device(args.device, torch.cuda.is_available()))
     adapter = None if args.adapter is None else Path(args.adapter)
-    return ModelChoice(Path(args.folder), args.step, adapter, dtype, device)
+    return ModelChoice(Path(args.folder), args.step, adapter, choose_dtype(args.dtype), device)
 
 
 def parse_numbers[N: (int, float)](option: str, text: str, kind: Callable[[str], N], low: N, high: N) -> list[N]:

@@ -18,6 +18,7 @@ from nld_train.files import check_output_file, write_text
 
 if TYPE_CHECKING:  # they import numpy and torch
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from nld_train.data.tokenizer import TextTokenizer
@@ -157,18 +158,17 @@ def run_generate(args: argparse.Namespace) -> int:
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     modes, infill_length = tuple(MODES) if args.mode == "all" else (args.mode,), gap_length(args)
     # 2. The model and its tokenizer.
-    import numpy as np
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode.infill import TextGap, infill_gaps, sight_text
-    from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer
+    from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer, token_text
     from nld_train.decode.run import text_ends
     from nld_train.decode.stop_texts import ends_with_stop
 
     disable_progress_bar()
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    model = load_model(Path(args.model), dtype, torch.device(choose_device(args.device, torch.cuda.is_available())))
+    device = torch.device(choose_device(args.device, torch.cuda.is_available()))
+    model = load_model(Path(args.model), choose_dtype(args.dtype), device)
     if args.adapter is not None:
         load_drafter_adapter(model, Path(args.model), Path(args.adapter))
     tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
@@ -179,9 +179,7 @@ def run_generate(args: argparse.Namespace) -> int:
         settings = with_end_of_turn(settings, end_of_turn)
     hidden = text_ends(model.config, settings)
 
-    def to_text(ids: list[int]) -> str:
-        return tokenizer.decode(np.array(ids, dtype=np.int64))
-
+    to_text = token_text(tokenizer)
     complete = ends_with_stop(to_text, stops) if stops else None
 
     # 3. Every prompt in every mode asked for.
@@ -246,6 +244,13 @@ def choose_device(name: str, has_gpu: bool) -> str:
     if name == "cuda" and not has_gpu:
         raise UserError("--device cuda without a GPU", "cpu on this machine", "use --device cpu")
     return ("cuda" if has_gpu else "cpu") if name == "auto" else name
+
+
+def choose_dtype(name: str) -> "torch.dtype | None":
+    """The dtype of a command line; None: that of the folder."""
+    import torch
+
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 class TextStream:

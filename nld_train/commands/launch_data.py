@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nld_train.commands.launch_shards import array_parser, run_array
+from nld_train.commands.launch_shards import array_parser, read_handed_on, run_array
 
 if TYPE_CHECKING:
     from nld_train.launch.shard_array import ShardedWork
@@ -27,18 +27,15 @@ def parse_launch_data(words: list[str]) -> argparse.Namespace:
     from data_prep.cli import add_data_commands
 
     args, rest = array_parser("data", HELP, EXAMPLE).parse_known_args(words)
-    top = argparse.ArgumentParser("nld launch")
-    add_data_commands(top.add_subparsers(required=True))
-    args.words, args.prepared, args.run = rest, top.parse_args(["data", "prepare", *rest]), run_launch_data
-    args.command = "launch"
-    return args
+    args.run = run_launch_data
+    return read_handed_on(args, rest, ["data", "prepare"], add_data_commands)
 
 
 def run_launch_data(args: argparse.Namespace) -> int:
     from data_prep.cli import check_preparation
 
-    work = preparation_work(args.words, args.prepared)
-    return run_array(args, work, args.prepared.shard, lambda: check_preparation(args.prepared))
+    work = preparation_work(args.words, args.asked)
+    return run_array(args, work, args.asked.shard, lambda: check_preparation(args.asked))
 
 
 def preparation_work(words: Sequence[str], prepared: argparse.Namespace) -> "ShardedWork":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nld_train.commands.launch_shards import array_parser, run_array
+from nld_train.commands.launch_shards import array_parser, check_model_array, read_handed_on, run_array
 from nld_train.errors import require
 
 if TYPE_CHECKING:
@@ -33,11 +33,8 @@ def parse_launch_eval(words: list[str]) -> argparse.Namespace:
     parser = array_parser("eval", HELP, EXAMPLE)
     parser.add_argument("what", choices=SHARDED, metavar="WHAT", help=f"what is evaluated: {', '.join(SHARDED)}")
     args, rest = parser.parse_known_args(words)
-    top = argparse.ArgumentParser("nld launch")
-    add_eval_parser(top.add_subparsers(required=True))
-    args.words, args.asked, args.run = rest, top.parse_args(["eval", args.what, *rest]), run_launch_eval
-    args.command = "launch"
-    return args
+    args.run = run_launch_eval
+    return read_handed_on(args, rest, ["eval", args.what], add_eval_parser)
 
 
 def run_launch_eval(args: argparse.Namespace) -> int:
@@ -62,9 +59,7 @@ def check(args: argparse.Namespace) -> None:
     from nld_train.files import refuse_existing
 
     asked = args.asked
-    require(Path(asked.folder).is_dir(), f"no folder {asked.folder}", "a checkpoint's", "check the path")
-    again = "a shard that is queued again goes on with what it has"
-    require(not asked.overwrite, "--overwrite with an array", again, "give another --output")
+    check_model_array(asked)
     if "prompts" in asked:
         count = len(read_prompt_file(Path(asked.prompts), asked.category))
         require(

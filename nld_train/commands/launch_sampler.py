@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nld_train.commands.launch_shards import array_parser, run_array
+from nld_train.commands.launch_shards import array_parser, check_model_array, read_handed_on, run_array
 from nld_train.errors import require
 
 if TYPE_CHECKING:
@@ -29,11 +28,8 @@ def parse_launch_sampler(words: list[str]) -> argparse.Namespace:
     from nld_train.commands.sampler import add_sampler_parser
 
     args, rest = array_parser("sampler", HELP, EXAMPLE).parse_known_args(words)
-    top = argparse.ArgumentParser("nld launch")
-    add_sampler_parser(top.add_subparsers(required=True))
-    args.words, args.asked, args.run = rest, top.parse_args(["sampler", "collect", *rest]), run_launch_sampler
-    args.command = "launch"
-    return args
+    args.run = run_launch_sampler
+    return read_handed_on(args, rest, ["sampler", "collect"], add_sampler_parser)
 
 
 def run_launch_sampler(args: argparse.Namespace) -> int:
@@ -57,9 +53,7 @@ def check_collection_array(args: argparse.Namespace) -> None:
     from nld_train.commands.sampler_collect import read_plan
 
     asked = args.asked
-    require(Path(asked.folder).is_dir(), f"no folder {asked.folder}", "a checkpoint's", "check the path")
-    again = "a shard that is queued again goes on with what it has"
-    require(not asked.overwrite, "--overwrite with an array", again, "give another --output")
+    check_model_array(asked)
     plan, _ = read_plan(asked)
     got = f"--shards {args.shards} of {plan.parts} parts"
     require(args.shards <= plan.parts, got, "a part or more each", "use fewer, or lower --part")

@@ -1,15 +1,19 @@
-"""What `nld launch data` and `nld launch eval` share: options of the array, and handing it to Slurm."""
+"""What `nld launch data`, `eval` and `sampler` share: options of the array, and handing it to Slurm."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nld_train.errors import require
 from nld_train.exit_status import FINISHED
 
 if TYPE_CHECKING:
     from nld_train.launch.shard_array import ShardedWork
+
+
+AddParser = Callable[[argparse._SubParsersAction], object]
 
 
 def array_parser(what: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -23,6 +27,25 @@ def array_parser(what: str, description: str, example: str) -> argparse.Argument
     )
     add_array_options(parser)
     return parser
+
+
+def read_handed_on(
+    args: argparse.Namespace, rest: list[str], command: Sequence[str], add_parser: AddParser
+) -> argparse.Namespace:
+    """The array's options, with the words that are handed on to every job: `words`, and as their own parser reads them,
+    `asked`. command: the words of `nld` before them; add_parser: adds the parser of the first of these."""
+    top = argparse.ArgumentParser("nld launch")
+    add_parser(top.add_subparsers(required=True))
+    args.words, args.asked, args.command = rest, top.parse_args([*command, *rest]), "launch"
+    return args
+
+
+def check_model_array(asked: argparse.Namespace) -> None:
+    """Refuse for an array what none of its jobs could use. asked: the options of `nld eval` or `nld sampler collect`.
+    Raises: UserError."""
+    require(Path(asked.folder).is_dir(), f"no folder {asked.folder}", "a checkpoint's", "check the path")
+    again = "a shard that is queued again goes on with what it has"
+    require(not asked.overwrite, "--overwrite with an array", again, "give another --output")
 
 
 def run_array(args: argparse.Namespace, work: "ShardedWork", shard: str | None, check: Callable[[], None]) -> int:

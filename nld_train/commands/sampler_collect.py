@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nld_train.commands.eval import add_model_options, add_prompt_options, model_choice, parse_numbers
+from nld_train.commands.eval import (
+    add_model_options,
+    add_prompt_options,
+    asked_identity,
+    file_prompts,
+    model_choice,
+    parse_numbers,
+)
 from nld_train.commands.eval_sol import MOST_BLOCK, check_block_lengths
 from nld_train.errors import UserError, require
 from nld_train.exit_status import FINISHED
@@ -54,7 +61,7 @@ def add_sampler_collect_parser(actions: argparse._SubParsersAction) -> None:
 def run_collect(args: argparse.Namespace) -> int:
     """Say the size, then write the parts that are missing."""
     # 1. The command line, the prompts, the size and the output folder, before a model is loaded.
-    from nld_train.evaluation.results import parse_shard, prompts_identity
+    from nld_train.evaluation.results import parse_shard
 
     require(args.output is not None, "no --output", "the folder of the trajectories", "add --output DIR")
     require(args.adapter is None, f"--adapter {args.adapter}", "the model itself denoises", "leave it out")
@@ -90,8 +97,8 @@ def run_collect(args: argparse.Namespace) -> int:
     identity = {
         "kind": "sampler",
         **model_identity(choice),
-        **prompts_identity(Path(args.prompts), args.category),
-        **{name: vars(args)[name] for name in ("chat", "thinking", "max_new_tokens", "part")},
+        **asked_identity(args),
+        "part": args.part,
         "blocks": list(plan.blocks),
         "policies": list(plan.policies),
         "parts": plan.parts,
@@ -117,7 +124,6 @@ def run_collect(args: argparse.Namespace) -> int:
 
 def read_plan(args: argparse.Namespace) -> "tuple[CollectionPlan, int]":
     """What the command line asks for, and how many prompts the file has. Raises: UserError."""
-    from nld_train.evaluation.prompt_file import read_prompt_file
     from nld_train.sampler.collect import POLICIES, CollectionPlan, distinct_prompts
 
     blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
@@ -126,8 +132,7 @@ def read_plan(args: argparse.Namespace) -> "tuple[CollectionPlan, int]":
     known = set(args.policy.split(",")) == set(policies)
     require(known, f"--policy {args.policy}", " and ".join(POLICIES) + " with a comma between", "correct it")
     require(args.part >= 1, f"--part {args.part}", "1 or more", "use 64")
-    require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
-    prompts = read_prompt_file(Path(args.prompts), args.category)
+    prompts = file_prompts(args)
     chosen = (tuple(blocks), tuple(policies), args.part, args.chat, args.thinking, args.max_new_tokens)
     return CollectionPlan(distinct_prompts(prompts), *chosen), len(prompts)
 

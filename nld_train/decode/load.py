@@ -1,7 +1,9 @@
 """Open a checkpoint folder for decoding, or say in one line why it cannot be opened."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
@@ -86,6 +88,11 @@ def load_text_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
             "put the model's own tokenizer into the folder",
         )
     return tokenizer
+
+
+def token_text(tokenizer: TextTokenizer) -> Callable[[Sequence[int]], str]:
+    """The function from token ids to their text."""
+    return lambda ids: tokenizer.decode(np.array(ids, dtype=np.int64))
 
 
 def draw_text_only(model: NemotronLabsDiffusionModel, tokenizer: TextTokenizer) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from nld_train.data.chat_encoder import load_chat_encoder
 from nld_train.data.chat_template import Message
 from nld_train.decode.ar import generate_ar
+from nld_train.decode.load import token_text
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import require
-from nld_train.evaluation.evaluated_model import EvaluatedModel, token_text
+from nld_train.evaluation.evaluated_model import EvaluatedModel
 from nld_train.evaluation.prompt_file import EvalPrompt
 
 

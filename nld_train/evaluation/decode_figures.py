@@ -5,6 +5,7 @@ from typing import Any
 
 from nld_train.evaluation.decode_sweep import BASELINE, LOSSLESS, SweepPoint
 from nld_train.evaluation.record_file import Record
+from nld_train.report.columns import align_columns, number_text
 
 OVERALL = "overall"  # stands for all categories together
 CHOICES = (2, 3)  # ranks whose shares are told
@@ -104,17 +105,12 @@ def decode_table(figures: Mapping[str, Any]) -> str:
             [
                 point["name"],
                 f"{found['tokens_per_forward']:.3f}",
-                _number(found["accepted_length"], ".3f"),
+                number_text(found["accepted_length"], ".3f"),
                 f"{found['agreement']:.1%}",
                 f"{found['equal']:.1%}",
-                _number(found["accuracy"], ".1%"),
+                number_text(found["accuracy"], ".1%"),
                 " / ".join(f"{choices[str(choice)]:.1%}" for choice in CHOICES) if choices else "-",
                 f"{found['tokens_per_second']:.0f}",
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return align_columns(rows)

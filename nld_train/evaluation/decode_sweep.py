@@ -4,14 +4,14 @@ A point is a mode with its block length and threshold. Greedy AR is always among
 is compared with.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 
+from nld_train.decode.load import token_text
 from nld_train.decode.modes import MODES
 from nld_train.decode.result import Decoded
 from nld_train.decode.self_speculation import generate_self_speculation
@@ -19,7 +19,7 @@ from nld_train.decode.settings import DecodeConfig
 from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import require
 from nld_train.evaluation.contexts import EvalContext
-from nld_train.evaluation.evaluated_model import EvaluatedModel, token_text
+from nld_train.evaluation.evaluated_model import EvaluatedModel
 from nld_train.evaluation.record_file import Record
 from nld_train.hf.decoding_nemotron_labs_diffusion import DraftRound, evaluation_mode
 
@@ -116,7 +116,7 @@ class SweepRun:
         if point.block is not None:
             settings = replace(settings, block_length=point.block, threshold=point.threshold)
         to_text = token_text(self.evaluated.tokenizer)
-        complete = ends_with_stop(partial(_text_of, to_text), self.stops) if self.stops else None
+        complete = ends_with_stop(to_text, self.stops) if self.stops else None
         prompts, ranks = [context.ids for context in contexts], DraftRanks()
         if point.mode == DRAFTING:
             answers = generate_self_speculation(self.evaluated.model, prompts, settings, None, complete, ranks)
@@ -153,10 +153,6 @@ class SweepRun:
             "as_ar": agreement_with_ar(self.evaluated.model, context.ids, answer.ids),
             "seconds": answer.seconds / rows,
         }
-
-
-def _text_of(to_text: Callable[[Sequence[int]], str], ids: list[int]) -> str:
-    return to_text(ids)
 
 
 def agreement_with_ar(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:

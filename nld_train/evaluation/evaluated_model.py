@@ -1,7 +1,7 @@
 """What is evaluated: a Hugging Face folder, or the output folder of a run, as the same model object."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,3 @@ def model_of_checkpoint(
         state |= {part.name: tensor for part, tensor in zip(unit.parts, whole, strict=True)}
     model.load_state_dict(state, assign=True)
     return model.eval()
-
-
-def token_text(tokenizer: TextTokenizer) -> Callable[[Sequence[int]], str]:
-    """The function from token ids to their text."""
-    import numpy as np
-
-    return lambda ids: tokenizer.decode(np.array(ids, dtype=np.int64))

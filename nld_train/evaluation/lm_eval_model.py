@@ -28,13 +28,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
 from nld_train.data.chat_template import Message
 from nld_train.data.tokenizer import end_of_document_id
+from nld_train.decode.load import token_text
 from nld_train.decode.modes import MODES
 from nld_train.decode.result import Decoded
 from nld_train.decode.run import text_ends
 from nld_train.decode.settings import DecodeConfig
 from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import UserError, require
-from nld_train.evaluation.evaluated_model import EvaluatedModel, ModelChoice, open_evaluated_model, token_text
+from nld_train.evaluation.evaluated_model import EvaluatedModel, ModelChoice, open_evaluated_model
 from nld_train.evaluation.progress_bar import evaluation_progress
 from nld_train.evaluation.record_file import Record, RecordFile
 from nld_train.exit_status import REFUSED

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from nld_train.decode.self_speculation import generate_self_speculation
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import require
 from nld_train.evaluation.contexts import EvalContext
 from nld_train.evaluation.oracle_compaction import CompactionSearch
-from nld_train.evaluation.oracle_forwards import Asked, OracleBlock, StateForwards, run_walks
+from nld_train.evaluation.oracle_forwards import Asked, Going, OracleBlock, StateForwards, follow_blocks, run_walks
 from nld_train.evaluation.oracle_walks import (
     Path,
     Prediction,
@@ -123,24 +121,20 @@ def find_targets(
 ) -> list[list[TargetBlock]]:
     """The blocks of every context, up to the one whose target ends the text."""
     found: list[list[TargetBlock]] = [[] for _ in forwards.rows]
-    active, count = list(forwards.rows), settings.max_new_tokens // length
-    for number in range(count):
-        blocks = [OracleBlock(row, forwards.cache.lengths[row]) for row in active]
+
+    def take(blocks: Sequence[OracleBlock], left: int) -> Going:
         paths = run_walks([(block, serial_walk(length)) for block in blocks], forwards.predict_states)
-        text, going = torch.zeros(len(found), length, dtype=torch.long), []
+        going = {}
         for block, path in zip(blocks, paths, strict=True):
             if set(path[-1]).isdisjoint(settings.eos_token_ids):
                 found[block.row].append(TargetBlock(block, path))
-                text[block.row] = torch.tensor(path[-1])
-                going.append(block.row)
+                going[block.row] = path[-1]
                 advance(length)
             else:
-                advance(2 * length * (count - number))
-        active = going
-        if not active:
-            break
-        if number + 1 < count:
-            forwards.append_tokens(text)
+                advance(2 * length * left)
+        return going
+
+    follow_blocks(forwards, length, settings.max_new_tokens // length, take)
     return found
 
 

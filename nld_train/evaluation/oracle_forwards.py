@@ -7,7 +7,7 @@ it were alone; so states of all blocks of a context share the one past that hold
 Letters: R rows, G groups of a row, B tokens of a group, K keys, V vocabulary size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,3 +164,27 @@ def run_walks[Result](
         for number, state in answered.items():
             go_on(number, walks[number][0].predictions[state])
     return [results[number] for number in range(len(walks))]
+
+
+# Of the rows whose text goes on, the tokens [B] of the block that was filled.
+Going = Mapping[int, Sequence[int]]
+
+
+def follow_blocks(
+    forwards: StateForwards, length: int, count: int, take: Callable[[Sequence[OracleBlock], int], Going]
+) -> None:
+    """Fill block after block of all contexts, at most `count` each: behind each stands what the one before became.
+
+    take: fills the next blocks, one of every row whose text goes on, with the number of blocks left, these included.
+    """
+    rows: Iterable[int] = forwards.rows
+    for left in range(count, 0, -1):
+        going = take([OracleBlock(row, forwards.cache.lengths[row]) for row in rows], left)
+        if not going:
+            return
+        rows = going
+        if left > 1:
+            text = torch.zeros(len(forwards.rows), length, dtype=torch.long)
+            for row, tokens in going.items():
+                text[row] = torch.tensor(tokens)
+            forwards.append_tokens(text)

@@ -5,6 +5,7 @@ from typing import Any
 
 from nld_train.errors import require
 from nld_train.evaluation.record_file import Record
+from nld_train.report.columns import align_columns, number_text
 
 SCORED = "scores "  # how the key of a record of scores begins; the other records are answers
 ERROR = "_stderr"  # lm-eval's name for the standard error of METRIC,FILTER is METRIC_stderr,FILTER
@@ -47,9 +48,6 @@ def tasks_table(figures: Mapping[str, Any]) -> str:
     rows = [("task", "mode", "figure", "value", "error", "tokens/forward")]
     for score in figures["scores"]:
         numbers = (score["value"], score["standard_error"], score["tokens_per_forward"])
-        value, error, speed = ("-" if number is None else f"{number:.4f}" for number in numbers)
+        value, error, speed = (number_text(number, ".4f") for number in numbers)
         rows.append((score["task"], score["mode"], score["figure"], value, error, speed))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([*map(str.ljust, row[:3], widths[:3]), *map(str.rjust, row[3:], widths[3:])]) for row in rows
-    )
+    return align_columns(rows, left=3)

@@ -5,7 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from nld_train.report.decoding_section import html_rows, number_text
+from nld_train.report.columns import number_text
+from nld_train.report.decoding_section import html_rows
 
 HEADER = (
     "", "AR bits/byte", "diffusion bits/byte", "accepted length", "tokens/forward, exact", "tokens/forward, diffusion",

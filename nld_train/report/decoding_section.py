@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
+from nld_train.report.columns import number_text
 
 STYLES = {"ar": "ar", "diffusion": "diffusion", "self-spec": "speculation", "quadratic": "quadratic"}
 NOTE = (
@@ -28,7 +29,8 @@ def decoding_section(name: str, figures: Figures) -> str:
     charts = []
     if any(point["overall"]["accuracy"] is not None for point in points):
         charts.append(frontier_chart(points, "accuracy", "share of the answers", SMALL))
-    charts += [chart for chart in [kept_chart(points)] if chart.lines]
+    if any(point["overall"]["kept"] for point in points):
+        charts.append(kept_chart(points))
     drawn = "".join(f"<div>{chart_svg(chart)}</div>" for chart in charts)
     frontier = chart_svg(frontier_chart(points, "agreement", "share of the tokens", LARGE))
     return (
@@ -39,7 +41,7 @@ def decoding_section(name: str, figures: Figures) -> str:
 
 
 def _sentences(points: Sequence[Figures]) -> str:
-    """What the figures say of the modes whose answers must be AR's, and of the fastest careful diffusion."""
+    """What the figures say of the modes whose answers must be AR's."""
     said = []
     for point in points:
         if point["lossless"]:
@@ -87,7 +89,7 @@ def kept_chart(points: Sequence[Figures]) -> Chart:
         )
         for point in drafted
     ]
-    longest = max((len(line.points) for line in lines), default=1)
+    longest = max(len(line.points) for line in lines)
     axis = (float(longest), "place in the draft")
     return wide_chart("Drafts kept up to each place", "share of the rounds", lines, axis, SMALL)
 
@@ -138,8 +140,3 @@ def html_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def number_text(value: float | None, form: str) -> str:
-    """A number in a format; a dash where there is none."""
-    return "-" if value is None else format(value, form)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from nld_train.report.decoding_section import html_rows, number_text
+from nld_train.report.columns import number_text
+from nld_train.report.decoding_section import html_rows
 
 LIKELIHOOD_NOTE = (
     "Of the same tokens: AR's negative log-likelihood, and the diffusion bound, above which the model's own likelihood "

@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from nld_train.report.chart import ChartLine, ChartPoint, chart_svg
-from nld_train.report.decoding_section import LARGE, Figures, html_rows, number_text, wide_chart
+from nld_train.report.columns import number_text
+from nld_train.report.decoding_section import LARGE, Figures, html_rows, wide_chart
 
 NOTE = (
     "The oracle knows the target, the text that denoising one token a step makes of a block. Greedy acceptance commits "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from nld_train.report.columns import align_columns
 from nld_train.report.history import Stage, stage_losses
 
 NATS = "nats per token"
@@ -54,9 +55,7 @@ def decimals_text(value: float | None) -> str:
 def text_table(stages: Sequence[Stage], unigram_entropy: float | None) -> str:
     """The table for the terminal: losses on the validation rows, in nats per token."""
     rows = [list(HEADER), *[stage_cells(stage, unigram_entropy) for stage in stages]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(line) for line in lines)
+    return align_columns(rows)
 
 
 def html_table(stages: Sequence[Stage], unigram_entropy: float | None) -> str:

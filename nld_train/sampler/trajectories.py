@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nld_train.evaluation.oracle_forwards import OracleBlock, StateForwards, run_walks
+from nld_train.evaluation.oracle_forwards import Going, OracleBlock, StateForwards, follow_blocks, run_walks
 from nld_train.evaluation.oracle_walks import (
     MASKED,
     Prediction,
@@ -139,23 +139,20 @@ def confidence_trajectories(
     """Of every context, the trajectories of its blocks, one after the other. The block in which an id ends the text is
     the last: the sampler meets such blocks too."""
     found: list[list[Trajectory]] = [[] for _ in forwards.rows]
-    active, count = list(forwards.rows), limits.max_new_tokens // length
-    for number in range(count):
-        blocks = [OracleBlock(row, forwards.cache.lengths[row]) for row in active]
+
+    def take(blocks: Sequence[OracleBlock], left: int) -> Going:
         walks = [(block, trajectory_walk(masked_block(length), advance)) for block in blocks]
-        text, going = torch.zeros(len(found), length, dtype=torch.long), []
+        going = {}
         for block, trajectory in zip(blocks, run_walks(walks, forwards.predict_states), strict=True):
             found[block.row].append(trajectory)
-            text[block.row] = trajectory.final.long()
-            if set(trajectory.final.tolist()).isdisjoint(limits.eos_token_ids):
-                going.append(block.row)
+            final = trajectory.final.tolist()
+            if set(final).isdisjoint(limits.eos_token_ids):
+                going[block.row] = final
             else:
-                advance(length * (count - number - 1))
-        active = going
-        if not active:
-            break
-        if number + 1 < count:
-            forwards.append_tokens(text)
+                advance(length * (left - 1))
+        return going
+
+    follow_blocks(forwards, length, limits.max_new_tokens // length, take)
     return found
 
 
