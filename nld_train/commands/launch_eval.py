@@ -38,7 +38,9 @@ def parse_launch_eval(words: list[str]) -> argparse.Namespace:
 
 
 def run_launch_eval(args: argparse.Namespace) -> int:
-    return run_array(args, evaluation_work(args.what, args.words, args.asked), args.asked.shard, lambda: check(args))
+    return run_array(
+        args, evaluation_work(args.what, args.words, args.asked), args.asked.shard, lambda: check_evaluation_array(args)
+    )
 
 
 def evaluation_work(what: str, words: Sequence[str], asked: argparse.Namespace) -> "ShardedWork":
@@ -51,7 +53,7 @@ def evaluation_work(what: str, words: Sequence[str], asked: argparse.Namespace) 
     return ShardedWork("eval", f"eval {what}", "eval merge", tuple(words), merge, output, uses_gpu=True)
 
 
-def check(args: argparse.Namespace) -> None:
+def check_evaluation_array(args: argparse.Namespace) -> None:
     """Refuse here what every shard, or the merge, would refuse. Raises: UserError."""
     from nld_train.commands.eval import output_folder
     from nld_train.evaluation.prompt_file import read_prompt_file

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nld_train.commands.launch_data import preparation_work
-from nld_train.commands.launch_eval import check, evaluation_work
+from nld_train.commands.launch_eval import check_evaluation_array, evaluation_work
 from nld_train.errors import UserError
 from nld_train.launch.shard_array import (
     ShardArray,
@@ -145,6 +145,6 @@ def test_what_the_jobs_would_refuse_is_refused_before_them(
     Path("done/decode.jsonl").touch()
     Path("p.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     shards = changes.pop("shards", 2)
-    check(argparse.Namespace(asked=asked(), what="decode", shards=2))
+    check_evaluation_array(argparse.Namespace(asked=asked(), what="decode", shards=2))
     with pytest.raises(UserError, match=said):
-        check(argparse.Namespace(asked=asked(**changes), what="decode", shards=shards))
+        check_evaluation_array(argparse.Namespace(asked=asked(**changes), what="decode", shards=shards))
