@@ -53,21 +53,24 @@ class Compared:
     worst: float  # largest difference of log-probabilities among these
 
 
-def verify_runtime(folder: Path, runtime: str, python: Path | None = None) -> list[VerifyFinding]:
+def verify_runtime(
+    folder: Path, runtime: str, python: Path | None = None, new: int = NEW, rounds: int = 1
+) -> list[VerifyFinding]:
     """Let a runtime decode prompts greedily, and compare tokens and their log-probabilities with ours.
 
-    python: the interpreter of the environment that has the runtime; None: this one. Raises: UserError where the runtime
-    is absent or cannot load the folder, and where an answer differs.
+    python: the interpreter of the environment that has the runtime; None: this one. new: tokens added to every prompt;
+    rounds: how often each length of prompt occurs. Raises: UserError where the runtime is absent or cannot load the
+    folder, and where an answer differs.
     """
     described, weights = open_hf_folder(folder)
     check_format(folder, described, runtime)
     interpreter = Path(sys.executable) if python is None else python
     check_installed(runtime, interpreter)
-    prompts = probe_prompts(described)
-    answer = ask_runtime(runtime, folder, prompts, interpreter)
+    prompts = probe_prompts(described, new, rounds)
+    answer = ask_runtime(runtime, folder, prompts, interpreter, new)
     model = own_model(described, weights, folder if runtime == "peft" else None)
     compared = [compare_answer(model, *pair) for pair in zip(prompts, answer["answers"], strict=True)]
-    equal, wanted = sum(each.equal for each in compared), NEW * len(prompts)
+    equal, wanted = sum(each.equal for each in compared), new * len(prompts)
     worst = max(each.worst for each in compared)
     if equal != wanted or worst > TOLERANCE:
         raise UserError(
@@ -76,7 +79,7 @@ def verify_runtime(folder: Path, runtime: str, python: Path | None = None) -> li
             f"all of them, and at most {TOLERANCE:.0e}",
             "serve the folder with another version, and report what you saw",
         )
-    longest = max(map(len, prompts)) + NEW
+    longest = max(map(len, prompts)) + new
     seen = f"{equal} of {wanted} greedy tokens equal, log-probabilities off by {worst:.0e}, up to {longest} positions"
     return [VerifyFinding(f"{runtime} {answer['version']}", seen)]
 
@@ -116,11 +119,11 @@ def check_installed(runtime: str, python: Path) -> None:
     )
 
 
-def ask_runtime(runtime: str, folder: Path, prompts: list[list[int]], python: Path) -> dict[str, Any]:
+def ask_runtime(runtime: str, folder: Path, prompts: list[list[int]], python: Path, new: int) -> dict[str, Any]:
     """The runtime's answers, from a process of its own without a way to the network. Raises: UserError."""
     with tempfile.TemporaryDirectory() as name:
         request, answer = Path(name) / "request.json", Path(name) / "answer.json"
-        request.write_text(json.dumps({"prompts": prompts, "new": NEW}), encoding="utf-8")
+        request.write_text(json.dumps({"prompts": prompts, "new": new}), encoding="utf-8")
         kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         # The cache of transformers would keep an older copy of the folder's Python files.
         own = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(name) / "modules")}
@@ -137,14 +140,14 @@ def ask_runtime(runtime: str, folder: Path, prompts: list[list[int]], python: Pa
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
-def probe_prompts(described: FolderConfig) -> list[list[int]]:
-    """Prompts of random ids of several lengths, one of them across the end of the original context where that is
-    short enough to be run on a CPU."""
+def probe_prompts(described: FolderConfig, new: int = NEW, rounds: int = 1) -> list[list[int]]:
+    """Prompts of random ids of several lengths, each `rounds` times, one of them across the end of the original context
+    where that is short enough to be run on a CPU. new: tokens that are added to each."""
     model, generator = described.model, torch.Generator().manual_seed(0)
-    crossing = model.rope.original_max_position + NEW // 2
-    fits = crossing <= LONGEST_CROSSING and crossing + NEW <= model.rope.max_position
-    lengths = [1, 7, min(19, model.rope.max_position - NEW), *([crossing] if fits else [])]
-    return [torch.randint(model.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    crossing = model.rope.original_max_position + new // 2
+    fits = crossing <= LONGEST_CROSSING and crossing + new <= model.rope.max_position
+    lengths = [1, 7, min(19, model.rope.max_position - new), *([crossing] if fits else [])]
+    return [torch.randint(model.vocab_size, (length,), generator=generator).tolist() for length in lengths * rounds]
 
 
 def own_model(described: FolderConfig, weights: HFWeights, adapted: Path | None) -> Any:
