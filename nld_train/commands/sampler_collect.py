@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # they import torch
     from nld_train.sampler.collect import CollectionPlan
 
 HELP = """\
-Collect denoising trajectories of a model: blocks of masks behind prompts, filled step by step, and of every step the
-features of all masked positions and whether their prediction is the token that finally stands there.
+Collect denoising trajectories of a model: blocks behind prompts, a seed token and masks, filled step by step, and of
+every step the features of all masked positions and whether their prediction is the token that finally stands there.
 
   nld sampler collect out/demo/hf --prompts prompts.jsonl --output out/trajectories
   nld sampler collect out/demo/hf --prompts prompts.jsonl --output out/trajectories --dry-run
@@ -91,7 +91,8 @@ def run_collect(args: argparse.Namespace) -> int:
 
     from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
     from nld_train.evaluation.progress_bar import evaluation_progress
-    from nld_train.sampler.features import COMPONENTS, STATISTICS
+    from nld_train.hf.sampler_features_nemotron_labs_diffusion import STATISTICS
+    from nld_train.trajectories.embedding_pca import COMPONENTS
 
     choice = model_choice(args)
     identity = {
@@ -126,7 +127,7 @@ def read_plan(args: argparse.Namespace) -> "tuple[CollectionPlan, int]":
     """What the command line asks for, and how many prompts the file has. Raises: UserError."""
     from nld_train.sampler.collect import POLICIES, CollectionPlan, distinct_prompts
 
-    blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
+    blocks = parse_numbers("--block", args.block, int, 2, MOST_BLOCK)  # a seed, and a mask at least
     check_block_lengths(blocks, args.max_new_tokens)
     policies = [policy for policy in POLICIES if policy in args.policy.split(",")]
     known = set(args.policy.split(",")) == set(policies)
@@ -143,7 +144,7 @@ def size_lines(plan: "CollectionPlan", read: int, parts: Iterable[int]) -> list[
 
     contexts = plan.contexts(parts)
     size, twice = plan.size(contexts), read - len(plan.prompts)
-    each = ", ".join(f"{trajectory_bytes(length) / length:.0f} at block {length}" for length in plan.blocks)
+    each = ", ".join(f"{trajectory_bytes(length) / (length - 1):.0f} at block {length}" for length in plan.blocks)
     return [
         f"{read:,} prompts, {twice:,} of them duplicates that are left out; {contexts:,} contexts to do",
         f"at most {size.trajectories:,} trajectories, {size.steps:,} steps, {size.positions:,} masked positions",

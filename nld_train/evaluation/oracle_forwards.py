@@ -35,17 +35,25 @@ Asked = tuple[OracleBlock, State]
 
 
 class StateForwards:
-    """The model over the texts of some contexts. `used` and `given`: states asked for, and those that forwards held,
-    padding among them."""
+    """The model over the texts of some contexts. `behind` [R]: the token that greedy AR puts behind each text.
+    `used` and `given`: states asked for, and those that forwards held, padding among them."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self.model, self.rows = model, list(range(len(prompts)))  # the context of every row of the cache
-        self.cache, _ = prefill_prompts(model, Generations(prompts, GenerationLimits(1, (), None)))
+        self.cache, logits = prefill_prompts(model, Generations(prompts, GenerationLimits(1, (), None)))
+        self.behind = self._behind_prompts = logits.argmax(-1)
+        self._prompts = list(self.cache.lengths)
         self.used = self.given = 0
 
     def append_tokens(self, tokens: Tensor) -> None:
         """One causal forward of [R, n] tokens that join the text of every row."""
-        extend_cache(self.model, tokens, self.cache, keep=1)
+        self.behind = extend_cache(self.model, tokens, self.cache, keep=1)[:, -1].argmax(-1)
+
+    def return_to_prompts(self) -> None:
+        """Forget the texts behind the prompts of all rows."""
+        assert len(self.rows) == len(self._prompts), "all rows are there"
+        self.cache.crop(self._prompts)
+        self.behind = self._behind_prompts
 
     def keep_rows(self, contexts: Sequence[int]) -> None:
         """Go on with these contexts alone."""
@@ -53,7 +61,7 @@ class StateForwards:
         kept = KVCache(len(contexts))
         kept.lengths = [self.cache.lengths[place] for place in places.tolist()]
         kept.layers = [(keys[places], values[places]) for keys, values in self.cache.layers]
-        self.cache, self.rows = kept, list(contexts)
+        self.cache, self.behind, self.rows = kept, self.behind[places], list(contexts)
 
     def predict_states(self, asked: Sequence[Asked]) -> list[Prediction]:
         """The predictions for states of blocks, all of one length, in their order."""

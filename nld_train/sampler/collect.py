@@ -25,8 +25,16 @@ from nld_train.files import unwritable_refused
 from nld_train.hf.decoding_nemotron_labs_diffusion import adapters_switched, evaluation_mode
 from nld_train.json_file import read_json_object
 from nld_train.sampler.collection_size import CollectionSize, sized_trajectories
-from nld_train.sampler.features import fit_embedding_pca
-from nld_train.sampler.stored_parts import (
+from nld_train.sampler.trajectory_walks import (
+    Advance,
+    SeenForwards,
+    TextLimits,
+    Trajectory,
+    confidence_trajectories,
+    hybrid_trajectories,
+)
+from nld_train.trajectories.embedding_pca import fit_embedding_pca
+from nld_train.trajectories.stored_parts import (
     COLLECTION,
     INDEX,
     MANIFEST,
@@ -40,14 +48,6 @@ from nld_train.sampler.stored_parts import (
     write_part,
     write_pca,
     write_whole_file,
-)
-from nld_train.sampler.trajectories import (
-    Advance,
-    SeenForwards,
-    TextLimits,
-    Trajectory,
-    confidence_trajectories,
-    hybrid_trajectories,
 )
 
 logger = logging.getLogger(__name__)
@@ -152,9 +152,9 @@ def collect_parts(
         write_pca(folder, fit_embedding_pca(table))
     began, steps = time.monotonic(), 0
     for number in parts:
-        groups = collect_part(evaluated, plan, number, advance)
-        write_part(folder, number, groups)
-        steps += sum(int(each.trajectory.committed.max()) + 1 for placed in groups.values() for each in placed)
+        groups, ends = collect_part(evaluated, plan, number, advance)
+        write_part(folder, number, groups, ends)
+        steps += sum(len(each.trajectory.step_masks()) for placed in groups.values() for each in placed)
     if parts:
         seconds = time.monotonic() - began
         logger.info("%d steps in %.1f s: %.1f steps/s", steps, seconds, steps / seconds)
@@ -164,8 +164,8 @@ def collect_parts(
 
 def collect_part(
     evaluated: EvaluatedModel, plan: CollectionPlan, number: int, advance: Advance
-) -> dict[str, list[PlacedTrajectory]]:
-    """The trajectories of a part, by group."""
+) -> tuple[dict[str, list[PlacedTrajectory]], tuple[int, ...]]:
+    """The trajectories of a part, by group, and the ids that end a text."""
     prompts = plan.part_prompts(number)
     numbers = [number * plan.part + place for place, prompt in enumerate(prompts) for _ in prompt.turns]
     found, decode = build_contexts(evaluated, prompts, plan.settings)
@@ -180,7 +180,7 @@ def collect_part(
                 for (prompt, context), way in zip(together, ways, strict=True):
                     turn = int(context.key.rpartition("/")[2])
                     groups[name] += [PlacedTrajectory(prompt, turn, block, each) for block, each in enumerate(way)]
-    return groups
+    return groups, text_ends(evaluated.model.config, decode)
 
 
 def _collect_together(
@@ -193,7 +193,7 @@ def _collect_together(
     limits = TextLimits(plan.max_new_tokens, text_ends(evaluated.model.config, decode))
     for length in plan.blocks:
         for policy in plan.policies:
-            forwards.cache.crop([len(each) for each in ids])
+            forwards.return_to_prompts()
             if policy == CONFIDENCE:
                 ways = confidence_trajectories(forwards, length, limits, advance)
             else:
@@ -245,5 +245,5 @@ def write_index(folder: Path, parts: int) -> dict[str, dict[str, int]]:
         for group, own in counts["groups"].items():
             sums = totals.setdefault(group, dict.fromkeys(own, 0))
             totals[group] = {name: sums[name] + own[name] for name in own}
-    write_whole_file(folder / INDEX, json_text({"totals": totals, "parts": found}))
+    write_whole_file(folder / INDEX, json_text({"ends": found[0]["ends"], "totals": totals, "parts": found}))
     return totals

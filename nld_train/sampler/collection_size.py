@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from nld_train.config import ModelConfig
 from nld_train.evaluation.oracle_blocks import CONTEXTS
 from nld_train.evaluation.oracle_forwards import TOKENS
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import STATISTICS, TOP, feature_count
 from nld_train.plan.parameters import model_parameters
-from nld_train.sampler.features import COMPONENTS, STATISTICS, TOP, feature_count
-from nld_train.sampler.trajectories import POSITIONS
+from nld_train.sampler.trajectory_walks import POSITIONS
+from nld_train.trajectories.embedding_pca import COMPONENTS
 
 ID, STEP, HALF, SINGLE = 4, 2, 2, 4  # bytes of an id, of the number of a step, of a float16 or bfloat16, of a float32
 WIDE_COPIES = 6  # of a piece of the logits in float32, while its distributions are described
 
 
 def masked_positions(length: int) -> int:
-    """Masked places of all steps of a trajectory that commits one a step: B + (B - 1) + ... + 1."""
-    return length * (length + 1) // 2
+    """Masked places of all steps of a trajectory that commits one a step behind its seed: (B - 1) + ... + 1."""
+    return length * (length - 1) // 2
 
 
 def trajectory_bytes(length: int) -> int:
@@ -27,7 +28,7 @@ def trajectory_bytes(length: int) -> int:
 
 def plain_bytes(length: int) -> int:
     """Bytes of the same with all features of all places of every step as float16, and a label of one byte."""
-    return length * length * (feature_count(COMPONENTS) * HALF + 1)
+    return (length - 1) * length * (feature_count(COMPONENTS) * HALF + 1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def sized_trajectories(counts: Sequence[tuple[int, int]]) -> CollectionSize:
     """The size of so many trajectories of a block length each. counts: (B, trajectories)."""
     return CollectionSize(
         trajectories=sum(number for _, number in counts),
-        steps=sum(length * number for length, number in counts),
+        steps=sum((length - 1) * number for length, number in counts),
         positions=sum(masked_positions(length) * number for length, number in counts),
         bytes=sum(trajectory_bytes(length) * number for length, number in counts),
     )

@@ -19,11 +19,11 @@ KERNELS = Path("nld_train/attention/fused/te_call.py")
 ORDER = [
     *["errors", "exit_status", "signals", "lasting_output", "files", "json_file", "peft_names", "parallel_layout"],
     *["setting_ranges", "token_budget", "config", "model_sizes", "fields", "types", "recipe", "row_arithmetic"],
-    *["run_folder"],
-    *["data", "noise"],
+    *["run_folder", "hf"],
+    *["data", "trajectories", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "objectives"],
-    *["plan", "model", "report", "train", "bench", "hf", "convert", "decode", "evaluation", "sampler"],
+    *["plan", "model", "report", "train", "bench", "convert", "decode", "evaluation", "sampler"],
     *["doctor", "node_check", "start", "launch", "commands", "cli"],
 ]
 

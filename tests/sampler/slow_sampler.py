@@ -46,12 +46,13 @@ class SlowSteps:
 
 
 def slow_way(model, text: list[int], length: int, truth: list[int] | None, mask: int = MASK) -> SlowSteps:
-    """One block of masks behind a text. truth: the policy is hybrid; a block that it does not fill has less of it."""
+    """A seed and masks behind a text. truth: the policy is hybrid; a block that it does not fill has less of it."""
     past = KVCache(1)
-    ids, steps = [mask] * length, []
-    masked = [True] * length
     with torch.no_grad():
-        extend_cache(model, torch.tensor([text]), past)
+        behind = extend_cache(model, torch.tensor([text]), past)[0, -1].tolist()
+    seed = behind.index(max(behind)) if truth is None else truth[0]
+    ids, steps = [seed] + [mask] * (length - 1), []
+    masked = [False] + [True] * (length - 1)
     while any(masked):
         with torch.no_grad():
             logits = noisy_logits(model, torch.tensor([ids]), past, mask)[0].tolist()
@@ -60,7 +61,7 @@ def slow_way(model, text: list[int], length: int, truth: list[int] | None, mask:
         best = max((place for place in range(length) if masked[place]), key=lambda place: (said[place][1][0], -place))
         chosen = [best]
         if truth is not None and len(steps) == 1:
-            agreed = [place for place in range(min(length, len(truth))) if said[place][0][0] == truth[place]]
+            agreed = [place for place in range(1, min(length, len(truth))) if said[place][0][0] == truth[place]]
             chosen = agreed or chosen
         for place in chosen:
             ids[place], masked[place] = said[place][0][0], False

@@ -19,7 +19,7 @@ from nld_train.sampler.collect import (
     merge_parts,
     open_collection_folder,
 )
-from nld_train.sampler.stored_parts import read_part
+from nld_train.trajectories.stored_parts import read_part
 
 
 def prompt(*turns: str, name: str = "x") -> EvalPrompt:
@@ -47,7 +47,11 @@ def test_every_part_is_of_one_shard() -> None:
 def test_the_size_is_that_of_whole_answers() -> None:
     """Of a context 4 blocks of 4 and 2 of 8, by one policy."""
     size = plan().size(contexts=3)
-    assert size.trajectories == 3 * (4 + 2) and size.steps == 3 * 2 * 16 and size.positions == 3 * (4 * 10 + 2 * 36)
+    assert (
+        size.trajectories == 3 * (4 + 2)
+        and size.steps == 3 * (4 * 3 + 2 * 7)
+        and size.positions == 3 * (4 * 6 + 2 * 28)
+    )
     assert plan(policies=("confidence", "hybrid")).tokens(3) == 3 * 16 * 2 * 2
 
 

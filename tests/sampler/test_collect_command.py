@@ -13,7 +13,7 @@ import pytest
 from nld_train import cli
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.evaluation.evaluated_model import ModelChoice, open_evaluated_model
-from nld_train.sampler.stored_parts import read_part, read_pca
+from nld_train.trajectories.stored_parts import read_part, read_pca
 from tests.sampler.slow_sampler import slow_way
 
 TEXTS = ["def main", "import os, sys", "class A:", "def main", "return", "for name in"]
@@ -151,8 +151,8 @@ def test_other_settings_are_refused_or_begin_anew(command, whole: Path) -> None:
 def test_a_dry_run_says_the_size_and_writes_nothing(command, tmp_path: Path) -> None:
     status, printed = command("--max-new-tokens", "32", "--output", str(tmp_path / "dry"), "--dry-run")
     assert status == 0 and not (tmp_path / "dry").exists()
-    assert "bytes a step: 170 at block 8, 600 at block 32" in printed
-    assert "20,000,000 trajectories of the 8B at these block lengths: 400,000,000 steps, 205.7 GB on disk" in printed
+    assert "bytes a step: 153 at block 8, 583 at block 32" in printed
+    assert "20,000,000 trajectories of the 8B at these block lengths: 380,000,000 steps, 191.3 GB on disk" in printed
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,17 @@ import torch
 
 from nld_train.model_sizes import NLD_8B
 from nld_train.sampler.collection_size import collecting_memory, plain_bytes, sized_trajectories, trajectory_bytes
-from nld_train.sampler.stored_parts import PlacedTrajectory, pack_groups
-from nld_train.sampler.trajectories import Trajectory
+from nld_train.trajectories.stored_parts import PlacedTrajectory, pack_groups
+from nld_train.trajectories.trajectory import Trajectory
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
     """Of a way that commits one token a step."""
-    for length in (1, 8, 32):
-        positions = sum(range(length + 1))
+    for length in (2, 8, 32):
+        positions = sum(range(length))
         way = Trajectory(
             torch.zeros(length, dtype=torch.int32),
-            torch.arange(length, dtype=torch.int16),
+            torch.arange(-1, length - 1, dtype=torch.int16),
             torch.zeros(positions, 3, dtype=torch.int32),
             torch.zeros(positions, 12).half(),
         )
@@ -23,11 +23,11 @@ def test_bytes_are_those_of_the_tensors() -> None:
 
 
 def test_twenty_million_trajectories() -> None:
-    """Half of block 8: 36 places of 36 bytes, 8 of 6 and 12; half of block 32: 528 of 36, 32 of 6 and 12."""
+    """Half of block 8: 28 places of 36 bytes, 8 of 6 and 12; half of block 32: 496 of 36, 32 of 6 and 12."""
     size = sized_trajectories([(8, 10_000_000), (32, 10_000_000)])
-    assert size.steps == 400_000_000 and size.positions == 5_640_000_000
-    assert size.bytes == 10_000_000 * (36 * 36 + 8 * 6 + 12 + 528 * 36 + 32 * 6 + 12) == 205_680_000_000
-    assert 10_000_000 * (plain_bytes(8) + plain_bytes(32)) == 10_000_000 * (64 + 1024) * 289
+    assert size.steps == 380_000_000 and size.positions == 5_240_000_000
+    assert size.bytes == 10_000_000 * (28 * 36 + 8 * 6 + 12 + 496 * 36 + 32 * 6 + 12) == 191_280_000_000
+    assert 10_000_000 * (plain_bytes(8) + plain_bytes(32)) == 10_000_000 * (7 * 8 + 31 * 32) * 289
 
 
 def test_memory_of_the_8b() -> None:

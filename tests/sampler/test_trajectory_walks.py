@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation_mode
-from nld_train.sampler.features import CERTAIN, fit_embedding_pca
-from nld_train.sampler.trajectories import SeenForwards, TextLimits, confidence_trajectories, hybrid_trajectories
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import CERTAIN
+from nld_train.sampler.trajectory_walks import SeenForwards, TextLimits, confidence_trajectories, hybrid_trajectories
+from nld_train.trajectories.embedding_pca import fit_embedding_pca
 from tests.evaluation.oracle_reference import without_masks
 from tests.sampler.slow_sampler import SlowSteps, slow_way
 
@@ -28,7 +29,7 @@ def no_advance(count: int) -> None:
 
 def same_way(trajectory, slow: SlowSteps, coordinates) -> None:
     """Every number of a trajectory and of its examples is that of the slow one."""
-    examples, components = trajectory.step_examples(coordinates), coordinates.shape[1]
+    examples, components = trajectory.step_examples(coordinates, ()), coordinates.shape[1]
     assert trajectory.final.tolist() == slow.final and len(examples.masked) == len(slow.steps)
     for step, places in enumerate(slow.steps):
         for place, seen in enumerate(places):
@@ -59,7 +60,7 @@ def test_confidence_is_the_slow_transcription(model, prompts) -> None:
         for trajectory in blocks:
             same_way(trajectory, slow_way(model, text, 4, None), coordinates)
             text += trajectory.final.tolist()
-            assert sorted(trajectory.committed.tolist()) == [0, 1, 2, 3]
+            assert trajectory.committed[0] == -1 and sorted(trajectory.committed.tolist()) == [-1, 0, 1, 2]
             labels |= set(trajectory.right_predictions().tolist())
     assert labels == {False, True}
 

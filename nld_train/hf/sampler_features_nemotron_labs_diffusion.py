@@ -4,7 +4,9 @@ Of a token it is told the PCA of its input embedding: P numbers, so 3 P + 12 in 
 paper names the top-1 probability, the margin, the top-3 mass and the entropy, and says that the embeddings are
 compressed by PCA; P, the other eight statistics, and that the embedding is the input's, are ours.
 
-Letters: E hidden size, V vocabulary size, P numbers of a compressed embedding, F = 3 P + 12 features.
+This file travels with every export.
+
+Letters: V vocabulary size, P numbers of a compressed embedding, F = 3 P + 12 features.
 """
 
 import math
@@ -14,7 +16,6 @@ import torch
 from torch import Tensor
 
 TOP = 3
-COMPONENTS = 44  # P of the paper's 144 features
 CAP = 16.0  # of differences of logits: e^-16 is the resolution of a probability in float32
 # With p_1 >= p_2 >= ... the probabilities, z the logits, and s_v = -log p_v the surprisal of a token.
 STATISTICS = (
@@ -33,7 +34,6 @@ STATISTICS = (
 )
 # Of a token that is committed: the distribution with all weight on it, its ratios at the cap.
 CERTAIN = (1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, CAP, CAP, 1.0, 0.0)
-PIECE = 1 << 13  # rows of the embedding, or positions, that are widened at a time
 
 
 @dataclass(frozen=True)
@@ -73,45 +73,9 @@ def describe_distributions(logits: Tensor) -> SeenDistribution:
     return SeenDistribution(top, torch.stack(found, -1))
 
 
-@dataclass(frozen=True)
-class EmbeddingPCA:
-    """The compressed embedding of every token, and how it was made: coordinates = (table - mean) @ basis / scale."""
-
-    mean: Tensor  # [E] float64
-    basis: Tensor  # [E, P] float64: orthonormal columns, in the order of their variance
-    scale: float  # the standard deviation along the first column, so that the numbers are of order one
-    explained: float  # share of the variance that the columns hold
-    coordinates: Tensor  # [V, P] float16: what the sampler is given
-
-
 def feature_count(components: int) -> int:
     """F of P."""
     return TOP * components + len(STATISTICS)
-
-
-def fit_embedding_pca(table: Tensor, components: int = COMPONENTS) -> EmbeddingPCA:
-    """The PCA of an embedding [V, E] in float64, with `components` columns, or as many as there are.
-
-    The columns are eigenvectors of the covariance, which needs E^2 numbers of memory beside the table. The number of
-    the largest size in a column, of equals the first, is positive.
-    """
-    table = table.detach()
-    rows, hidden = table.shape
-    assert rows > 1, "an embedding of one token has no variance"
-    mean = sum((piece.double().cpu().sum(0) for piece in table.split(PIECE)), torch.zeros(hidden).double()) / rows
-    covariance = torch.zeros(hidden, hidden, dtype=torch.float64)
-    for piece in table.split(PIECE):
-        centred = piece.double().cpu() - mean
-        covariance += centred.T @ centred / rows
-    variance, columns = torch.linalg.eigh(covariance)  # ascending
-    count = min(components, hidden, rows - 1)
-    basis, kept = columns.flip(1)[:, :count], variance.flip(0)[:count]
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = basis * largest.sign()
-    scale = float(kept[0].sqrt())
-    assert scale > 0, "all tokens have one embedding"
-    pieces = [((piece.double().cpu() - mean) @ basis / scale).half() for piece in table.split(PIECE)]
-    return EmbeddingPCA(mean, basis, scale, float(kept.sum() / variance.sum()), torch.cat(pieces))
 
 
 def position_features(coordinates: Tensor, top: Tensor, statistics: Tensor) -> Tensor:

@@ -1,26 +1,20 @@
-"""Features of positions against their formulas, one number at a time, and the PCA against the definition."""
+"""Features of positions against their formulas, one number at a time."""
 
 import math
 
 import pytest
 import torch
 
-from nld_train.sampler.features import (
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import (
     CERTAIN,
-    COMPONENTS,
     STATISTICS,
     committed_features,
     describe_distributions,
     feature_count,
-    fit_embedding_pca,
     position_features,
 )
+from nld_train.trajectories.embedding_pca import COMPONENTS
 from tests.sampler.slow_sampler import slow_statistics
-
-
-def embedding(rows: int = 300, hidden: int = 64) -> torch.Tensor:
-    torch.manual_seed(5)
-    return torch.randn(rows, hidden) @ torch.randn(hidden, hidden) + 3
 
 
 def test_the_papers_144_numbers() -> None:
@@ -51,35 +45,8 @@ def test_a_sure_distribution_keeps_its_odds_in_float16() -> None:
     assert seen[0, 8] < seen[1, 8] and seen[0, 9] < seen[1, 9]
 
 
-def test_pca_is_the_best_projection() -> None:
-    table = embedding()
-    pca = fit_embedding_pca(table, 8)
-    centred = table.double() - table.double().mean(0)
-    singular = torch.linalg.svd(centred, full_matrices=False)
-    assert torch.allclose(pca.basis.T @ pca.basis, torch.eye(8).double(), atol=1e-12)
-    assert torch.allclose((pca.basis.T @ singular.Vh[:8].T).abs(), torch.eye(8).double(), atol=1e-9)
-    assert pca.explained == pytest.approx(float((singular.S[:8] ** 2).sum() / (singular.S**2).sum()))
-    want = centred @ pca.basis / pca.scale
-    assert torch.equal(pca.coordinates, want.half()) and want[:, 0].std(correction=0) == pytest.approx(1)
-
-
-def test_pca_is_the_same_every_time_and_its_signs_are_fixed() -> None:
-    """The mirrored table has mirrored coordinates: no sign is left to the library."""
-    table = embedding()
-    pca, again, mirrored = fit_embedding_pca(table), fit_embedding_pca(table.clone()), fit_embedding_pca(-table)
-    assert torch.equal(pca.basis, again.basis) and torch.equal(pca.coordinates, again.coordinates)
-    assert (
-        torch.allclose(pca.basis, mirrored.basis) and (pca.basis.gather(0, pca.basis.abs().argmax(0)[None]) > 0).all()
-    )
-
-
-def test_a_small_model_has_fewer_components() -> None:
-    assert fit_embedding_pca(embedding(300, 20)).coordinates.shape == (300, 20)
-    assert fit_embedding_pca(embedding(6, 32)).coordinates.shape == (6, 5)
-
-
 def test_features_are_the_three_tokens_and_the_statistics() -> None:
-    coordinates = fit_embedding_pca(embedding(), 5).coordinates
+    coordinates = torch.randn(300, 5).half()
     top, statistics = torch.tensor([[7, 2, 9]]), torch.rand(1, 12).half()
     features = position_features(coordinates, top, statistics)
     assert features.tolist()[0] == [*coordinates[[7, 2, 9]].float().flatten().tolist(), *statistics[0].tolist()]

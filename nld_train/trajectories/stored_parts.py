@@ -3,18 +3,18 @@
     manifest.json               what is collected, of which model, and how
     pca.safetensors             mean, basis, scale, explained; coordinates [V, P] float16, one line for each token
     part-00000.safetensors      the trajectories of some prompts
-    part-00000.json             their counts, and the SHA-256 of the file; written when it is whole
-    index.json                  the counts of all parts; written when the last one is there
+    part-00000.json             their counts, the ids that end a text, and the SHA-256 of the file; written last
+    index.json                  the same of all parts; written when the last one is there
 
 A part holds the groups POLICY.B, and of each, with N trajectories of B tokens and M masked places of all their steps:
 
     prompt, turn, block [N] int32     where a trajectory is from: numbers of the manifest's prompts from 0 on, turns
                                       from 1 on, blocks from 0 on
     final [N, B] int32                the tokens in the end
-    committed [N, B] int16            the step that committed each, from 0 on: place j is masked at step s iff
-                                      committed[j] >= s
+    committed [N, B] int16            the step that committed each, from 0 on, and -1 of the seed: place j is masked at
+                                      step s iff committed[j] >= s
     top [M, 3] int32                  the three most probable tokens, by trajectory, step and masked place
-    statistics [M, 12] float16        those of sampler/features.py, in their order
+    statistics [M, 12] float16        of STATISTICS in hf/sampler_features_nemotron_labs_diffusion.py, in their order
 
 Embeddings are not stored: `coordinates` gives them, an eighth of the bytes. Labels are top[:, 0] = the final token.
 """
@@ -36,8 +36,8 @@ from torch import Tensor
 from nld_train.errors import UserError, require
 from nld_train.files import full_disk_refused
 from nld_train.json_file import read_json_object
-from nld_train.sampler.features import EmbeddingPCA
-from nld_train.sampler.trajectories import Trajectory
+from nld_train.trajectories.embedding_pca import EmbeddingPCA
+from nld_train.trajectories.trajectory import Trajectory
 
 MANIFEST, INDEX, PCA = "manifest.json", "index.json", "pca.safetensors"
 COLLECTION = "a folder of `nld sampler collect`"
@@ -95,7 +95,7 @@ def count_groups(groups: Groups) -> dict[str, dict[str, int]]:
         ways = [each.trajectory for each in placed]
         counts[name] = {
             "trajectories": len(ways),
-            "steps": sum(int(way.committed.max()) + 1 for way in ways),
+            "steps": sum(len(way.step_masks()) for way in ways),
             "positions": sum(len(way.top) for way in ways),
             "right": sum(int(way.right_predictions().sum()) for way in ways),
         }
@@ -110,11 +110,16 @@ def part_counts_path(folder: Path, number: int) -> Path:
     return part_path(folder, number).with_suffix(".json")
 
 
-def write_part(folder: Path, number: int, groups: Groups) -> None:
-    """Write a part, then its counts: it is there when they are."""
+def write_part(folder: Path, number: int, groups: Groups, ends: Sequence[int]) -> None:
+    """Write a part, then its counts: it is there when they are. ends: the ids that end a text of this model."""
     content, path = save(pack_groups(groups)), part_path(folder, number)
     write_whole_file(path, content)
-    counts = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "groups": count_groups(groups)}
+    counts = {
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "ends": list(ends),
+        "groups": count_groups(groups),
+    }
     write_whole_file(part_counts_path(folder, number), json_text(counts))
 
 

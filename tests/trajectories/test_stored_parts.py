@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nld_train.errors import UserError
-from nld_train.sampler.features import fit_embedding_pca
-from nld_train.sampler.stored_parts import (
+from nld_train.trajectories.embedding_pca import fit_embedding_pca
+from nld_train.trajectories.stored_parts import (
     PlacedTrajectory,
     count_groups,
     part_counts_path,
@@ -17,7 +17,7 @@ from nld_train.sampler.stored_parts import (
     write_part,
     write_pca,
 )
-from nld_train.sampler.trajectories import Trajectory
+from nld_train.trajectories.trajectory import Trajectory
 
 
 def way(committed: list[int], seed: int) -> Trajectory:
@@ -48,7 +48,7 @@ GROUPS = {
 
 
 def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_part(tmp_path, 7, GROUPS)
+    write_part(tmp_path, 7, GROUPS, (2, 11))
     found = read_part(tmp_path, 7)
     assert list(found) == ["confidence.3", "hybrid.4"]
     for name, placed in found.items():
@@ -58,7 +58,7 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
                 got = vars(left.trajectory)[field]
                 assert torch.equal(got, value) and got.dtype == value.dtype
     first = part_path(tmp_path, 7).read_bytes()
-    write_part(tmp_path, 7, GROUPS)
+    write_part(tmp_path, 7, GROUPS, (2, 11))
     assert part_path(tmp_path, 7).read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-00007.json", "part-00007.safetensors"]
 
@@ -72,7 +72,7 @@ def test_counts() -> None:
 
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
-    write_part(tmp_path, 0, GROUPS)
+    write_part(tmp_path, 0, GROUPS, (2, 11))
     content = bytearray(part_path(tmp_path, 0).read_bytes())
     content[-1] ^= 1
     part_path(tmp_path, 0).write_bytes(content)

@@ -1,13 +1,14 @@
-"""Denoising trajectories of the model itself: what it says of a block of B masks at every step until the block is full.
+"""Denoising trajectories of the model itself: what it says of a block at every step until the block is full.
 
-Two policies [paper, appendix A]:
+A block begins as block diffusion begins it: a seed token, then B - 1 masks. Two policies [paper, appendix A]:
 
-- confidence: every step commits the most confident place alone. The text that a block ends in stands before the next.
-- hybrid: the first step commits all places whose prediction is the ground truth's token; then as confidence. The ground
-  truth stands before every block, whatever the blocks before it ended in.
+- confidence: every step commits the most confident place alone. The seed is the causal forward's token behind the text
+  so far; the text that a block ends in stands before the next.
+- hybrid: the first step commits all places whose prediction is the ground truth's token; then as confidence. The seed
+  is the ground truth's, which stands before every block, whatever the blocks before it ended in.
 
 Ours: that the ground truth is looked at in the first step alone ("already agrees"); where it agrees nowhere, that step
-commits the most confident place. Blocks are masks alone, as the speed of light's are, without a seed token.
+commits the most confident place; and that blocks have a seed, as they have wherever the sampler is used.
 
 Letters: B tokens of a block, S its steps, M its masked places, of all steps together.
 """
@@ -29,7 +30,8 @@ from nld_train.evaluation.oracle_walks import (
     ranked_matches,
     ranked_places,
 )
-from nld_train.sampler.features import SeenDistribution, committed_features, describe_distributions, position_features
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import SeenDistribution, describe_distributions
+from nld_train.trajectories.trajectory import SEED, Trajectory
 
 POSITIONS = 256  # whose distributions are described at a time: 128 MiB in float32 for 131,072 tokens, some times over
 Advance = Callable[[int], None]  # called with so many tokens that are filled
@@ -67,47 +69,11 @@ class SeenForwards(StateForwards):
         ]
 
 
-@dataclass(frozen=True)
-class StepExamples:
-    """What the sampler is given of every step of a trajectory, and what it should say."""
-
-    features: Tensor  # [S, B, F] float32
-    masked: Tensor  # [S, B] bool: where the loss counts
-    labels: Tensor  # [S, B] bool: the top-1 of the step is the final token; False where nothing is masked
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The way of one block. What is told of a step is told of its masked places alone, in their order."""
-
-    final: Tensor  # [B] int32
-    committed: Tensor  # [B] int16: the step that committed each place, from 0 on
-    top: Tensor  # [M, 3] int32
-    statistics: Tensor  # [M, 12] float16
-
-    def step_masks(self) -> Tensor:
-        """[S, B] bool: which places are masked when each step begins."""
-        steps = torch.arange(int(self.committed.max()) + 1)
-        return self.committed >= steps[:, None]
-
-    def right_predictions(self) -> Tensor:
-        """[M] bool, the labels: whether the top-1 of the step is the token that finally stands there."""
-        return self.top[:, 0] == self.final.expand(self.step_masks().shape)[self.step_masks()]
-
-    def step_examples(self, coordinates: Tensor) -> StepExamples:
-        """The examples of all steps, with the compressed embeddings [V, P]."""
-        masked = self.step_masks()
-        features = committed_features(coordinates, self.final.long()).expand(len(masked), -1, -1).clone()
-        features[masked] = position_features(coordinates, self.top.long(), self.statistics)
-        labels = torch.zeros_like(masked)
-        labels[masked] = self.right_predictions()
-        return StepExamples(features, masked, labels)
-
-
-def trajectory_walk(truth: State, advance: Advance) -> Walk[Trajectory]:
-    """The way of a block. truth: its tokens, MASKED where none is known; with none at all the policy is confidence."""
-    state = masked_block(len(truth))
-    committed, kept, step = [0] * len(truth), [], 0
+def trajectory_walk(seed: int, truth: State, advance: Advance) -> Walk[Trajectory]:
+    """The way of a block behind its seed. truth: its tokens, MASKED where none is known; with none at all the policy is
+    confidence."""
+    state = (seed, *masked_block(len(truth) - 1))
+    committed, kept, step = [SEED] + [0] * (len(truth) - 1), [], 0
     while MASKED in state:
         prediction = yield state
         assert isinstance(prediction, SeenPrediction), "the forwards of trajectories describe distributions"
@@ -137,13 +103,16 @@ def confidence_trajectories(
     forwards: StateForwards, length: int, limits: TextLimits, advance: Advance
 ) -> list[list[Trajectory]]:
     """Of every context, the trajectories of its blocks, one after the other. The block in which an id ends the text is
-    the last: the sampler meets such blocks too."""
+    the last: the sampler meets such blocks too. Where the seed itself ends it, there is no block."""
     found: list[list[Trajectory]] = [[] for _ in forwards.rows]
 
     def take(blocks: Sequence[OracleBlock], left: int) -> Going:
-        walks = [(block, trajectory_walk(masked_block(length), advance)) for block in blocks]
+        seeds = {block.row: int(forwards.behind[forwards.rows.index(block.row)]) for block in blocks}
+        begun = [block for block in blocks if seeds[block.row] not in limits.eos_token_ids]
+        advance(length * left * (len(blocks) - len(begun)))
+        walks = [(block, trajectory_walk(seeds[block.row], masked_block(length), advance)) for block in begun]
         going = {}
-        for block, trajectory in zip(blocks, run_walks(walks, forwards.predict_states), strict=True):
+        for block, trajectory in zip(begun, run_walks(walks, forwards.predict_states) if walks else [], strict=True):
             found[block.row].append(trajectory)
             final = trajectory.final.tolist()
             if set(final).isdisjoint(limits.eos_token_ids):
@@ -175,6 +144,6 @@ def hybrid_trajectories(
         for start in starts[row]:
             here = tuple(truth[start : start + length])
             state = here + (MASKED,) * (length - len(here))
-            walks.append((OracleBlock(row, past[row] + start), trajectory_walk(state, advance)))
+            walks.append((OracleBlock(row, past[row] + start), trajectory_walk(here[0], state, advance)))
     ways = iter(run_walks(walks, forwards.predict_states) if walks else [])
     return [[next(ways) for _ in places] for places in starts]

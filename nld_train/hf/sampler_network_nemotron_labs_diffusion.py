@@ -2,7 +2,7 @@
 
 The paper's: a Transformer over the block that sees in both directions, 4 layers, width 384, a linear head per position
 and its sigmoid, 4.8M parameters; the FFN's width 768 reproduces that figure. Ours: 6 heads, no dropout, norms before
-the sublayers, GELU, places as sines.
+the sublayers, GELU, places as sines. This file travels with every export.
 
 Letters: N blocks, B tokens of a block, F features of a position, C width.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from nld_train.errors import require
+from .sampler_features_nemotron_labs_diffusion import STATISTICS, TOP
 
 WAVES = 10_000.0  # the longest wave of the places, in tokens over 2 pi
 
@@ -29,13 +29,7 @@ class NetworkShape:
     heads: int = 6
     dropout: float = 0.0
     attention: bool = True  # False: an MLP that judges every position alone, for comparison
-
-    def __post_init__(self) -> None:
-        got = f"a sampler of width {self.width} with {self.heads} heads"
-        require(self.heads >= 1 and self.width % (2 * self.heads) == 0, got, "an even share for each", "change one")
-        for name in ("features", "layers", "ffn"):
-            require(vars(self)[name] >= 1, f"a sampler with {name}={vars(self)[name]}", "1 or more", "raise it")
-        require(0 <= self.dropout < 1, f"a sampler with dropout={self.dropout}", "from 0 to below 1", "change it")
+    top_embedding: bool = True  # False: it is not told which token it judges, for comparison
 
 
 class BlockAttention(nn.Module):
@@ -48,10 +42,11 @@ class BlockAttention(nn.Module):
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
         self.out = nn.Linear(shape.width, shape.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, B, C] -> [N, B, C]."""
+    def forward(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """x [N, B, C] -> [N, B, C]. present: [N, B] bool, False where a shorter block is padded; None: nowhere."""
         query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        seen = None if present is None else present[:, None, None]
+        return self.out(scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -63,8 +58,8 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(shape.width, shape.ffn)
         self.down = nn.Linear(shape.ffn, shape.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, B, C] -> [N, B, C]."""
+    def forward(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """x [N, B, C] -> [N, B, C], every position by itself."""
         return self.down(gelu(self.up(self.norm(x))))
 
 
@@ -82,15 +77,22 @@ class SamplerNetwork(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
         self.head = nn.Linear(shape.width, 1)
 
-    def forward(self, features: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, features: Tensor, masked: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits [N, B] that the top-1 of masked positions is final, of features [N, B, F] and masked [N, B] bool.
 
-        Committed positions are seen by the others; their own logits mean nothing and take part in no loss.
+        Committed positions are seen by the others; their own logits mean nothing and take part in no loss. present:
+        [N, B] bool, False where a block is padded on the right: nobody sees such a position. None: there is none.
         """
+        if not self.shape.top_embedding:
+            first = (
+                torch.arange(self.shape.features, device=features.device)
+                < (self.shape.features - len(STATISTICS)) // TOP
+            )
+            features = features.masked_fill(masked[..., None] & first, 0.0)
         places = place_waves(features.shape[1], self.shape.width).to(features)
         x = self.dropout(self.given(features) + self.flag(masked.long()) + places)
         for sublayer in self.sublayers:
-            x = x + self.dropout(sublayer(x))
+            x = x + self.dropout(sublayer(x, present))
         return self.head(self.norm(x)).squeeze(-1)
 
 
@@ -99,9 +101,3 @@ def place_waves(length: int, width: int) -> Tensor:
     waves = WAVES ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * waves
     return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def sampler_parameters(shape: NetworkShape) -> int:
-    """The parameters of a network, without making it."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in SamplerNetwork(shape).parameters())
