@@ -1,10 +1,11 @@
 """Every setting of a run: one default, one place, checked here. Nothing that reads a run has a fallback."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from nld_train import parallel_layout
 from nld_train.errors import UserError, require, require_choice
+from nld_train.objective_sections import DrafterConfig, ObjectiveSection, SamplerConfig
 from nld_train.setting_ranges import DERIVED, check_ranges, split_shares
 from nld_train.token_budget import derive_iterations
 
@@ -209,60 +210,6 @@ class LogConfig:
         check_ranges("log", self)
 
 
-class ObjectiveSection:
-    """An optional section of RunConfig: what is trained in place of the joint objective (nld_train/objectives)."""
-
-    whole_network: ClassVar[bool] = False  # every rank must hold all layers and whole rows
-
-    def check_run(self, run: "RunConfig") -> None:
-        """Refuse a run that cannot be trained so. Raises: UserError."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrafterConfig(ObjectiveSection):
-    """LoRA on o_proj that is on while drafting, trained against the frozen model's own AR mode [paper sec. 3.3].
-
-    A draft is one diffusion block: diffusion.block_size tokens, the seed and the drafted ones.
-    """
-
-    whole_network = True  # each step runs the network twice, the second time on what the first one drafted
-    rank: int = 128  # [release]
-    alpha: float = 512.0  # the adapter's output is scaled by alpha / rank [release]
-    dropout: float = 0.0  # of the adapter's input [release]
-    tau: float = 3.0  # temperature of both distributions in the loss
-    top_k: int = 200  # most probable tokens of each model that the loss looks at
-    sampled_share: float = 0.9  # of the blocks, drafted by sampling at temperature 1; the others by argmax
-    adapter: str | None = None  # PEFT folder to start from, of this rank and alpha; none: from zero, the base's drafts
-    blocks_per_row: int | None = None  # at most so many count, drawn at random; none: all; fewer save LM-head memory
-
-    def __post_init__(self) -> None:
-        check_ranges("drafter", self)
-
-    def check_run(self, run: "RunConfig") -> None:
-        """Refuse what a drafter cannot be trained with."""
-        require(run.init is not None, f"{run.name} without init", "the folder of the model to draft for", "set init=")
-        require(
-            run.diffusion.dual,
-            "diffusion.alpha=0 with a drafter",
-            "the diffusion section of the joint stage: drafts are read in the doubled row",
-            "set diffusion.alpha=0.3; the drafter's loss does not use its value",
-        )
-        require(
-            run.diffusion.block_size > 1,
-            f"diffusion.block_size={run.diffusion.block_size} with a drafter",
-            "2 or more: a block is the seed token and at least one draft",
-            "use the block size of the joint stage",
-        )
-        for name in ("pipeline", "context"):
-            degree = getattr(run.parallel, name)
-            require(
-                degree == 1,
-                f"parallel.{name}={degree} with a drafter",
-                "1: each step runs the whole network twice, the second time on what the first one drafted",
-                f"set parallel.{name}=1, and cut by parallel.tensor",
-            )
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One whole run: a recipe file builds it, and `nld train` prints it.
@@ -285,6 +232,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     drafter: DrafterConfig | None = None  # train the drafter's adapter, and nothing else; none: the model itself
+    sampler: SamplerConfig | None = None  # train the sampler's network, and nothing else; the model is not loaded
 
     def __post_init__(self) -> None:
         step_tokens = self.train.global_batch * self.data.sequence_length

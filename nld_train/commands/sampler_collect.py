@@ -17,6 +17,7 @@ from nld_train.commands.eval import (
 from nld_train.commands.eval_sol import MOST_BLOCK, check_block_lengths
 from nld_train.errors import UserError, require
 from nld_train.exit_status import FINISHED
+from nld_train.objective_sections import POLICIES
 
 if TYPE_CHECKING:  # they import torch
     from nld_train.sampler.collect import CollectionPlan
@@ -125,7 +126,7 @@ def run_collect(args: argparse.Namespace) -> int:
 
 def read_plan(args: argparse.Namespace) -> "tuple[CollectionPlan, int]":
     """What the command line asks for, and how many prompts the file has. Raises: UserError."""
-    from nld_train.sampler.collect import POLICIES, CollectionPlan, distinct_prompts
+    from nld_train.sampler.collect import CollectionPlan, distinct_prompts
 
     blocks = parse_numbers("--block", args.block, int, 2, MOST_BLOCK)  # a seed, and a mask at least
     check_block_lengths(blocks, args.max_new_tokens)

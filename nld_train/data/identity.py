@@ -9,7 +9,8 @@ import logging
 from pathlib import Path
 
 from nld_train.config import RunConfig, require
-from nld_train.data.manifest import manifest_path, parse_blend, read_manifest
+from nld_train.data.manifest import parse_blend, read_manifest
+from nld_train.data.trajectory_rows import run_collection
 from nld_train.files import write_text
 from nld_train.json_file import read_json_object
 from nld_train.run_folder.paths import DATA
@@ -25,6 +26,14 @@ def file_identity(prefix: str) -> str:
     if manifest.chat is not None:
         digests.append(manifest.chat.supervised_sha256)
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def data_identities(run: RunConfig) -> dict[str, str]:
+    """The files of a run, and the SHA-256 that stands for each. Raises UserError."""
+    if run.sampler is not None:
+        record = run_collection(run)
+        return {str(record.folder): hashlib.sha256(record.identity.read_bytes()).hexdigest()}
+    return {prefix: file_identity(prefix) for _, prefix in parse_blend(run.data.blend)}
 
 
 def check_data_identity(run: RunConfig) -> None:
@@ -47,10 +56,10 @@ def check_data_identity(run: RunConfig) -> None:
         f"{ORDER}, in which this version numbers them",
         "go on with the version that began the run, or choose another output=",
     )
-    for _, prefix in parse_blend(run.data.blend):
+    for prefix, identity in data_identities(run).items():
         require(
-            recorded["files"].get(prefix) == file_identity(prefix),
-            f"{manifest_path(prefix)} is of other data than {run.output} began with",
+            recorded["files"].get(prefix) == identity,
+            f"{prefix} holds other data than {run.output} began with",
             "the files of the first start: rows are numbered by them",
             "put those files back, or choose another output=",
         )
@@ -65,5 +74,4 @@ def record_data_identity(run: RunConfig, *, resumes: bool) -> None:
             "before 2026-11-28 read rows of text in another order. The data is recorded from here on",
             run.output,
         )
-    files = {prefix: file_identity(prefix) for _, prefix in parse_blend(run.data.blend)}
-    write_text(path, json.dumps({"row order": ORDER, "files": files}, indent=2) + "\n")
+    write_text(path, json.dumps({"row order": ORDER, "files": data_identities(run)}, indent=2) + "\n")

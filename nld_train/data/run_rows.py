@@ -1,7 +1,7 @@
 """The rows of a run's files: text or conversations, for training or validation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from nld_train.data.text_rows import (
     open_text_parts,
     parts_folder,
 )
+from nld_train.data.trajectory_rows import TrajectoryRows, open_trajectory_rows
 
 logger = logging.getLogger(__name__)
 DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
 SECONDS_A_DOCUMENT = 0.8e-6  # to draw the parts, shuffle documents and rows, and cut, and to write what is kept
-RunParts = dict[str, BlendedRows]  # by part, as in `splits.PARTS`
+RunParts = Mapping[str, BlendedRows | TrajectoryRows]  # by part, as in `splits.PARTS`
 
 
 def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
@@ -35,6 +36,8 @@ def open_run_rows(run: RunConfig, folder: Path) -> RunParts:
     The first process that calls this makes everything that the run will read, so that loaders only read it: let the
     others wait. Raises: UserError where a file has no row for a part.
     """
+    if run.sampler is not None:
+        return open_trajectory_rows(run)
     files = _chat_files(run, folder) if run.data.chat else _text_files(run, folder)
     weights = [weight for weight, _ in parse_blend(run.data.blend) if weight is not None] or None
     asked = _rows_asked(run)
@@ -60,7 +63,7 @@ def _rows_asked(run: RunConfig) -> dict[str, range]:
 def describe_first_start(run: RunConfig, folder: Path) -> str | None:
     """One line about the order of text rows that the first start will make and keep in `folder`, None where nothing
     large is left to make. Raises UserError."""
-    if run.data.chat:
+    if run.data.chat or run.sampler is not None:
         return None
     blend = parse_blend(run.data.blend)
     manifests = [read_manifest(prefix) for _, prefix in blend]

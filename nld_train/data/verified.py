@@ -19,6 +19,7 @@ from pathlib import Path
 from nld_train.config import RunConfig
 from nld_train.data.manifest import manifest_path, parse_blend, payload_digests, read_manifest
 from nld_train.data.token_file import BLOCK_DIGESTS, COPY_BYTES, DIGEST_BLOCK, REMAKE, join_digests
+from nld_train.data.trajectory_rows import run_collection, trajectory_digests
 from nld_train.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -82,19 +83,20 @@ def verified_run_data(run: RunConfig, refuse: Callable[[UserError], None]) -> It
 
 
 def compare_payloads(missing: dict[Payload, str], left: threading.Event) -> None:
-    """Compare files with their manifests, and remember those that are whole. missing: file -> its prefix; left: once
+    """Compare files with their manifests, and remember those that are whole. missing: file -> its manifest; left: once
     set, what is not read yet is left unread. Raises: UserError where a file differs."""
     record = verified_file()
     for payload, digest in hash_payloads(list(missing), left).items():
         if digest != payload.digest:
-            where = manifest_path(missing[payload])
-            raise UserError(f"{payload.path} has SHA-256 {digest}", f"{payload.digest} as in {where}", REMAKE)
+            raise UserError(
+                f"{payload.path} has SHA-256 {digest}", f"{payload.digest} as in {missing[payload]}", REMAKE
+            )
         if find_payload(Path(payload.path), payload.digest) == payload:  # nobody changed it meanwhile
             append_verified(record, payload)
 
 
 def unread_payloads(run: RunConfig) -> dict[Payload, str]:
-    """The files of the run that are to be read: those not known to be whole, each with its prefix. Under
+    """The files of the run that are to be read: those not known to be whole, each with its manifest. Under
     data.verify=never none is, and it says so."""
     if run.data.verify == "never":
         count = len(run.data.blend)
@@ -102,12 +104,21 @@ def unread_payloads(run: RunConfig) -> dict[Payload, str]:
         return {}
     known = read_verified()
     found = {}
-    for _, prefix in parse_blend(run.data.blend):
-        for path, digest in payload_digests(prefix, read_manifest(prefix)).items():
+    for where, digests in run_digests(run).items():
+        for path, digest in digests.items():
             payload = find_payload(path, digest)
             if payload not in known:
-                found[payload] = prefix
+                found[payload] = where
     return found
+
+
+def run_digests(run: RunConfig) -> dict[str, dict[Path, str]]:
+    """By the file that names the digests, the files of a run and the digest that each should have. Raises UserError."""
+    if run.sampler is not None:
+        record = run_collection(run)
+        return {str(record.identity): trajectory_digests(record.folder)}
+    prefixes = [prefix for _, prefix in parse_blend(run.data.blend)]
+    return {str(manifest_path(prefix)): payload_digests(prefix, read_manifest(prefix)) for prefix in prefixes}
 
 
 def find_payload(path: Path, digest: str) -> Payload:

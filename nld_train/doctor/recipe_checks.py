@@ -10,6 +10,7 @@ from nld_train.config import RunConfig
 from nld_train.data.manifest import check_token_file_tokenizer, parse_blend
 from nld_train.data.run_rows import describe_first_start, describe_repeats, estimate_validation_rows
 from nld_train.data.tokenizer import check_mask_id, load_tokenizer
+from nld_train.data.trajectory_rows import check_trajectory_data
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import DoctorFinding, Verdict, any_fails, counted_noun, gb_text, refusal_finding
 from nld_train.doctor.machine import nearest_existing_folder, total_memory
@@ -36,6 +37,8 @@ def run_start_check(name: str, check: Callable[[RunConfig], None], run: RunConfi
 
 def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
     """Compare each token file with its manifest by size or, with `verify`, by SHA-256, and say how often it is read."""
+    if run.sampler is not None:
+        return [check_trajectories(run)]
     try:
         blend = parse_blend(run.data.blend)
     except UserError as error:
@@ -55,6 +58,19 @@ def check_data_files(run: RunConfig, verify: bool) -> list[DoctorFinding]:
     if any_fails(findings):
         return findings
     return [*findings, check_data_passes(run, counts), *check_rows_read_before(run), *check_validation_rows(run)]
+
+
+def check_trajectories(run: RunConfig) -> DoctorFinding:
+    """Look at the trajectories of a sampler's run, and say how often it reads them."""
+    name = f"data {run.data.blend[0]}"
+    try:
+        found = check_trajectory_data(run)
+    except UserError as error:
+        return refusal_finding(name, error)
+    count = sum(found.trajectories.values())
+    times = run.train.iterations * run.train.global_batch / max(count, 1)
+    said = f"{count:,} trajectories of {found.prompts:,} prompts; each is read {times:.2g} times, those held out apart"
+    return DoctorFinding(name, said)
 
 
 def check_rows_read_before(run: RunConfig) -> list[DoctorFinding]:

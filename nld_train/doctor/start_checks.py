@@ -18,6 +18,7 @@ from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
 from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
+from nld_train.data.trajectory_rows import check_trajectory_data
 from nld_train.fields import leaf_values
 from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
@@ -31,7 +32,7 @@ from nld_train.run_folder.checkpoints import (
 )
 from nld_train.run_folder.frozen import (
     check_same_model,
-    is_drafter_run,
+    holds_no_model,
     model_record,
     read_frozen_run,
     read_run_if_any,
@@ -63,6 +64,9 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
 def check_run_data(run: RunConfig) -> None:
     """Refuse token files that are missing or damaged, that are of another kind, tokenizer or vocabulary, or too small
     for a row of each part that is read; and what the export would refuse after training."""
+    if run.sampler is not None:
+        check_trajectory_data(run)
+        return
     blend = parse_blend(run.data.blend)
     manifests = {}
     for _, prefix in blend:
@@ -170,11 +174,12 @@ def check_init(run: RunConfig) -> None:
     assert run.init is not None
     folder = Path(run.init)
     newest = init_checkpoint(run.init, run.init_step)
+    other = holds_no_model(folder)
     require(
-        not is_drafter_run(folder),
-        f"init={run.init!r} is a drafter's run: its checkpoints hold an adapter and no model",
+        other is None,
+        f"init={run.init!r} is a {other}'s run: its checkpoints hold no model",
         "the folder of a model",
-        "give the init of that run",
+        "give the folder of the model that it is for",
     )
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")

@@ -4,9 +4,12 @@ from nld_train.config import RunConfig
 from nld_train.objectives.contract import Objective
 from nld_train.objectives.drafter import DrafterObjective
 from nld_train.objectives.joint import JointObjective
+from nld_train.objectives.sampler import SamplerObjective
 
 # The optional sections of RunConfig that say what is trained in place of the joint objective; at most one is set.
-SECTION_OBJECTIVES: dict[str, type[Objective]] = {objective.section: objective for objective in (DrafterObjective,)}
+SECTION_OBJECTIVES: dict[str, type[Objective]] = {
+    objective.section: objective for objective in (DrafterObjective, SamplerObjective)
+}
 
 
 def objective_of(run: RunConfig) -> Objective:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nld_train.dual_stream.context_shard import ContextShard
     from nld_train.loss.vocabulary import VocabularyShard
-    from nld_train.types import Batch, HeadRequest, Row
+    from nld_train.types import Batch, HeadRequest
 
     # What Megatron sums over the global batch: the numerator [], its count [], and (sum, count) pairs [2] to report.
     LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -76,6 +76,9 @@ class ModelForwards(Protocol):
         """Logits of the requested positions [R, V / ranks], with the adapter where the run trains one; the head itself
         gets no gradient."""
 
+    def judge_blocks(self, features: "Tensor", masked: "Tensor", present: "Tensor") -> "Tensor":
+        """What the sampler's network says of blocks: logits [N, B] of features [N, B, F]."""
+
     def base_causal_logits(self, request: "HeadRequest") -> "Tensor":
         """The same logits [R, V / ranks], without the adapter and without gradients; the noisy half is read left to
         right."""
@@ -131,6 +134,12 @@ class Objective(ABC):
         """How many validation rows are drafted at every evaluation, beside what `for_evaluation` measures; 0: none."""
         return 0
 
+    @property
+    def patience(self) -> tuple[str, int] | None:
+        """The figure of evaluations that says which checkpoint is the best, and after how many evaluations in a row
+        without a better one the run is finished; None: its iterations alone say when."""
+        return None
+
     def figures_text(self, figures: dict[str, float]) -> str:
         """The reported figures of a step as one line of the terminal shows them: "AR loss 3.9712  mask ratio 0.502".
         The shares of the drafts that are kept place by place are left to the report."""
@@ -143,13 +152,18 @@ class Objective(ABC):
     # What the loader's workers and the ranks ask; torch is imported inside.
 
     @abstractmethod
-    def draw_row(self, row: "Row", purpose: str) -> Any:
+    def draw_row(self, row: Any, purpose: str) -> Any:
         """The row with its random draw: a pure function of the row, of `purpose` ("train", "validation") and of the
         run's settings."""
 
     @abstractmethod
     def collate_draws(self, draws: Sequence[Any], shard: "ContextShard") -> MicroBatch:
         """A micro-batch of what `draw_row` gave; a context rank is given its `shard` of it."""
+
+    def evaluated_figures(self, add_up: "Callable[[Tensor], None]") -> dict[str, float]:
+        """Called behind the last batch of an evaluation: figures that are no means over positions, the same on every
+        rank. add_up: sums a tensor over the data ranks, in place."""
+        return {}
 
     @abstractmethod
     def forward_loss(self, model: ModelForwards, batch: Any) -> "tuple[Tensor, LossFunction]":

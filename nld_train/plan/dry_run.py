@@ -2,7 +2,7 @@
 
 from nld_train.config import RunConfig
 from nld_train.objectives.choose import objective_of
-from nld_train.plan import flops, memory, parameters, row_counts
+from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan
 
 Line = tuple[str, str]  # a label, and the text behind it
 
@@ -12,11 +12,12 @@ LABEL_WIDTH = 18
 
 def dry_run_text(run: RunConfig) -> str:
     """The plan of a run as plain text, in aligned lines."""
+    lines = [*size_lines(run), *data_lines(run), *layout_lines(run), *compute_lines(run)]
+    if run.sampler is not None:
+        lines = [*sampler_lines(run), *layout_lines(run)]
     return "\n".join(
         [
-            aligned_lines(
-                [("run", run.name), *size_lines(run), *data_lines(run), *layout_lines(run), *compute_lines(run)]
-            ),
+            aligned_lines([("run", run.name), *lines]),
             "",
             memory_report(run),
             "",
@@ -40,9 +41,26 @@ def size_lines(run: RunConfig) -> list[Line]:
     lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
     lora = objective_of(run).adapter
     if lora is not None:
-        trained = f"{parameters.trained_parameters(run):,}: LoRA of rank {lora.rank} on o_proj; the rest is frozen"
+        trained = f"{memory.trained_parameters(run):,}: LoRA of rank {lora.rank} on o_proj; the rest is frozen"
         lines.append(("trained", trained))
     return lines
+
+
+def sampler_lines(run: RunConfig) -> list[Line]:
+    """The sampler's network, its rows, and what it costs beside a denoising forward of the model."""
+    asked = sampler_plan.sampler_section(run)
+    kind = "a Transformer over the block" if asked.attention else "an MLP that judges every position alone"
+    shape = f"{asked.layers} layers, width {asked.width}, FFN {asked.ffn}, {asked.heads} heads"
+    train, length = run.train, run.data.sequence_length
+    steps = f"{sampler_plan.sampler_blocks(run):,} steps at most in a micro-batch"
+    own, model = sampler_plan.block_flops(run, length), sampler_plan.model_block_flops(run, length)
+    return [
+        ("parameters", f"{memory.trained_parameters(run):,}: {kind}, {shape}; the model is not loaded"),
+        ("features", f"{sampler_plan.sampler_features(run)} of a position"),
+        ("rows", f"{train.iterations:,} iterations x {train.global_batch:,} trajectories of at most {length} tokens"),
+        ("", steps),
+        ("when decoding", f"{own:.3g} FLOPs beside the model's {model:.3g} in a block of {length}: {own / model:.2%}"),
+    ]
 
 
 def data_lines(run: RunConfig) -> list[Line]:
@@ -113,7 +131,9 @@ def time_estimate(run: RunConfig) -> str:
 def memory_report(run: RunConfig) -> str:
     """The memory of one GPU, part by part, of the pipeline stage that needs most."""
     need = memory.worst_stage(run)
-    total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
+    total_parameters = memory.trained_parameters(run)
+    if run.sampler is None:
+        total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
     parts = [
         ("weights", need.weights, f"{total_parameters:,} parameters in {run.train.precision}"),
         ("gradients", need.gradients, "fp32"),
@@ -134,6 +154,8 @@ def memory_report(run: RunConfig) -> str:
 
 def activations_note(run: RunConfig, stage: int) -> str:
     """What the activations of a stage are made of."""
+    if run.sampler is not None:
+        return f"{sampler_plan.sampler_blocks(run):,} blocks of {run.data.sequence_length}"
     layers, each = memory.layers_in_flight(run, stage), gb_number(memory.layer_activation_bytes(run))
     return f"{layers:g} layers in flight x {each}; recompute {run.parallel.recompute}"
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from nld_train.config import ParallelConfig, RunConfig
 from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import LoraSettings
-from nld_train.plan.parameters import adapter_parameters, padded_vocab, rank_parameters, trained_parameters
+from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
 from nld_train.plan.row_counts import micro_batches, row_positions
+from nld_train.plan.sampler_plan import sampler_activation_bytes, sampler_parameters, sampler_section
 from nld_train.row_arithmetic import chunk_width
 
 CAPACITY = 80e9  # bytes to plan with; an "80 GB" H100 has 85e9, and what is left out above must live in the rest
@@ -67,6 +68,8 @@ class CheckpointSize:
 
 def worst_stage(run: RunConfig) -> StageMemory:
     """Memory of the pipeline stage that needs most."""
+    if run.sampler is not None:
+        return sampler_memory(run)
     return max((stage_memory(run, stage) for stage in range(run.parallel.pipeline)), key=lambda each: each.total)
 
 
@@ -84,6 +87,20 @@ def stage_memory(run: RunConfig, stage: int) -> StageMemory:
         activations=math.ceil(layers_in_flight(run, stage) * layer_activation_bytes(run)),
         layer_backward=layer_backward_bytes(run),
         head=head_bytes(run) if stage == run.parallel.pipeline - 1 else 0,
+    )
+
+
+def sampler_memory(run: RunConfig) -> StageMemory:
+    """Memory of a GPU that trains the sampler's network whole; the model is not there."""
+    count = trained_parameters(run)
+    return StageMemory(
+        stage=0,
+        weights=count * element_bytes(run),
+        gradients=count * FP32,
+        optimizer=math.ceil(count * optimizer_bytes(run) / optimizer_shards(run.parallel)),
+        activations=sampler_activation_bytes(run),
+        layer_backward=sampler_activation_bytes(run) // sampler_section(run).layers,
+        head=0,
     )
 
 
@@ -220,6 +237,14 @@ def head_bytes(run: RunConfig) -> int:
         return rows * columns * objective.whole_logits * FP32 + streams
     chunks = LOGIT_CHUNKS * rows * min(columns, chunk_width(rows)) * FP32
     return chunks + columns * model.hidden * element_bytes(run) + 2 * rows * model.hidden * FP32 + streams
+
+
+def trained_parameters(run: RunConfig) -> int:
+    """What a run trains: the whole model, the adapter of its objective, or the sampler's network."""
+    if run.sampler is not None:
+        return sampler_parameters(run)
+    lora = objective_of(run).adapter
+    return model_parameters(run.model).total if lora is None else adapter_parameters(run.model, lora)
 
 
 def checkpoint_size(run: RunConfig) -> CheckpointSize:

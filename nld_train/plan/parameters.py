@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nld_train.config import ModelConfig, ParallelConfig, RunConfig
-from nld_train.objectives.choose import objective_of
+from nld_train.config import ModelConfig, ParallelConfig
 from nld_train.objectives.contract import LoraSettings
 
 VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this, times the tensor ranks
@@ -47,12 +46,6 @@ def model_parameters(model: ModelConfig) -> ParameterCounts:
 def adapter_parameters(model: ModelConfig, lora: LoraSettings) -> int:
     """Weights of a LoRA on o_proj: its A [r, H * D] and B [E, r] of every layer."""
     return model.layers * lora.rank * (model.heads * model.head_dim + model.hidden)
-
-
-def trained_parameters(run: RunConfig) -> int:
-    """What a run trains: the whole model, or the adapter of its objective."""
-    lora = objective_of(run).adapter
-    return model_parameters(run.model).total if lora is None else adapter_parameters(run.model, lora)
 
 
 def padded_vocab(vocab_size: int, tensor: int) -> int:

@@ -22,6 +22,7 @@ CAME_LATER: Mapping[str, object] = {
     "data.skip_rows": 0,
     "data.verify": "never",
     "train.eval_decode": 0,
+    "sampler": None,
 }
 
 
@@ -55,10 +56,12 @@ def read_run_if_any(output: Path) -> RunConfig | None:
     return read_frozen_run(output) if (output / RUN).is_file() else None
 
 
-def is_drafter_run(output: Path) -> bool:
-    """Whether a drafter's run wrote this folder. Other settings are not read: an older version may have frozen them."""
+def holds_no_model(output: Path) -> str | None:
+    """What the run that wrote this folder trained in place of a model: "drafter" or "sampler"; None: a model. Other
+    settings are not read: an older version may have frozen them."""
     path = output / RUN
-    return path.is_file() and read_json_object(path, TRAINED_OR_IMPORTED).get("drafter") is not None
+    tree = read_json_object(path, TRAINED_OR_IMPORTED) if path.is_file() else {}
+    return next((name for name in ("drafter", "sampler") if tree.get(name) is not None), None)
 
 
 def read_frozen_model(output: Path) -> ModelConfig:

@@ -3,6 +3,7 @@
 OUTPUT/run.json          the frozen configuration
 OUTPUT/model.json        the model's shape: what another run compares before it starts from these weights
 OUTPUT/data.json         which data the run began with
+OUTPUT/early_end.json    the run is finished before its last step: its evaluations got no better
 OUTPUT/import.json       in the place of run.json: the folder is an import, and these are the ids of its source
 OUTPUT/tokenizer/        an import's copy of its source's tokenizer
 OUTPUT/checkpoints/      Megatron's torch_dist checkpoints, iter_*, and a file that names the newest; damaged_iter_*
@@ -19,7 +20,7 @@ OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/slurm/  OUTPUT/nemo/
 from pathlib import Path
 
 RUN, MODEL, METRICS, JOBS = "run.json", "model.json", "metrics.jsonl", "jobs.jsonl"
-DATA = "data.json"
+DATA, EARLY_END = "data.json", "early_end.json"
 IMPORT, TOKENIZER = "import.json", "tokenizer"
 IMPORTED = "init"
 CHECKPOINTS, STEP_PREFIX, DATA_INDEX, LOGS = "checkpoints", "iter_", "data_index", "logs"

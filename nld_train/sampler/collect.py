@@ -24,6 +24,7 @@ from nld_train.evaluation.prompt_file import EvalPrompt
 from nld_train.files import unwritable_refused
 from nld_train.hf.decoding_nemotron_labs_diffusion import adapters_switched, evaluation_mode
 from nld_train.json_file import read_json_object
+from nld_train.objective_sections import CONFIDENCE, HYBRID
 from nld_train.sampler.collection_size import CollectionSize, sized_trajectories
 from nld_train.sampler.trajectory_walks import (
     Advance,
@@ -51,7 +52,6 @@ from nld_train.trajectories.stored_parts import (
 )
 
 logger = logging.getLogger(__name__)
-CONFIDENCE, HYBRID = POLICIES = ("confidence", "hybrid")
 Contexts = Sequence[tuple[int, EvalContext]]  # with the number of the prompt
 
 

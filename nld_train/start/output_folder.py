@@ -8,6 +8,7 @@ from nld_train.data.identity import check_data_identity
 from nld_train.doctor.start_checks import check_init, check_same_run
 from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.checkpoints import checkpoint_steps, complete_steps
+from nld_train.run_folder.early_end import forget_early_end
 from nld_train.run_folder.frozen import freeze_run, setting_differences
 from nld_train.run_folder.metrics import truncate_metrics
 from nld_train.run_folder.paths import METRICS
@@ -36,5 +37,6 @@ def open_output(run: RunConfig) -> int | None:
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)
     truncate_metrics(output / METRICS, step)
+    forget_early_end(output, step)
     freeze_run(run)
     return step

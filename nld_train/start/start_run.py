@@ -19,6 +19,7 @@ from nld_train.exit_status import FINISHED, LEFT_AT_ONCE, STOPPED
 from nld_train.node_check.nodes import ALONE, Nodes
 from nld_train.run_folder.attempts import record_end, record_start
 from nld_train.run_folder.checkpoints import complete_steps, step_reached
+from nld_train.run_folder.early_end import early_end_step
 from nld_train.run_folder.output_lock import held_output
 from nld_train.run_folder.paths import data_index_folder, launcher_log
 from nld_train.run_folder.stop_file import stop_file
@@ -92,7 +93,7 @@ def prepare_run(run: RunConfig) -> RunConfig | None:
     run = with_imported_init(run)
     # 2. The output folder: which step is resumed, and the frozen configuration.
     step = open_output(run)
-    if step is not None and step >= run.train.iterations:
+    if step is not None and _is_last(run, step):
         reached = f"step {step:,} of {run.train.iterations:,}"
         logger.info("%s is finished: %s in %s", run.name, reached, run.output)
         return None
@@ -109,7 +110,7 @@ def join_run(run: RunConfig, nodes: Nodes) -> int:
 
     The first node alone prepares the output folder. Its torchrun starts afterwards, and torchrun here waits for it.
     """
-    if run.train.iterations in complete_steps(Path(run.output)):
+    if any(_is_last(run, step) for step in complete_steps(Path(run.output))):
         return FINISHED
     try:
         with TorchrunSupervisor(run.name, stop_file(run.output), first=False) as supervisor:
@@ -125,10 +126,15 @@ def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str], supervisor
     return status or _exit_status_of(run)
 
 
+def _is_last(run: RunConfig, step: int) -> bool:
+    """Whether a saved step is the last of the run, by its iterations or by its evaluations."""
+    return step >= run.train.iterations or step == early_end_step(Path(run.output))
+
+
 def _exit_status_of(run: RunConfig) -> int:
     """The exit status of a run whose ranks left in order: FINISHED at its last step, STOPPED before it."""
     step = step_reached(Path(run.output))
-    if step == run.train.iterations:
+    if _is_last(run, step):
         return FINISHED
     saved = f"step {step} of {run.train.iterations}, saved" if step else "its first step: nothing is saved"
     logger.warning("%s stopped at %s; the same command goes on", run.name, saved)

@@ -19,14 +19,18 @@ from megatron.bridge.training.config import (
 )
 
 from nld_train.config import RunConfig
+from nld_train.data.trajectory_rows import run_collection
 from nld_train.model.drafter_adapter import drafter_lora
 from nld_train.model.provider import model_provider
+from nld_train.model.provider_config import DualStreamConfig
+from nld_train.model.sampler_provider import sampler_provider
 from nld_train.objectives.choose import objective_of
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import init_checkpoint, newest_complete_step
 from nld_train.run_folder.paths import TENSORBOARD, checkpoints_folder, data_index_folder
 from nld_train.train.callbacks.carried_optimizer import carries_optimizer
 from nld_train.train.dataset import RunRowsProvider
+from nld_train.trajectories.stored_parts import read_pca
 
 NEVER = 1 << 60  # steps
 
@@ -35,7 +39,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
     """Everything Megatron-Bridge needs to train this run."""
     output, lora = Path(run.output), objective_of(run).adapter
     return ConfigContainer(
-        model=model_provider(run),
+        model=_model(run),
         train=TrainingConfig(
             train_iters=run.train.iterations,
             global_batch_size=run.train.global_batch,
@@ -55,6 +59,13 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
         peft=None if lora is None else drafter_lora(lora, run.train.seed),
     )
+
+
+def _model(run: RunConfig) -> DualStreamConfig:
+    """What is trained: the model, or the sampler's network for the embeddings of its trajectories."""
+    if run.sampler is None:
+        return model_provider(run)
+    return sampler_provider(run, read_pca(run_collection(run).folder).coordinates.shape[1])
 
 
 def optimizer_config(run: RunConfig) -> OptimizerConfig:

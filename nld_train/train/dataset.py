@@ -1,4 +1,4 @@
-"""Rows of the run, from token files or chat files, with the noise that belongs to each row.
+"""Rows of the run, from token files, chat files or trajectories, with the noise that belongs to each row.
 
 A row's number in the run decides everything about it: its tokens, through the order of the data, and its noise. The
 loader's workers draw the noise, so layouts, restarts and evaluations cannot disturb it.
@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 from nld_train.config import RunConfig
 from nld_train.data.blended_rows import BlendedRows
 from nld_train.data.run_rows import RunParts, open_run_rows
+from nld_train.data.trajectory_rows import TrajectoryRows
 from nld_train.dual_stream.context_shard import WHOLE, ContextShard
 from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import MicroBatch, Objective
 from nld_train.recipe import run_from_json
+from nld_train.trajectories.sampler_batch import TrajectoryRow
 from nld_train.types import Row
 
 ENDLESS = 1 << 40  # rows
@@ -30,7 +32,7 @@ class RunRows(Dataset):
 
     def __init__(
         self,
-        token_rows: BlendedRows,
+        token_rows: BlendedRows | TrajectoryRows,
         objective: Objective,
         *,
         purpose: str,
@@ -53,9 +55,11 @@ class RunRows(Dataset):
         """A micro-batch of such rows. Megatron-Bridge's loader calls this by name."""
         return self.objective.collate_draws(draws, self.shard)
 
-    def plain_row(self, index: int) -> Row:
+    def plain_row(self, index: int) -> Any:
         """Row `index` before any noise."""
         sample = self.token_rows[index]
+        if isinstance(sample, TrajectoryRow):
+            return sample
         tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])
         numbers = torch.arange(len(sample["document_lengths"]))
         documents = numbers.repeat_interleave(torch.tensor(sample["document_lengths"]))[: len(tokens) - 1]

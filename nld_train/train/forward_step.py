@@ -38,6 +38,10 @@ class MegatronForwards:
         """Logits [R, V / ranks] of the requested positions."""
         return self.model(batch=request)
 
+    def judge_blocks(self, features: Tensor, masked: Tensor, present: Tensor) -> Tensor:
+        """Logits [N, B] of the sampler's network."""
+        return self.model(features, masked, present)
+
     def base_causal_logits(self, request: HeadRequest) -> Tensor:
         """Logits [R, V / ranks] of the model without its adapter, the noisy half read left to right; no gradients."""
         with verifier_mode(self.model):

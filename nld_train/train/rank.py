@@ -63,6 +63,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     from nld_train.train.callbacks.carried_optimizer import CarriedOptimizer, carries_optimizer
     from nld_train.train.callbacks.completion import CheckpointCompletion
     from nld_train.train.callbacks.draft_evaluation import DraftEvaluation
+    from nld_train.train.callbacks.evaluated_figures import EvaluatedFigures
     from nld_train.train.callbacks.first_evaluation import FirstEvaluation
     from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
     from nld_train.train.callbacks.progress import ProgressReporter
@@ -70,11 +71,13 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     from nld_train.train.forward_step import ObjectiveStep
 
     config = bridge_config(run)
-    forward_step = ObjectiveStep(objective_of(run))
+    objective = objective_of(run)
+    forward_step = ObjectiveStep(objective)
     watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-    callbacks.add(DraftEvaluation(run, screen))  # before the reporter, which shows what it finds
+    # Before the reporter, which shows what they find.
+    callbacks.add([DraftEvaluation(run, screen), EvaluatedFigures(run, objective, screen)])
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])
     callbacks.add([NonFiniteGuard(watched), CheckpointCompletion(run), StopOnRequest(run, watch)])
     if carries_optimizer(run):

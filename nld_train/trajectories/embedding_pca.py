@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-COMPONENTS = 44  # P of the paper's 144 features
+from nld_train.objective_sections import COMPONENTS
+
 PIECE = 1 << 13  # rows of the embedding that are widened at a time
 
 

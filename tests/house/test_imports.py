@@ -18,9 +18,19 @@ KERNELS = Path("nld_train/attention/fused/te_call.py")
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "exit_status", "signals", "lasting_output", "files", "json_file", "peft_names", "parallel_layout"],
-    *["setting_ranges", "token_budget", "config", "model_sizes", "fields", "types", "recipe", "row_arithmetic"],
-    *["run_folder", "hf"],
-    *["data", "trajectories", "noise"],
+    *[
+        "setting_ranges",
+        "token_budget",
+        "objective_sections",
+        "config",
+        "model_sizes",
+        "fields",
+        "types",
+        "recipe",
+        "row_arithmetic",
+    ],
+    *["run_folder", "hf", "trajectories"],
+    *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "objectives"],
     *["plan", "model", "report", "train", "bench", "convert", "decode", "evaluation", "sampler"],

@@ -1,0 +1,64 @@
+"""The sampler's network as Megatron-Bridge trains it."""
+
+from dataclasses import dataclass, fields
+
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from nld_train.config import RunConfig
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
+from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
+from nld_train.model.provider import model_provider
+from nld_train.model.provider_config import DualStreamConfig
+
+
+class SamplerModule(MegatronModule):
+    """The network, which every rank holds whole."""
+
+    def __init__(self, config: "SamplerProvider") -> None:
+        super().__init__(config)
+        self.network = SamplerNetwork(config.network_shape)
+
+    def forward(self, features: Tensor, masked: Tensor, present: Tensor) -> Tensor:
+        """Logits [N, B]."""
+        return self.network(features, masked, present)
+
+    def set_input_tensor(self, input_tensor: object) -> None:
+        """Megatron's pipeline calls this; there is one stage alone, which is given its batch."""
+
+
+@dataclass(kw_only=True)
+class SamplerProvider(DualStreamConfig):
+    """Builds the network when Megatron-Bridge asks for it. What it says of a GPT is that of the model whose
+    trajectories are trained on, which is not built."""
+
+    network_shape: NetworkShape
+
+    def provide(
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> SamplerModule:
+        """The network, which has no stages."""
+        return SamplerModule(self)
+
+
+def sampler_provider(run: RunConfig, components: int) -> SamplerProvider:
+    """The provider of a run's network, for embeddings of P components."""
+    base = model_provider(run)
+    settings = {each.name: vars(base)[each.name] for each in fields(base) if each.init}
+    return SamplerProvider(**settings, network_shape=network_shape(run, components))
+
+
+def network_shape(run: RunConfig, components: int) -> NetworkShape:
+    """The shape of a run's network, for embeddings of P components."""
+    asked = run.sampler
+    assert asked is not None, f"{run.name} trains no sampler"
+    return NetworkShape(
+        features=feature_count(components),
+        layers=asked.layers,
+        width=asked.width,
+        ffn=asked.ffn,
+        heads=asked.heads,
+        dropout=asked.dropout,
+        attention=asked.attention,
+        top_embedding=asked.top_embedding,
+    )
