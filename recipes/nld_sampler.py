@@ -2,9 +2,9 @@
 
 Runs: nld_3b_sampler, nld_8b_sampler, nld_14b_sampler.
 
-Trajectories first: `nld launch sampler` collects them. The paper publishes the network's layers and width, its features,
-loss and stopping by AUC, and neither data sizes, nor batch, nor learning rate: those are ours, and have not been run
-at this size. The model itself is not loaded, so one node is enough.
+Trajectories first: `nld launch sampler` collects them. The paper publishes the network's layers and width, its
+features, loss and stopping by AUC, and neither data sizes, nor batch, nor learning rate: those are ours, and have not
+been run at this size. The model itself is not loaded, so one node is enough.
 """
 
 from functools import partial

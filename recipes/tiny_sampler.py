@@ -34,7 +34,7 @@ def run() -> RunConfig:
         train=TrainConfig(
             iterations=1500,  # at most: it ends where the held-out AUC gets no better
             global_batch=32,  # trajectories
-            micro_batch=16,  # trajectories: one micro-batch per step on each of 2 ranks
+            micro_batch=8,  # trajectories: two micro-batches per step on each of 2 ranks
             eval_interval=100,
             eval_batches=16,  # x 32 held-out trajectories
             precision="fp32",

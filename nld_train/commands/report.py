@@ -24,7 +24,7 @@ def run_report(args: argparse.Namespace) -> int:
 
     from nld_train.data.manifest import unigram_entropy
     from nld_train.files import check_output_file
-    from nld_train.report import drafter_figures
+    from nld_train.report import drafter_figures, sampler_figures
     from nld_train.report.history import read_stages
     from nld_train.report.page import ReportExtras, write_report
     from nld_train.report.stage_table import text_table
@@ -35,7 +35,7 @@ def run_report(args: argparse.Namespace) -> int:
     stages = read_stages(outputs)
     entropy = unigram_entropy(*args.data) if args.data else None
     print(text_table(stages, entropy))
-    print(drafter_figures.drafter_text(stages), end="")
+    print(drafter_figures.drafter_text(stages) + sampler_figures.sampler_text(stages), end="")
     if args.html is not None:
         extras = ReportExtras(None if args.answers is None else Path(args.answers), [Path(one) for one in args.eval])
         write_report(outputs, Path(args.html), entropy, args.title, extras)

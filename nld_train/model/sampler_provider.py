@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -20,8 +21,10 @@ class SamplerModule(MegatronModule):
         self.network = SamplerNetwork(config.network_shape)
 
     def forward(self, features: Tensor, masked: Tensor, present: Tensor) -> Tensor:
-        """Logits [N, B]."""
-        return self.network(features, masked, present)
+        """Logits [N, B]. Dropout draws from Megatron's own generator, which a checkpoint brings back as it was: torch's
+        is drawn from by loaders too."""
+        with get_cuda_rng_tracker().fork():
+            return self.network(features, masked, present)
 
     def set_input_tensor(self, input_tensor: object) -> None:
         """Megatron's pipeline calls this; there is one stage alone, which is given its batch."""

@@ -32,8 +32,9 @@ class Stage:
 
     @property
     def on_answers(self) -> bool:
-        """Whether losses count the answers of conversations alone: not to be compared with those on text."""
-        return self.run.data.chat
+        """Whether losses count the answers of conversations alone, or a sampler's judgements: not to be compared with
+        those on text."""
+        return self.run.data.chat or self.run.sampler is not None
 
     @property
     def tokens_per_second(self) -> float | None:

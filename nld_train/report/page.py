@@ -14,7 +14,7 @@ from nld_train.data.manifest import parse_blend
 from nld_train.dual_stream.picture import visibility_svg
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.files import check_output_file, write_text
-from nld_train.report import chart, decoded_answers, drafter_figures
+from nld_train.report import chart, decoded_answers, drafter_figures, sampler_figures
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.evaluation_page import evaluation_sections
 from nld_train.report.history import Stage, read_stages, stage_losses
@@ -94,6 +94,7 @@ def report_page(
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
         drafter_figures.drafter_section(stages),
+        sampler_figures.sampler_section(stages),
         *extras.sections(),
         visibility_figure(stages),
         "<h2>How this page was made</h2>",
@@ -213,7 +214,9 @@ def stage_points(stage: Stage, entries: Sequence[Entry], name: str, span: StageS
 
 
 def visibility_figure(stages: Sequence[Stage]) -> str:
-    """The picture of who sees whom, of the dual stream where a stage has one."""
+    """The picture of who sees whom, of the dual stream where a stage has one; nothing where all are samplers'."""
+    if all(stage.run.sampler is not None for stage in stages):
+        return ""
     joint = [stage for stage in stages if stage.run.diffusion.dual]
     length, block_size = PICTURE
     svg = visibility_svg(RowLayout(length, block_size, dual=bool(joint)))

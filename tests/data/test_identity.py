@@ -10,7 +10,7 @@ import pytest
 
 from nld_train.config import RunConfig
 from nld_train.data.identity import check_data_identity, file_identity, record_data_identity
-from nld_train.data.manifest import manifest_path, read_manifest
+from nld_train.data.manifest import read_manifest
 from nld_train.doctor.start_checks import check_start
 from nld_train.errors import UserError
 from nld_train.run_folder.frozen import freeze_run
@@ -45,9 +45,9 @@ def test_the_same_data_is_resumed(run: RunConfig) -> None:
 def test_data_made_again_is_refused_by_its_name(run: RunConfig) -> None:
     record_data_identity(run, resumes=False)
     make_again(run)
-    named = re.escape(str(manifest_path(run.data.blend[0])))
+    named = re.escape(run.data.blend[0])
     for check in (check_start, open_output):
-        with pytest.raises(UserError, match=f"{named} is of other data than"):
+        with pytest.raises(UserError, match=f"{named} holds other data than"):
             check(run)
 
 
@@ -68,7 +68,7 @@ def test_a_folder_from_before_says_so_once(run: RunConfig, caplog: pytest.LogCap
         record_data_identity(run, resumes=True)
     assert not caplog.text
     make_again(run)
-    with pytest.raises(UserError, match="of other data"):
+    with pytest.raises(UserError, match="holds other data"):
         check_start(run)
 
 

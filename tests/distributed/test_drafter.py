@@ -8,7 +8,7 @@ import pytest
 
 from nld_train.config import DrafterConfig, RunConfig
 from nld_train.convert.adapter import open_adapter
-from nld_train.run_folder.frozen import is_drafter_run
+from nld_train.run_folder.frozen import holds_no_model
 from tests.distributed.ranks import logged, on, small_run, train_together, with_train
 
 pytestmark = pytest.mark.megatron
@@ -77,8 +77,8 @@ def test_evaluations_say_how_far_drafts_are_kept_and_training_does_not(trained: 
 def test_checkpoints_hold_the_adapter_alone(trained: dict[str, RunConfig]) -> None:
     for name in ("one", "tensor2"):
         output = Path(trained[name].output)
-        assert is_drafter_run(output)
+        assert holds_no_model(output) == "drafter"
         source = open_adapter(output)
         assert len(source.weights.tensors) == 2
         assert source.base == Path(trained["base"].output)
-    assert not is_drafter_run(Path(trained["base"].output))
+    assert holds_no_model(Path(trained["base"].output)) is None

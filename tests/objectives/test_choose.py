@@ -11,13 +11,15 @@ from nld_train.config import DrafterConfig, ObjectiveSection, RunConfig
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.drafter import DrafterObjective
 from nld_train.objectives.joint import JointObjective
+from nld_train.objectives.sampler import SamplerObjective
 from nld_train.recipe import load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_has_the_objective_of_its_sections(name: str) -> None:
     run = load_recipe(name)
-    assert type(objective_of(run)) is (DrafterObjective if run.drafter else JointObjective)
+    wanted = DrafterObjective if run.drafter else SamplerObjective if run.sampler else JointObjective
+    assert type(objective_of(run)) is wanted
 
 
 def test_every_optional_section_has_an_objective_of_its_own() -> None:
@@ -49,7 +51,7 @@ def test_a_section_refuses_the_run_it_cannot_train() -> None:
 def test_choosing_an_objective_imports_no_torch() -> None:
     program = (
         "import sys; from nld_train.objectives.choose import objective_of; from nld_train.recipe import load_recipe\n"
-        "made = [objective_of(load_recipe(name)) for name in ('tiny_stage2_joint', 'tiny_drafter')]\n"
+        "made = [objective_of(load_recipe(name)) for name in ('tiny_stage2_joint', 'tiny_drafter', 'tiny_sampler')]\n"
         "print([each.expected_head_rows() + each.most_head_rows() + each.whole_logits for each in made])\n"
         "assert not {'torch', 'numpy', 'megatron'} & set(sys.modules)"
     )

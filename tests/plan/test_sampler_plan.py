@@ -1,0 +1,60 @@
+"""The sampler's numbers against the network itself."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
+from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
+from nld_train.objective_sections import COMPONENTS
+from nld_train.plan.dry_run import dry_run_text
+from nld_train.plan.memory import checkpoint_size, worst_stage
+from nld_train.plan.sampler_plan import block_flops, sampler_features, sampler_parameters
+from nld_train.recipe import load_recipe
+
+RUNS = {
+    name: load_recipe(*given)
+    for name, given in {
+        "8b": ("nld_8b_sampler",),
+        "tiny": ("tiny_sampler",),
+        "mlp": ("tiny_sampler", ["sampler.attention=false"]),
+        "narrow": ("tiny_sampler", ["model.hidden=32", "sampler.layers=1"]),
+    }.items()
+}
+
+
+def network(run) -> SamplerNetwork:
+    asked = run.sampler
+    features = feature_count(min(COMPONENTS, run.model.hidden))
+    return SamplerNetwork(
+        NetworkShape(features, asked.layers, asked.width, asked.ffn, asked.heads, attention=asked.attention)
+    )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_parameters_are_the_networks(name: str) -> None:
+    made = network(RUNS[name])
+    assert sampler_parameters(RUNS[name]) == sum(parameter.numel() for parameter in made.parameters())
+    assert sampler_features(RUNS[name]) == made.shape.features
+
+
+def test_the_papers_size() -> None:
+    assert sampler_parameters(RUNS["8b"]) == 4_793_089 and sampler_features(RUNS["8b"]) == 144
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_flops_are_those_that_torch_counts(name: str) -> None:
+    made = network(RUNS[name])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows no other on CPUs
+        made(torch.randn(1, 16, made.shape.features), torch.ones(1, 16, dtype=torch.bool))
+    assert block_flops(RUNS[name], 16) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_the_plan_says_what_it_costs_beside_the_model() -> None:
+    text = dry_run_text(RUNS["8b"])
+    assert "4,793,089: a Transformer over the block" in text and "the model is not loaded" in text
+    assert "of 32: 0.06%" in text and "LM-head rows" not in text
+    need = worst_stage(RUNS["8b"])
+    assert need.weights == need.gradients == 4 * 4_793_089 and need.fits
+    assert checkpoint_size(RUNS["8b"]).total == 4 * 4 * 4_793_089
