@@ -132,7 +132,7 @@ def test_while_decoding_the_network_is_told_what_the_block_s_trajectory_tells(sa
     model = sampled(*random_parts(30))
     seen, several = heard(model.trained_sampler()), 0
     for prompt in prompts:
-        result = generate_diffusion(model, [prompt], replace(SETTINGS, max_new_tokens=BLOCK, threshold=0.3))[0]
+        result = generate_diffusion(model, [prompt], replace(SETTINGS, max_new_tokens=BLOCK, threshold=0.02))[0]
         committed = [SEED] + [order - 2 for order in result.order[1:]]  # the prefill is forward 1
         with evaluation_mode(model):
             forwards, block = SeenForwards(model, [prompt]), OracleBlock(0, len(prompt))
