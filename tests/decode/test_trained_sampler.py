@@ -130,9 +130,10 @@ def test_the_network_is_told_what_a_collected_trajectory_tells(make_model, promp
 def test_while_decoding_the_network_is_told_what_the_block_s_trajectory_tells(sampled, prompts) -> None:
     """A block as it was decoded becomes a trajectory of the collector's own forwards, and that becomes examples."""
     model = sampled(*random_parts(30))
-    seen, several = heard(model.trained_sampler()), 0
+    seen = heard(model.trained_sampler())
     for prompt in prompts:
-        result = generate_diffusion(model, [prompt], replace(SETTINGS, max_new_tokens=BLOCK, threshold=0.02))[0]
+        settings = replace(SETTINGS, max_new_tokens=BLOCK, forwards_per_block=5)  # several places in some steps
+        result = generate_diffusion(model, [prompt], settings)[0]
         committed = [SEED] + [order - 2 for order in result.order[1:]]  # the prefill is forward 1
         with evaluation_mode(model):
             forwards, block = SeenForwards(model, [prompt]), OracleBlock(0, len(prompt))
@@ -148,9 +149,7 @@ def test_while_decoding_the_network_is_told_what_the_block_s_trajectory_tells(sa
         final, places = torch.tensor(result.ids, dtype=torch.int32), torch.tensor(committed, dtype=torch.int16)
         trajectory = Trajectory(final, places, torch.cat(top), torch.cat(statistics))
         examples = trajectory.step_examples(model.trained_sampler().coordinates, ())
-        assert len(seen) == len(examples.masked)
+        assert len(seen) == len(examples.masked) <= 5
         assert torch.equal(torch.cat([features for features, _, _ in seen]), examples.features)
         assert torch.equal(torch.cat([masked for _, masked, _ in seen]), examples.masked)
-        several += len(set(committed)) < BLOCK
         seen.clear()
-    assert several, "some steps commit several places"
