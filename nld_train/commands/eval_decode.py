@@ -23,6 +23,7 @@ thresholds make a sweep: the frontier of agreement against tokens per forward.
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode all
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode diffusion --block 8,16 --threshold 0.5,0.7,0.9
   nld eval decode out/demo/hf --adapter out/demo/hf --prompts prompts.jsonl --mode self-spec  both ways
+  nld eval decode out/demo/hf --sampler --prompts prompts.jsonl --mode diffusion  without and with the trained sampler
 
 A row of the file: {"prompt": TEXT} or {"turns": [TEXT, ...]}, and if you like "category", "reference", "id".
 """
@@ -42,6 +43,9 @@ def add_decode_parser(evaluations: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--threshold", default=THRESHOLD, metavar="P", help="diffusion's, with commas (default: %(default)s)"
     )
+    parser.add_argument(
+        "--sampler", action="store_true", help="diffusion also with the trained sampler in the folder's sampler/"
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts at once (default: %(default)s)")
     parser.set_defaults(run=run_decode)
@@ -57,24 +61,28 @@ def run_decode(args: argparse.Namespace) -> int:
     thresholds = parse_numbers("--threshold", args.threshold, float, 0.0, 1.0)
     require(args.batch >= 1, f"--batch {args.batch}", "1 or more", "use 1")
     require(all(args.stop), "an empty --stop", "a text", "leave it out")
+    fits = not args.sampler or "diffusion" in modes
+    require(fits, f"--sampler with --mode {args.mode}", "diffusion among the modes", "leave it out")
     decode, shard = DecodeConfig(max_new_tokens=args.max_new_tokens), parse_shard(args.shard)
     prompts = asked_prompts(args)
 
     from nld_train.decode.load import load_drafter_adapter
+    from nld_train.decode.run import user_errors
     from nld_train.evaluation.contexts import ContextSettings, build_contexts
     from nld_train.evaluation.decode_figures import decode_table
     from nld_train.evaluation.decode_sweep import SweepRun, check_sweep, sweep_points
-    from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model
+    from nld_train.evaluation.evaluated_model import model_identity, open_evaluated_model, sampler_identity
     from nld_train.evaluation.progress_bar import evaluation_progress
     from nld_train.evaluation.record_file import COUNT, RecordFile
 
-    points = sweep_points(modes, blocks, thresholds, args.adapter is not None)
+    points = sweep_points(modes, blocks, thresholds, args.adapter is not None, args.sampler)
     check_sweep(points, decode.max_new_tokens)
     choice, target = model_choice(args), output_folder(args)
     identity = {
         "kind": "decode",
         "points": [point.name for point in points],
         **model_identity(choice),
+        "sampler": sampler_identity(choice) if args.sampler else None,
         **asked_identity(args),
         "stops": args.stop,
         "batch": args.batch,
@@ -84,6 +92,9 @@ def run_decode(args: argparse.Namespace) -> int:
 
     # 2. Every context in every point, but for what is there already. The adapter comes last: without it first.
     evaluated = open_evaluated_model(choice, with_adapter=False)
+    if args.sampler:
+        with user_errors():
+            evaluated.model.trained_sampler()  # before the first answer; it is kept
     contexts, decode = build_contexts(evaluated, prompts, ContextSettings(decode, args.chat, args.thinking))
     run = SweepRun(evaluated, decode, tuple(args.stop), args.batch)
     with evaluation_progress("decoding", len(points) * len(contexts)) as progress:

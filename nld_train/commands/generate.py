@@ -35,6 +35,7 @@ HELP = {
     "threshold": "diffusion: commit every token with this probability, and the best; none: the best alone",
     "forwards_per_block": "diffusion: denoise a block in so many forwards at most; none: as many as it has masks",
     "revise": "diffusion: mask the least certain quarter of a finished block again, so many times at most",
+    "sampler": "diffusion: the trained sampler in the folder's sampler/ says how sure a token is, not its probability",
     "draft_threshold": "self-spec: a draft stops where no token has this probability",
     "ensemble_weight": "quadratic: weight of diffusion in the verifier; 0: AR alone",
     "eos_token_id": "token that ends the text, or several with commas between; none: the model's",
@@ -53,7 +54,10 @@ Generate text from a checkpoint folder in any of its modes.
   nld generate --model out/demo/hf --mode diffusion --chat --prompt "What is AR?"    one turn of a chat
   nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any
   nld generate --model out/demo/hf --mode diffusion --prompt "def main(" --infill "): return 0" --infill-length 6
+  nld generate --model out/demo/hf --mode diffusion --prompt "def main" --sampler --threshold 0.9    a trained sampler
 """
+DENOISING = "diffusion"  # the mode that a trained sampler changes
+SAMPLED = "places chosen by the trained sampler"
 MODE_HELP = (
     "what one forward does. "
     + "; ".join(f"{name}: {mode.summary}" for name, mode in MODES.items())
@@ -98,10 +102,11 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
         help="text that ends an answer, may be given several times",
     )
     for setting in fields(DecodeConfig):
-        flag = "--" + setting.name.replace("_", "-")
-        generate.add_argument(
-            flag, metavar="X", help=f"{HELP[setting.name]} (default: {format_value(setting.default)})"
-        )
+        flag, text = "--" + setting.name.replace("_", "-"), HELP[setting.name]
+        if setting.default is False:
+            generate.add_argument(flag, action="store_const", const="true", help=text)
+        else:
+            generate.add_argument(flag, metavar="X", help=f"{text} (default: {format_value(setting.default)})")
     generate.set_defaults(run=run_generate)
 
 
@@ -157,18 +162,23 @@ def run_generate(args: argparse.Namespace) -> int:
     require(all(stops), "an empty --stop", "a text", "leave it out")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
     modes, infill_length = tuple(MODES) if args.mode == "all" else (args.mode,), gap_length(args)
+    fits = not settings.sampler or DENOISING in modes
+    require(fits, f"--sampler with --mode {args.mode}", f"{DENOISING}, or all", "leave it out: no other mode reads it")
     # 2. The model and its tokenizer.
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from nld_train.decode.infill import TextGap, infill_gaps, sight_text
     from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_model, load_text_tokenizer, token_text
-    from nld_train.decode.run import text_ends
+    from nld_train.decode.run import text_ends, user_errors
     from nld_train.decode.stop_texts import ends_with_stop
 
     disable_progress_bar()
     device = torch.device(choose_device(args.device, torch.cuda.is_available()))
     model = load_model(Path(args.model), choose_dtype(args.dtype), device)
+    if settings.sampler:
+        with user_errors():
+            model.trained_sampler()  # before the first answer; it is kept
     if args.adapter is not None:
         load_drafter_adapter(model, Path(args.model), Path(args.adapter))
     tokenizer = load_text_tokenizer(Path(args.model), model.config.vocab_size)
@@ -196,10 +206,11 @@ def run_generate(args: argparse.Namespace) -> int:
             gap = TextGap(ids, tokenizer.encode(args.infill).tolist())
             result = infill_gaps(model, [gap], infill_length, settings, stream, complete)[0]
         stream.close()
-        print(answer_summary(mode, result), flush=True)
+        sampled = settings.sampler and mode == DENOISING
+        print(answer_summary(mode, result, sampled), flush=True)
         if infill_length is not None:
             print(sight_text(gap, infill_length, settings.block_length, model.config.block_size), flush=True)
-        answers.append(answer_record(mode, result, to_text))
+        answers.append(answer_record(mode, result, to_text, sampled))
     if args.json is not None:
         content = {"prompt": prompts[0], "answers": answers}
         content |= {} if args.infill is None else {"text_behind": args.infill}
@@ -285,23 +296,29 @@ class TextStream:
         self.shown = max(self.shown, len(text))
 
 
-def answer_record(mode: str, result: "Decoded", to_text: Callable[[list[int]], str]) -> dict[str, object]:
-    """One answer as `nld report --answers` reads it: the text of every token, its order of commitment, and figures."""
+def answer_record(
+    mode: str, result: "Decoded", to_text: Callable[[list[int]], str], sampled: bool
+) -> dict[str, object]:
+    """One answer as `nld report --answers` reads it: the text of every token, its order of commitment, and figures.
+
+    sampled: whether a trained sampler chose the places.
+    """
     return {
         "mode": mode,
         "pieces": [to_text([token]) for token in result.ids],
         "order": result.order,
         "forwards": result.nfe.total,
-        "detail": MODES[mode].forwards_text(result.nfe),
+        "detail": f"{MODES[mode].forwards_text(result.nfe)}{f'; {SAMPLED}' if sampled else ''}",
         "tokens_per_forward": result.tokens_per_forward,
         "tokens_per_second": result.tokens_per_second,
         "accepted_lengths": result.accepted_lengths,
     }
 
 
-def answer_summary(mode: str, result: "Decoded") -> str:
-    """The figures of one answer, in one line."""
+def answer_summary(mode: str, result: "Decoded", sampled: bool) -> str:
+    """The figures of one answer, in one line. sampled: whether a trained sampler chose the places."""
     return (
         f"[{mode}] {len(result.ids)} tokens, NFE {result.nfe.total} ({MODES[mode].forwards_text(result.nfe)}), "
         f"{result.tokens_per_forward:.2f} tokens per forward, {result.tokens_per_second:.1f} tokens/s"
+        f"{f'; {SAMPLED}' if sampled else ''}"
     )

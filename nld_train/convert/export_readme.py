@@ -45,7 +45,8 @@ print("self-speculation ", forwards, "forwards", tokenizer.decode(ids[0]))
 ```
 
 `generate` with a `block_length` counts denoising forwards and one causal forward per finished block that another one
-follows, not the prefill; the other two count the prefill.
+follows, not the prefill; the other two count the prefill. Where the folder has `sampler/`, it holds a trained sampler:
+with `sampler=True` its judgement of a token, not the token's probability, is compared with `threshold`.
 
 Programs that know causal language models alone load the same weights with `AutoModelForCausalLM`. There `generate` is
 transformers' own, `forward` attends causally, and `labels` give the causal loss. With a number as `dlm_loss_weight`,

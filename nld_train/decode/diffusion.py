@@ -24,14 +24,20 @@ def generate_diffusion(
     """
     with user_errors():
         check_whole_blocks(settings.max_new_tokens, settings.block_length)
-        plan = denoising_plan(model.config, settings)
+        plan = denoising_plan(model, settings)
     return generate_batch(
         model, prompts, settings, streamer, complete, lambda rows, sampler: decode_diffusion(model, rows, sampler, plan)
     )
 
 
-def denoising_plan(config: Any, settings: DecodeConfig) -> DenoisingPlan:
-    """How the settings fill a block. Raises: InputError where they do not go together."""
+def denoising_plan(model: Any, settings: DecodeConfig) -> DenoisingPlan:
+    """How the settings fill a block. Raises: InputError where they do not go together, or the model has no trained
+    sampler to fill it with."""
     return DenoisingPlan(
-        settings.block_length, config.mask_token_id, settings.threshold, settings.forwards_per_block, settings.revise
+        settings.block_length,
+        model.config.mask_token_id,
+        settings.threshold,
+        settings.forwards_per_block,
+        settings.revise,
+        sampler=model.trained_sampler() if settings.sampler else None,
     )

@@ -52,8 +52,8 @@ def infill_gaps(
     streamer: Streamer | None = None,
     complete: Complete | None = None,
 ) -> list[Decoded]:
-    """Fill gaps as one batch, by block diffusion: threshold, budget, revision and the draws are those of the settings.
-    Returns: the tokens of every gap, in their order; the text before it is the prompt.
+    """Fill gaps as one batch, by block diffusion: threshold, budget, revision, sampler and the draws are those of the
+    settings. Returns: the tokens of every gap, in their order; the text before it is the prompt.
 
     length: n, for every gap. An end-of-text id cuts the gap behind it, and so does `complete`: the answer is up to n
     tokens. The token behind the gap keeps its position all the same. The settings' max_new_tokens is not read.
@@ -64,7 +64,7 @@ def infill_gaps(
     with user_errors():
         texts = [[*gap.before, *gap.seen(length, settings.block_length)] for gap in gaps]
         check_generation_request(model.config, texts, limits)
-        plan = denoising_plan(model.config, settings)
+        plan = denoising_plan(model, settings)
     block = start_gaps(gaps, length, plan)
     rows = Generations([gap.before for gap in gaps], limits, streamer)
     return decode_rows(model, rows, settings, lambda rows, sampler: decode_gaps(model, rows, sampler, block, length))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nld_train.evaluation.decode_sweep import BASELINE, LOSSLESS, SweepPoint
+from nld_train.evaluation.decode_sweep import BASELINE, DENOISING, LOSSLESS, SweepPoint
 from nld_train.evaluation.record_file import Record
 from nld_train.report.columns import align_columns, number_text
 
@@ -22,7 +22,7 @@ def decode_figures(identity: Mapping[str, Any], records: Sequence[Record]) -> di
     points: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record["key"]):
         points.setdefault(SweepPoint(**record["point"]).name, []).append(record)
-    order = sorted(points, key=lambda name: _point_order(points[name][0]["point"]))
+    order = sorted(points, key=lambda name: _point_order(SweepPoint(**points[name][0]["point"])))
     return {
         "kind": "decode",
         "identity": dict(identity),
@@ -30,9 +30,9 @@ def decode_figures(identity: Mapping[str, Any], records: Sequence[Record]) -> di
     }
 
 
-def _point_order(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    modes = (BASELINE, "diffusion", *LOSSLESS)
-    return modes.index(point["mode"]), point["adapter"], point["block"] or 0, point["threshold"] or 0
+def _point_order(point: SweepPoint) -> tuple[Any, ...]:
+    modes = (BASELINE, DENOISING, *LOSSLESS)
+    return modes.index(point.mode), point.adapter, point.block or 0, point.threshold or 0, point.sampler
 
 
 def _point_figures(records: Sequence[Record], baseline: Mapping[str, list[int]]) -> dict[str, Any]:

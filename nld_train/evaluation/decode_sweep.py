@@ -25,6 +25,7 @@ from nld_train.hf.decoding_nemotron_labs_diffusion import DraftRound, evaluation
 
 BASELINE = "ar"
 DRAFTING = "self-spec"  # the mode that an adapter changes, and whose drafts are ranked
+DENOISING = "diffusion"  # the mode that a trained sampler changes
 LOSSLESS = ("self-spec", "quadratic")  # their answers are greedy AR's, token for token
 
 
@@ -36,22 +37,32 @@ class SweepPoint:
     block: int | None = None  # tokens denoised or drafted together; None: the mode has no blocks
     threshold: float | None = None  # of diffusion's commitments
     adapter: bool = False  # drafts with the adapter
+    sampler: bool = False  # the trained sampler says how sure a token is
 
     @property
     def name(self) -> str:
-        """E.g. "diffusion, block 16, threshold 0.9"."""
+        """E.g. "diffusion, block 16, threshold 0.9, sampler"."""
         block = "" if self.block is None else f", block {self.block}"
         threshold = "" if self.threshold is None else f", threshold {self.threshold:g}"
-        return f"{self.mode}{block}{threshold}{', adapter' if self.adapter else ''}"
+        helped = f"{', adapter' if self.adapter else ''}{', sampler' if self.sampler else ''}"
+        return f"{self.mode}{block}{threshold}{helped}"
 
 
 def sweep_points(
-    modes: Sequence[str], blocks: Sequence[int], thresholds: Sequence[float], adapter: bool
+    modes: Sequence[str],
+    blocks: Sequence[int],
+    thresholds: Sequence[float],
+    adapter: bool,
+    sampler: bool = False,
 ) -> list[SweepPoint]:
-    """Greedy AR first, then every mode with every block length, and diffusion with every threshold."""
+    """Greedy AR first, then every mode with every block length, and diffusion with every threshold. adapter, sampler:
+    the modes that one changes are there without it and with it."""
     points = [SweepPoint(BASELINE)]
-    if "diffusion" in modes:
-        points += [SweepPoint("diffusion", block, threshold) for block, threshold in product(blocks, thresholds)]
+    if DENOISING in modes:
+        points += [
+            SweepPoint(DENOISING, block, threshold, sampler=with_sampler)
+            for block, threshold, with_sampler in product(blocks, thresholds, (False, True) if sampler else (False,))
+        ]
     points += [SweepPoint(mode, block) for mode in LOSSLESS if mode in modes for block in blocks]
     if adapter and DRAFTING in modes:
         points += [SweepPoint(DRAFTING, block, adapter=True) for block in blocks]
@@ -61,7 +72,7 @@ def sweep_points(
 def check_sweep(points: Sequence[SweepPoint], max_new_tokens: int) -> None:
     """Raises: UserError where diffusion's blocks do not fill an answer."""
     for point in points:
-        if point.mode == "diffusion" and point.block is not None:
+        if point.mode == DENOISING and point.block is not None:
             require(
                 max_new_tokens % point.block == 0,
                 f"--max-new-tokens {max_new_tokens} with --block {point.block}",
@@ -114,7 +125,7 @@ class SweepRun:
     def _batch_records(self, point: SweepPoint, contexts: Sequence[EvalContext]) -> list[Record]:
         settings = replace(self.decode, temperature=0.0, ensemble_weight=0.0)
         if point.block is not None:
-            settings = replace(settings, block_length=point.block, threshold=point.threshold)
+            settings = replace(settings, block_length=point.block, threshold=point.threshold, sampler=point.sampler)
         to_text = token_text(self.evaluated.tokenizer)
         complete = ends_with_stop(to_text, self.stops) if self.stops else None
         prompts, ranks = [context.ids for context in contexts], DraftRanks()

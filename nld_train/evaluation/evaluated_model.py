@@ -21,6 +21,7 @@ from nld_train.decode.load import draw_text_only, load_drafter_adapter, load_mod
 from nld_train.errors import require
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.hf.trained_sampler_nemotron_labs_diffusion import SAMPLER_CONFIG, SAMPLER_FOLDER, SAMPLER_WEIGHTS
 from nld_train.peft_names import CONFIG, WEIGHTS
 from nld_train.run_folder.checkpoints import MANIFEST, step_to_read
 from nld_train.run_folder.paths import IMPORT, RUN, step_folder
@@ -102,6 +103,17 @@ def model_identity(choice: ModelChoice) -> dict[str, Any]:
         "adapter": None if adapter is None else sample_digest([adapter / CONFIG, adapter / WEIGHTS]),
         "dtype": None if choice.dtype is None else str(choice.dtype).removeprefix("torch."),
     }
+
+
+def sampler_identity(choice: ModelChoice) -> str:
+    """A digest of the trained sampler's files. Raises: UserError where the folder is a run's, or has no sampler."""
+    folder = choice.folder
+    allowed = "a folder of `nld convert export`, beside whose weights stands sampler/"
+    require(not _is_run(choice), f"--sampler for the run {folder}", allowed, "export the run and a sampler first")
+    files = [folder / SAMPLER_FOLDER / name for name in (SAMPLER_CONFIG, SAMPLER_WEIGHTS)]
+    for path in files:
+        require(path.is_file(), f"no {SAMPLER_FOLDER}/{path.name} in {folder}", allowed, "leave --sampler out")
+    return sample_digest(files)
 
 
 def sample_digest(files: Sequence[Path]) -> str:

@@ -13,6 +13,7 @@ from .configuration_nemotron_labs_diffusion import require_input
 from .modeling_ministral import KVCache
 from .rows_nemotron_labs_diffusion import Generations
 from .sampling_nemotron_labs_diffusion import even_quota, most_confident
+from .trained_sampler_nemotron_labs_diffusion import TrainedSampler
 
 REVISED_SHARE = 4  # a round of revision masks one token in so many again, rounded up
 
@@ -27,6 +28,7 @@ class DenoisingPlan:
     forwards_per_block: int | None = None  # denoising forwards of a block at most; None: as many as it has masks
     revise: int = 0  # rounds of revision of a finished block at most
     causal_context: bool = True  # False: the past sees itself in both directions and gives no seed token
+    sampler: TrainedSampler | None = None  # what it says of a place is the place's confidence; None: the probability
 
     def __post_init__(self) -> None:
         forwards, rounds = self.forwards_per_block, self.revise
@@ -39,13 +41,24 @@ class DenoisingPlan:
         )
 
 
+def check_judged_greedily(temperature: float) -> None:
+    """Raises: InputError for a temperature at which a trained sampler would judge other tokens than are drawn."""
+    require_input(
+        temperature == 0,
+        f"a trained sampler at temperature={temperature}",
+        "temperature=0: it judges the most probable token alone",
+        "leave one of the two out",
+    )
+
+
 class DiffusionBlocks:
     """The blocks that the rows are filling, on the host. Tensors are [B, n] unless they say otherwise.
 
     Revision. When a block is finished, the least certain quarter (rounded up, of equals the leftmost) of the tokens
     that denoising committed is masked again and filled as before, by the same threshold; then the next round begins.
-    A token is as certain as the forward that committed it found it: that probability was predicted under a mask, as in
-    training, where a forward that is shown the token has never been asked for it; and it costs no forward. What stood
+    A token is as certain as the forward that committed it found it, or as the trained sampler judged it then: that
+    probability was predicted under a mask, as in training, where a forward that is shown the token has never been asked
+    for it; and it costs no forward. What stood
     in the block from the start (the seed token, a forced end of thinking, the text behind a gap) is never masked, nor
     is what stands behind the first end of the text. A row revises until a round gives the tokens that were there, or
     its rounds are over. A new token is kept even if it is less certain than the old one.
@@ -58,7 +71,7 @@ class DiffusionBlocks:
         self.plan, self.ids, self.given, self.real = plan, ids, given, real
         self.masked = ~given
         self.steps = torch.zeros_like(ids)  # the row's forward that set each token last
-        self.confidence = torch.zeros(ids.shape)  # the probability that each token was committed with
+        self.confidence = torch.zeros(ids.shape)  # that each token was committed with
         self.thinks_until = torch.zeros(len(ids), 1, dtype=torch.long)  # place of a forced end of thinking; 0: none
         # Of every row's newest round; the filling is the first, in which masks became tokens.
         self.again, self.before = self.masked.clone(), ids.clone()

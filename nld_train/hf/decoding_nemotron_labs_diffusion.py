@@ -136,9 +136,18 @@ def decode_ar(model: Any, rows: Generations, sampler: Sampler) -> None:
             logits = extend_cache(model, rows.last_tokens(), cache)[:, -1]
 
 
+def place_confidence(logits: Tensor, tokens: Tensor, block: DiffusionBlocks, waiting: Tensor) -> Tensor:
+    """How sure it is that `tokens` [B, n] are right, at the places `waiting` [B, n]: their probability in logits
+    [B, n, V], or what the plan's trained sampler says of them. [B, n] float32."""
+    if block.plan.sampler is None:
+        return logits.float().softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    return block.plan.sampler.judge_block(logits, block.ids, waiting, block.real)
+
+
 def fill_blocks(model: Any, rows: Generations, cache: KVCache, sampler: Sampler, block: DiffusionBlocks) -> None:
     """Fill and revise one block of every active row, one forward per step; a row stops when it is finished."""
     plan, thinking, step = block.plan, rows.limits.thinking, 0
+    assert plan.sampler is None or sampler.temperature == 0, "a trained sampler judges the most probable token"
     while busy := block.unfinished_rows(rows.active, rows.limits.eos_token_ids):
         rows.count("draft", busy)
         logits = noisy_logits(model, block.ids, cache, plan.mask_token_id, block.real)
@@ -146,8 +155,8 @@ def fill_blocks(model: Any, rows: Generations, cache: KVCache, sampler: Sampler,
             early = torch.arange(block.ids.shape[1]) < block.thinks_until
             logits[..., thinking.end_token_id].masked_fill_(early.to(logits.device), -torch.inf)
         tokens = sampler.draw(sampler.distribution(logits), busy)
-        confidence = logits.float().softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).cpu()
         waiting = block.masked & torch.tensor([[row in busy] for row in range(len(rows.rows))])
+        confidence = place_confidence(logits, tokens, block, waiting).cpu()
         chosen = most_confident(confidence, waiting, block.quota(waiting, step))
         if plan.threshold is not None:
             chosen |= confident_places(confidence, waiting, plan.threshold)

@@ -12,7 +12,7 @@ from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-from .blocks_nemotron_labs_diffusion import DenoisingPlan
+from .blocks_nemotron_labs_diffusion import DenoisingPlan, check_judged_greedily
 from .cache_nemotron_labs_diffusion import CACHE_FIELD, KVCache
 from .configuration_nemotron_labs_diffusion import (
     InputError,
@@ -47,11 +47,14 @@ from .rows_nemotron_labs_diffusion import (
     thinking_budget,
 )
 from .sampling_nemotron_labs_diffusion import Sampler
+from .trained_sampler_nemotron_labs_diffusion import TrainedSampler, load_trained_sampler
 
 logger = logging.get_logger(__name__)
 PLAIN_ATTENTION = ("sdpa", "eager")
 # Arguments of `generate` that only block diffusion knows.
-BLOCK_ARGUMENTS = {"prompt_ids", "threshold", "causal_context", "forwards_per_block", "revise", "max_thinking_tokens"}
+BLOCK_ARGUMENTS = {
+    *("prompt_ids", "threshold", "causal_context", "forwards_per_block", "revise", "max_thinking_tokens", "sampler")
+}
 
 
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
@@ -80,6 +83,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = MinistralEncoder(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._trained_sampler: TrainedSampler | None = None  # no module: it is no weight of the model
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -293,15 +297,20 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         generator: Generator | Sequence[Generator] | None = None,
         streamer: Streamer | None = None,
         revise: int = 0,
+        sampler: bool = False,
     ) -> tuple[Tensor, int]:
         """Block diffusion. Each step commits the most confident token and those at `threshold` or above; and with
         forwards_per_block an even share of the masks left at least, so that a block takes no more of them. `revise`
         rounds at most mask the least certain quarter of a finished block again. Counts denoising forwards and one
-        causal forward per finished block that another one follows; not the prefill.
+        causal forward per finished block that another one follows; not the prefill. sampler: the confidence of a token
+        is what the trained sampler in sampler/, beside the model's weights, says of it.
         """
         check_whole_blocks(max_new_tokens, block_length)
+        if sampler:
+            check_judged_greedily(temperature)
+        judge = self.trained_sampler() if sampler else None
         mask = self.config.mask_token_id
-        plan = DenoisingPlan(block_length, mask, threshold, forwards_per_block, revise, causal_context)
+        plan = DenoisingPlan(block_length, mask, threshold, forwards_per_block, revise, causal_context, judge)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
         rows = self._rows(prompt_ids, attention_mask, limits, streamer)
         with evaluation_mode(self):
@@ -335,6 +344,16 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         with evaluation_mode(self):
             decode_linear_speculation(self, rows, sampler, DraftPlan(block_length, mask, threshold))
         return self._finished(prompt_ids, rows), rows.forwards.total()
+
+    def trained_sampler(self) -> TrainedSampler:
+        """The trained sampler beside the weights, read once. Raises: InputError where there is none."""
+        if self._trained_sampler is None:
+            if not self.name_or_path:
+                got, do = "a model that was read from no folder", "load the folder that holds sampler/"
+                raise InputError(got, "a model of `from_pretrained`", do)
+            vocab_size, revision = self.config.vocab_size, self.config._commit_hash
+            self._trained_sampler = load_trained_sampler(self.name_or_path, vocab_size, revision)
+        return self._trained_sampler
 
     def _limits(self, new: int, eos: TokenIds, thinking: int | None, end_think: int | None) -> GenerationLimits:
         ends = end_token_ids(self.config.eos_token_id if eos is None else eos)

@@ -7,6 +7,7 @@ from typing import Any
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.columns import number_text
 
+SAMPLED = "plain"  # the colour of diffusion with a trained sampler
 STYLES = {"ar": "ar", "diffusion": "diffusion", "self-spec": "speculation", "quadratic": "quadratic"}
 NOTE = (
     "Tokens per forward: generated tokens / all forwards, the prefill included, so that AR has 1. Agreement: share of "
@@ -58,20 +59,32 @@ def _sentences(points: Sequence[Figures]) -> str:
 
 
 def frontier_chart(points: Sequence[Figures], what: str, unit: str, size: tuple[int, int]) -> Chart:
-    """`what` against tokens per forward: a line for each mode and block length, over its thresholds."""
-    lines: dict[tuple[str, Any, bool], list[ChartPoint]] = {}
+    """`what` against tokens per forward: a line for each mode and block length, with a trained sampler and without,
+    over its thresholds."""
+    lines: dict[tuple[str, Any, bool, bool], list[ChartPoint]] = {}
     for point in points:
         found = point["overall"]
         if found[what] is not None:
             spot = ChartPoint(found["tokens_per_forward"], found[what], f"{point['name']}: {what} {found[what]:.1%}")
-            lines.setdefault((point["mode"], point["block"], point["adapter"]), []).append(spot)
+            kind = (point["mode"], point["block"], point["adapter"], was_sampled(point))
+            lines.setdefault(kind, []).append(spot)
     drawn = [
-        ChartLine(mode, STYLES[mode], sorted(spots, key=lambda spot: spot.x), marked=True)
-        for (mode, _, _), spots in lines.items()
+        ChartLine(
+            f"{mode}, sampler" if sampled else mode,
+            SAMPLED if sampled else STYLES[mode],
+            sorted(spots, key=lambda spot: spot.x),
+            marked=True,
+        )
+        for (mode, _, _, sampled), spots in lines.items()
     ]
     widest = max(spot.x for spots in lines.values() for spot in spots)
     title = f"{what.capitalize()} against tokens per forward"
     return wide_chart(title, unit, drawn, (1.1 * widest, "tokens per forward"), size)
+
+
+def was_sampled(point: Figures) -> bool:
+    """Whether a trained sampler chose the places. Figures of versions that had none do not say so."""
+    return "sampler" in point and bool(point["sampler"])
 
 
 def kept_chart(points: Sequence[Figures]) -> Chart:

@@ -1,12 +1,14 @@
 """`nld eval decode` on the checkpoint folder that the decoders are tested with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from nld_train import cli
 from nld_train.report.evaluation_page import write_evaluation_page
+from tests.decode.random_sampler import constant_parts, put_sampler
 
 ROWS = [
     {"id": "a", "category": "code", "prompt": "import os", "reference": "x"},
@@ -100,6 +102,8 @@ def test_other_settings_in_the_same_folder_are_refused(evaluate, tmp_path: Path,
         (["--category", "math"], "--category ['math']; allowed: code, text"),
         (["--thinking"], "--thinking without --chat"),
         (["--step", "3"], "--step 3"),
+        (["--sampler", "--mode", "ar,self-spec"], "--sampler with --mode ar,self-spec; allowed: diffusion among"),
+        (["--sampler"], "no sampler/config.json in "),
     ],
 )
 def test_bad_input_is_one_line(evaluate, tmp_path: Path, capsys, words, message) -> None:
@@ -147,6 +151,60 @@ def test_several_checkpoints_stand_side_by_side_and_in_the_report_of_runs(
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr("sys.argv", ["nld", *words[:2], str(tmp_path / "empty"), *words[2:]])
     assert cli.main() == 2 and "no figures in" in capsys.readouterr().err
+
+
+def test_diffusion_is_measured_without_a_sampler_and_with_it(
+    evaluate, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Shards, merged, are what one process finds; other weights of the sampler are another evaluation."""
+    evaluate(tmp_path / "base", "--mode", "diffusion")
+    files = put_sampler(folder, *constant_parts(400, 9.0))
+    assert evaluate(tmp_path / "both", "--mode", "diffusion", "--sampler") == 0
+    shown, whole = capsys.readouterr().out, read(tmp_path / "both")
+    plain = ["diffusion, block 4, threshold 0.02", "diffusion, block 4, threshold 0.9"]
+    assert [point["name"] for point in whole["points"]] == [
+        "ar", plain[0], f"{plain[0]}, sampler", plain[1], f"{plain[1]}, sampler"
+    ]  # fmt: skip
+    assert f"{plain[1]}, sampler" in shown and whole["identity"]["sampler"] is not None
+    figures = {point["name"]: point for point in whole["points"]}
+    assert [without_time(figures[name]) for name in plain] == without_time(read(tmp_path / "base")["points"][1:])
+    for name in plain:  # always sure: a block takes one forward, whatever the threshold
+        found = figures[f"{name}, sampler"]["overall"]
+        assert found["forwards"] <= found["answers"] * 4 and figures[f"{name}, sampler"]["sampler"]
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "diffusion, sampler" in page and 'class="line plain marked"' in page
+    for shard in ("1/2", "2/2"):
+        evaluate(tmp_path / "parts", "--mode", "diffusion", "--sampler", "--shard", shard)
+    monkeypatch.setattr("sys.argv", ["nld", "eval", "merge", str(tmp_path / "parts")])
+    assert cli.main() == 0 and without_time(read(tmp_path / "parts")["points"]) == without_time(whole["points"])
+    shutil.rmtree(files)
+    put_sampler(folder, *constant_parts(400, 8.0))
+    assert evaluate(tmp_path / "both", "--mode", "diffusion", "--sampler") == 2
+    assert "holds another evaluation: sampler=" in capsys.readouterr().err
+
+
+def test_figures_of_versions_without_samplers_are_still_shown(evaluate, tmp_path: Path) -> None:
+    evaluate(tmp_path / "out", "--mode", "diffusion")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "decode.jsonl").read_text().splitlines()]
+    lines[0].pop("sampler")
+    for record in lines[1:]:
+        record["point"].pop("sampler")
+    (tmp_path / "out" / "decode.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = read(tmp_path / "out")
+    assert (
+        evaluate(tmp_path / "out", "--mode", "diffusion") == 0 and read(tmp_path / "out")["points"] == before["points"]
+    )
+    for point in before["points"]:
+        point.pop("sampler")
+    (tmp_path / "out" / "decode.json").write_text(json.dumps(before))
+    write_evaluation_page([tmp_path / "out"], tmp_path / "page.html")
+
+
+def test_a_run_has_no_sampler(random_run: Path, prompts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    words = ["eval", "decode", str(random_run), "--prompts", str(prompts), "--output", str(tmp_path / "out"), *SMALL]
+    monkeypatch.setattr("sys.argv", ["nld", *words, "--sampler"])
+    assert cli.main() == 2
+    assert f"--sampler for the run {random_run}; allowed: a folder of `nld convert export`" in capsys.readouterr().err
 
 
 def write_adapter_folder(folder: Path) -> None:

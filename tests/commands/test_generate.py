@@ -3,13 +3,14 @@
 import io
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from nld_train import cli
 from nld_train.commands.generate import (
     HELP,
+    SAMPLED,
     TextStream,
     chat_prompts,
     choose_device,
@@ -23,6 +24,7 @@ from nld_train.decode.settings import DecodeConfig
 from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import UserError
 from nld_train.report.decoded_answers import read_answers
+from tests.decode.random_sampler import constant_parts, put_sampler
 
 GAP = ["--infill", "b", "--infill-length", "4"]
 
@@ -123,6 +125,21 @@ def test_a_gap_is_filled_between_two_texts(folder, monkeypatch, capsys, tmp_path
     assert "prefill 1," in seen[0] and "prefill 0," in seen[1]
 
 
+def test_a_trained_sampler_changes_diffusion_alone_and_says_so(folder, monkeypatch, capsys, tmp_path):
+    put_sampler(folder, *constant_parts(400, 9.0))
+    words = ["generate", "--model", folder, "--mode", "all", "--prompt", "import os", "--eos-token-id", 399]
+    limits, found = ["--max-new-tokens", 16, "--block-length", 8], []
+    for given in ([], ["--sampler"]):
+        assert nld(monkeypatch, *words, *limits, "--json", tmp_path / "all.json", *given) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(SAMPLED)]
+        assert [line.split()[0] for line in lines] == ["[diffusion]"] * len(given)
+        found.append({answer.mode: answer for answer in read_answers(tmp_path / "all.json")[1]})
+    plain, sampled = found
+    assert sampled["diffusion"].detail == f"prefill 1, denoise 2, refresh 1; {SAMPLED}"
+    for mode in ("ar", "self-spec", "quadratic"):
+        assert replace(sampled[mode], tokens_per_second=0) == replace(plain[mode], tokens_per_second=0)
+
+
 BAD = {
     "half a gap": (["--prompt", "a", "--infill-length", "4"], "one of --infill and --infill-length; allowed: the two"),
     "half a gap, the text": (["--prompt", "a", "--infill", "b"], "one of --infill and --infill-length"),
@@ -137,6 +154,9 @@ BAD = {
         ["--prompt", "a", *GAP, "--max-thinking-tokens", "2", "--end-think-token-id", "5"],
         "max_thinking_tokens=2 in a gap",
     ),
+    "a sampler in AR": (["--mode", "ar", "--prompt", "a", "--sampler"], "--sampler with --mode ar; allowed: diffusion"),
+    "a warm sampler": (["--prompt", "a", "--sampler", "--temperature", "1"], "sampler=true with temperature=1"),
+    "no sampler": (["--prompt", "a", "--sampler"], "no sampler/config.json in "),
     "rounds": (["--prompt", "a", "--revise", "2", "--forwards-per-block", "2"], "forwards_per_block=2 with revise=2"),
     "no rounds": (["--prompt", "a", "--revise=-1"], "decode.revise=-1"),
     "thinking": (["--prompt", "a", "--thinking"], "--thinking without --chat"),

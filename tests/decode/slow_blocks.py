@@ -109,6 +109,11 @@ class SlowRow:
             if not changed:
                 break
 
+    def certainty(self, logits: Tensor, drawn: list[int]) -> dict[int, float]:
+        """How sure the drawn token of every mask is: its probability."""
+        probs = logits.float().softmax(-1)
+        return {place: probs[place, drawn[place]].item() for place in self.masks}
+
     def denoise(self, kept: int) -> None:
         """Until nothing is open; `kept` forwards of the budget are for later rounds."""
         budget, threshold = self.settings.forwards_per_block, self.settings.threshold
@@ -116,8 +121,8 @@ class SlowRow:
             logits = self.logits(self.block)
             if self.until:
                 logits[: self.until, self.settings.end_think_token_id] = -math.inf
-            drawn, probs = self.draw(logits), logits.float().softmax(-1)
-            prob = {place: probs[place, drawn[place]].item() for place in self.masks}
+            drawn = self.draw(logits)
+            prob = self.certainty(logits, drawn)
             share = 1 if budget is None else math.ceil(len(prob) / (budget - self.step - kept))
             for rank, place in enumerate(sorted(prob, key=lambda place: (-prob[place], place))):
                 if rank < share or (threshold is not None and prob[place] >= threshold):
