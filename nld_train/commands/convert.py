@@ -60,12 +60,24 @@ PEFT and compared with the training-time forward.
 """
 
 
+SAMPLER_HELP = """\
+Write the network of a sampler's run beside an export of the model that it judges: DIR/sampler.
+
+  nld convert sampler out/demo/sampler --to out/demo/hf        the step with the best held-out AUC
+  nld generate --model out/demo/hf --mode diffusion --sampler --prompt "def main"
+
+The export must be of the model whose trajectories the sampler was trained on, which its embedding tells. The folder
+loads as before; `generate(..., sampler=True)` of the model reads it.
+"""
+
+
 def add_convert_parser(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("convert", help="Hugging Face checkpoints in and out")
     actions = convert.add_subparsers(title="actions", required=True, metavar="ACTION")
     add_export_parser(actions)
     add_import_parser(actions)
     add_adapter_parser(actions)
+    add_sampler_export_parser(actions)
     add_verify_parser(actions)
 
 
@@ -79,6 +91,17 @@ def add_adapter_parser(actions: argparse._SubParsersAction) -> None:
     adapter.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights (default: %(default)s)")
     adapter.add_argument("--overwrite", action="store_true", help="replace an adapter that is there")
     adapter.set_defaults(run=run_adapter)
+
+
+def add_sampler_export_parser(actions: argparse._SubParsersAction) -> None:
+    sampler = actions.add_parser(
+        "sampler", help="a sampler's network -> beside an export", description=SAMPLER_HELP, formatter_class=RAW
+    )
+    sampler.add_argument("output", type=Path, help="output folder of a sampler's run")
+    sampler.add_argument("--to", type=Path, required=True, metavar="DIR", help="an export of the model that it judges")
+    sampler.add_argument("--step", type=int, help="training step (default: the kept one with the best held-out AUC)")
+    sampler.add_argument("--overwrite", action="store_true", help="replace a sampler that is there")
+    sampler.set_defaults(run=run_sampler_export)
 
 
 def add_export_parser(actions: argparse._SubParsersAction) -> None:
@@ -157,6 +180,13 @@ def run_adapter(args: argparse.Namespace) -> int:
     from nld_train.convert.actions import export_adapter
 
     export_adapter(args.output, args.to, args.step, args.dtype, args.overwrite)
+    return 0
+
+
+def run_sampler_export(args: argparse.Namespace) -> int:
+    from nld_train.convert.sampler_export import export_sampler
+
+    export_sampler(args.output, args.to, args.step, args.overwrite)
     return 0
 
 

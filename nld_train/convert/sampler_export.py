@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nld_train.config import RunConfig, require
@@ -19,6 +20,7 @@ from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
 from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
 from nld_train.hf.trained_sampler_nemotron_labs_diffusion import (
     SAMPLER_FOLDER,
+    SAMPLER_WEIGHTS,
     load_trained_sampler,
     save_trained_sampler,
 )
@@ -52,10 +54,10 @@ def export_sampler(output: Path, folder: Path, step: int | None, overwrite: bool
     state = read_network(step_folder(output, chosen), shape)
     with staged_folder(folder / SAMPLER_FOLDER, overwrite) as partial:
         save_trained_sampler(partial, shape, state, pca.coordinates)
-        read = load_trained_sampler(partial, run.model.vocab_size)
-        stored = read.network.state_dict()
-        different = [name for name, tensor in state.items() if not torch.equal(stored[name], tensor)]
-        assert not different and torch.equal(read.coordinates, pca.coordinates), f"{different} were not read as written"
+        written = load_file(partial / SAMPLER_WEIGHTS)
+        different = [name for name, tensor in state.items() if not torch.equal(written[name], tensor)]
+        require(not different, f"{partial}: {different} is not as it was read", "what was written", "look at the disk")
+    load_trained_sampler(folder, run.model.vocab_size)
     logger.info("the sampler of step %d of %s is in %s", chosen, output, folder / SAMPLER_FOLDER)
 
 

@@ -48,6 +48,12 @@ def open_checkpoint_source(
     model = read_frozen_model(output)
     if run is None and not (output / IMPORT).is_file():
         run = read_run_if_any(output)
+    require(
+        run is None or run.sampler is None,
+        f"{output} is a sampler's run, which holds no model",
+        "the run of a model",
+        f"`nld convert sampler {output} --to FOLDER` puts it beside an export of its model",
+    )
     chosen = step_to_read(output, step, option)
     folder = step_folder(output, chosen)
     check_checkpoint_contents(folder)

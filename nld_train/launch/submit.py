@@ -56,6 +56,8 @@ def plan_export(training: Submission, target: str, site: Site) -> Submission:
 
 def check_export(run: RunConfig) -> None:
     """Refuse a run now whose export would be refused when it is finished. Raises: UserError."""
+    do = "leave --then-export away, and give `nld convert sampler` afterwards"
+    require(run.sampler is None, f"--then-export of {run.name}, a sampler's run", "the run of a model", do)
     check_vocabulary_size(load_tokenizer(run.data.tokenizer), run.model.vocab_size)
 
 
