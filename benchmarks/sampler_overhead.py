@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 
 from nld_train.decode.load import load_model
-from nld_train.decode.sampler_cost import denoising_bytes, denoising_flops, described_bytes, sampler_flops
 from nld_train.hf.cache_nemotron_labs_diffusion import KVCache
 from nld_train.hf.decoding_nemotron_labs_diffusion import evaluation_mode, extend_cache, noisy_logits
 from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
 from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
 from nld_train.hf.trained_sampler_nemotron_labs_diffusion import TrainedSampler
 from nld_train.model_sizes import NLD_8B
-from nld_train.trajectories.embedding_pca import COMPONENTS
+from nld_train.objective_sections import COMPONENTS, SamplerConfig
+from nld_train.plan.sampler_plan import PAST, denoising_bytes, denoising_flops, described_bytes, judging_flops
 
 SHAPE = NetworkShape(feature_count(COMPONENTS))
-BLOCKS, PAST = (8, 32), 1024
+BLOCKS = (8, 32)
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 def counted(block: int) -> str:
     """One line of arithmetic at the 8B's shape, with every position of the block but the seed masked."""
-    flops, own = denoising_flops(NLD_8B, block, PAST), sampler_flops(SHAPE, block)
+    flops, own = denoising_flops(NLD_8B, block, PAST), judging_flops(SamplerConfig(), SHAPE.features, block)
     read, seen = denoising_bytes(NLD_8B, PAST), described_bytes(NLD_8B.vocab_size, block - 1)
     return (
         f"8B, block {block} behind {PAST}: forward {flops / 1e9:.1f} GFLOP, sampler {own / 1e9:.4f} "

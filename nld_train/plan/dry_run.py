@@ -53,13 +53,17 @@ def sampler_lines(run: RunConfig) -> list[Line]:
     shape = f"{asked.layers} layers, width {asked.width}, FFN {asked.ffn}, {asked.heads} heads"
     train, length = run.train, run.data.sequence_length
     steps = f"{sampler_plan.sampler_blocks(run):,} steps at most in a micro-batch"
-    own, model = sampler_plan.block_flops(run, length), sampler_plan.model_block_flops(run, length)
+    own = sampler_plan.judging_flops(asked, sampler_plan.sampler_features(run), length)
+    model = sampler_plan.denoising_flops(run.model, length, sampler_plan.PAST)
     return [
         ("parameters", f"{memory.trained_parameters(run):,}: {kind}, {shape}; the model is not loaded"),
         ("features", f"{sampler_plan.sampler_features(run)} of a position"),
         ("rows", f"{train.iterations:,} iterations x {train.global_batch:,} trajectories of at most {length} tokens"),
         ("", steps),
-        ("when decoding", f"{own:.3g} FLOPs beside the model's {model:.3g} in a block of {length}: {own / model:.2%}"),
+        (
+            "when decoding",
+            f"{own:.3g} FLOPs beside a forward's {model:.3g}, for a block of {length}: {own / model:.2%}",
+        ),
     ]
 
 

@@ -1,11 +1,30 @@
-"""The sampler's network in numbers: parameters, what it keeps of a micro-batch, and what it costs beside the model."""
+"""The sampler's network in numbers: parameters, what it keeps of a micro-batch, and what it costs beside the model.
 
-from nld_train.config import RunConfig
+FLOPs are counted as in flops.py: two for a multiplication and the addition behind it; norms, activations and softmax
+are left out.
+"""
+
+from nld_train.config import ModelConfig, RunConfig
 from nld_train.objective_sections import COMPONENTS, SamplerConfig
-from nld_train.plan.parameters import model_parameters
+from nld_train.plan.parameters import matrix_parameters, model_parameters
 
 TOP, STATISTICS = 3, 12  # tokens and statistics that it is told of a position (hf/sampler_features_...)
 FP32 = 4  # bytes
+PAST = 1024  # cached places of the context beside which a dry run counts
+# How often describing a distribution (hf/sampler_features_...) reads or writes all V numbers of a masked place, in
+# float32, where every operation reads and writes by itself, as they do without a compiler. Logits are in bfloat16.
+PASSES = {
+    "pick the place": 1.0,
+    "copy to float32": 1.5,
+    "argmax, and a scatter behind it, three times": 3 * 3.0,
+    "logsumexp": 6.0,
+    "softmax": 4.0,
+    "surprisal": 5.0,
+    "entropy": 4.0,
+    "logsumexp without the first": 8.0,
+    "sum of squares": 3.0,
+    "variance of the surprisal": 8.0,
+}
 
 
 def sampler_features(run: RunConfig) -> int:
@@ -13,12 +32,11 @@ def sampler_features(run: RunConfig) -> int:
     return TOP * min(COMPONENTS, run.model.hidden) + STATISTICS
 
 
-def sampler_matrices(run: RunConfig) -> int:
-    """Weights of the linear maps, each of which a position passes once."""
-    asked = sampler_section(run)
+def matrix_weights(asked: SamplerConfig, features: int) -> int:
+    """Weights of the linear maps, each of which a place passes once."""
     attention = 4 * asked.width**2 if asked.attention else 0
     layer = attention + 2 * asked.width * asked.ffn
-    return sampler_features(run) * asked.width + asked.layers * layer + asked.width
+    return features * asked.width + asked.layers * layer + asked.width
 
 
 def sampler_parameters(run: RunConfig) -> int:
@@ -27,7 +45,7 @@ def sampler_parameters(run: RunConfig) -> int:
     width = asked.width
     norms, attention = 2 * width, 2 * width + 3 * width + width
     layer = norms + asked.ffn + width + (attention if asked.attention else 0)
-    return sampler_matrices(run) + width + 2 * width + asked.layers * layer + norms + 1
+    return matrix_weights(asked, sampler_features(run)) + width + 2 * width + asked.layers * layer + norms + 1
 
 
 def sampler_blocks(run: RunConfig) -> int:
@@ -45,17 +63,30 @@ def sampler_activation_bytes(run: RunConfig) -> int:
     return positions * (sampler_features(run) + asked.layers * layer + 4 * asked.width) * FP32
 
 
-def block_flops(run: RunConfig, length: int) -> float:
-    """FLOPs of one forward of the network over a block of `length` tokens."""
-    asked = sampler_section(run)
-    attention = 2 * 2 * asked.layers * length * length * asked.width if asked.attention else 0
-    return 2 * sampler_matrices(run) * length + attention
+def judging_flops(asked: SamplerConfig, features: int, length: int) -> float:
+    """FLOPs of one forward of the network over a block of `length` places: all of them, masked or not."""
+    pairs = 2 * 2 * asked.layers * asked.width * length**2 if asked.attention else 0
+    return 2 * matrix_weights(asked, features) * length + pairs
 
 
-def model_block_flops(run: RunConfig, length: int) -> float:
-    """FLOPs of one denoising forward of the model over a block, its attention to the past left out."""
-    count = model_parameters(run.model)
-    return 2 * (count.total - count.embedding) * length
+def denoising_flops(model: ModelConfig, length: int, past: int) -> float:
+    """FLOPs of one forward of the model over a block behind `past` cached places, with logits of every place."""
+    weights = model.layers * matrix_parameters(model) + model.hidden * model.vocab_size
+    pairs = 2 * 2 * model.layers * model.heads * model.head_dim * length * (past + length)
+    return 2 * weights * length + pairs
+
+
+def described_bytes(vocab_size: int, masked: int) -> float:
+    """Bytes that describing the distributions of so many masked places moves, if nothing stays in a cache."""
+    return sum(PASSES.values()) * FP32 * vocab_size * masked
+
+
+def denoising_bytes(model: ModelConfig, past: int, bytes_per_number: int = 2) -> float:
+    """Bytes that one forward of a block reads at least: the weights, but for the embedding, and the cached keys and
+    values."""
+    counted = model_parameters(model)
+    cached = 2 * model.layers * model.kv_heads * model.head_dim * past
+    return bytes_per_number * (counted.total - counted.embedding + cached)
 
 
 def sampler_section(run: RunConfig) -> SamplerConfig:
