@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -96,12 +96,13 @@ def save_trained_sampler(
         "model_weights": model_weights,
     }
     check_sampler_tensors(described_shape(content, str(folder), vocab_size), tensors, str(folder), content)
-    partial = folder / f".{SAMPLER_WEIGHTS}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / SAMPLER_WEIGHTS)
-    partial = folder / f".{SAMPLER_CONFIG}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / SAMPLER_CONFIG)
+    written = json.dumps(content, indent=2) + "\n"
+    # save_file would make a file that nobody else may read.
+    files = {SAMPLER_WEIGHTS: save(tensors, metadata={"format": "pt"}), SAMPLER_CONFIG: written.encode()}
+    for name, data in files.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(data)
+        os.replace(partial, folder / name)
 
 
 def load_trained_sampler(source: str | Path, vocab_size: int, revision: str | None = None) -> TrainedSampler:

@@ -51,6 +51,7 @@ def test_what_was_written_is_read(sampler_files: Path, block) -> None:
     network, coordinates = random_parts(VOCABULARY)
     assert load_file(sampler_files / "model.safetensors").keys() == network.state_dict().keys() | {"coordinates"}
     assert sorted(path.name for path in sampler_files.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in sampler_files.iterdir()}) == 1, "whoever reads one may read the other"
     read = load_trained_sampler(sampler_files.parent, VOCABULARY)
     assert read.shape == SHAPE and torch.equal(read.coordinates, coordinates)
     assert all(torch.equal(read.network.state_dict()[name], weight) for name, weight in network.state_dict().items())
