@@ -147,6 +147,11 @@ class Objective(ABC):
         """The row with its random draw: a pure function of the row, of `purpose` ("train", "validation") and of the
         run's settings."""
 
+    def draw_fullest(self, row: "Row") -> Any:
+        """The row with the draw that takes most memory: `most_head_rows` of them, where every token of the row is
+        supervised. The memory trial trains on it (train/callbacks/memory_trial.py)."""
+        return self.draw_row(row, "train")
+
     @abstractmethod
     def collate_draws(self, draws: Sequence[Any], shard: "ContextShard") -> MicroBatch:
         """A micro-batch of what `draw_row` gave; a context rank is given its `shard` of it."""
