@@ -22,6 +22,8 @@ CAME_LATER: Mapping[str, object] = {
     "data.skip_rows": 0,
     "data.verify": "never",
     "train.eval_decode": 0,
+    "train.fp8": "none",
+    "train.memory_trial": "never",
 }
 
 

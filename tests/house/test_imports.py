@@ -18,7 +18,17 @@ KERNELS = Path("nld_train/attention/fused/te_call.py")
 # A room imports itself and the rooms before it.
 ORDER = [
     *["errors", "exit_status", "signals", "lasting_output", "files", "json_file", "peft_names", "parallel_layout"],
-    *["setting_ranges", "token_budget", "config", "model_sizes", "fields", "types", "recipe", "row_arithmetic"],
+    *[
+        "setting_ranges",
+        "token_budget",
+        "fp8_recipes",
+        "config",
+        "model_sizes",
+        "fields",
+        "types",
+        "recipe",
+        "row_arithmetic",
+    ],
     *["run_folder"],
     *["data", "noise"],
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
