@@ -50,7 +50,7 @@ def test_fp8_reaches_megatron(
     one without a state: its checkpoints hold nothing that is unpickled, and a trial or an evaluation moves nothing."""
     from megatron.bridge.training.config import runtime_config_update
     from megatron.core.fp8_utils import get_fp8_recipe
-    from transformer_engine.pytorch.quantization import is_stateless_recipe
+    from transformer_engine.pytorch._extra_state import is_stateless_recipe
 
     from nld_train.train.bridge_config import bridge_config
 
