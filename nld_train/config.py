@@ -5,6 +5,7 @@ from typing import Literal
 
 from nld_train import parallel_layout
 from nld_train.errors import UserError, require, require_choice
+from nld_train.fp8_recipes import Fp8Recipe, check_fp8
 from nld_train.objective_sections import DrafterConfig, ObjectiveSection, SamplerConfig
 from nld_train.setting_ranges import DERIVED, check_ranges, split_shares
 from nld_train.token_budget import derive_iterations
@@ -16,6 +17,7 @@ Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
 VerifyData = Literal["once", "never"]
+MemoryTrial = Literal["auto", "always", "never"]
 WandbMode = Literal["auto", "online", "required", "offline", "disabled"]
 
 
@@ -126,13 +128,17 @@ class TrainConfig:
     eval_batches: int = 8  # global batches per evaluation; 0: never evaluate
     eval_decode: int = 2  # joint stages: validation rows whose blocks are drafted too, for accepted length; 0: none
     precision: Precision = "bf16"
+    fp8: Fp8Recipe = "none"  # the layers' linear maps in FP8, with precision bf16; which scaling: nld_train/fp8_recipes
     attention: AttentionBackend = "auto"  # auto: flex on GPUs, sdpa on CPUs
+    memory_trial: MemoryTrial = "auto"  # a batch at full masking before the first step of a start; auto: on GPUs
     seed: int = 1234  # weights and dropout; the noise has its own seed
 
     def __post_init__(self) -> None:
         check_ranges("train", self)
         require_choice("train.precision", self.precision, Precision)
+        require_choice("train.fp8", self.fp8, Fp8Recipe)
         require_choice("train.attention", self.attention, AttentionBackend)
+        require_choice("train.memory_trial", self.memory_trial, MemoryTrial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +248,7 @@ class RunConfig:
         named = self.init_step is None or self.init is not None
         require(named, f"init_step={self.init_step}, init={self.init!r}", "a step of a run that init names", "set both")
         check_layout(self)
+        check_fp8(self.train.fp8, self.train.precision, self.drafter is not None, fp8_sizes(self))
         check_training(self)
         if self.objective is not None:
             self.objective.check_run(self)
@@ -282,6 +289,19 @@ def check_layout(run: RunConfig) -> None:
     problem = parallel_layout.layout_problem(needs, asked)
     if problem is not None:
         raise UserError(*problem, parallel_layout.layout_advice(needs, asked))
+
+
+def fp8_sizes(run: RunConfig) -> dict[str, int]:
+    """The sizes of a rank's linear maps, and its positions, as FP8 products see them."""
+    model, cut = run.model, run.parallel
+    positions = run.train.micro_batch * run.data.sequence_length * (2 if run.diffusion.dual else 1) // cut.context
+    return {
+        "model.hidden": model.hidden,
+        "model.ffn / parallel.tensor": model.ffn // cut.tensor,
+        "model.heads x head_dim / parallel.tensor": model.heads * model.head_dim // cut.tensor,
+        "query, key and value / parallel.tensor": (model.heads + 2 * model.kv_heads) * model.head_dim // cut.tensor,
+        "positions of a rank's micro-batch": positions // (cut.tensor if cut.sequence else 1),
+    }
 
 
 def check_training(run: RunConfig) -> None:

@@ -26,3 +26,8 @@ def count_visible_pairs(length: int, block_size: int, dual: bool, noisy_causal: 
 def chunk_width(rows: int) -> int:
     """Tokens of the vocabulary in one chunk of the LM-head loss over `rows` positions."""
     return max(1, CHUNK_LOGITS // max(1, rows) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+
+
+def chunk_rows(columns: int) -> int:
+    """Rows in one chunk of an LM-head loss that takes whole rows of `columns` logits at a time."""
+    return max(1, CHUNK_LOGITS // columns)

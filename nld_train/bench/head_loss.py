@@ -18,6 +18,7 @@ from nld_train.bench.outcome import (
     time_ratio,
 )
 from nld_train.loss.cross_entropy import cross_entropy
+from nld_train.loss.eager_head import eager_head_loss
 from nld_train.loss.lm_head import head_nll
 from nld_train.plan.flops import PASSES
 
@@ -47,7 +48,11 @@ class HeadInputs:
 
     def gradients(self, nll: Tensor) -> tuple[Tensor, ...]:
         """The gradients of hidden [R, E] and weight [V, E], from the weighted sum of nll [R]."""
-        return torch.autograd.grad((nll * self.shares.to(nll)).sum(), (self.hidden, self.weight))
+        return self.gradients_of_sum((nll * self.shares.to(nll)).sum())
+
+    def gradients_of_sum(self, total: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of hidden [R, E] and weight [V, E], from the weighted sum itself, []."""
+        return torch.autograd.grad(total, (self.hidden, self.weight))
 
 
 def draw_head_inputs(
@@ -67,17 +72,19 @@ def draw_head_inputs(
 
 
 def bench_loss(shape: HeadShape, dtype: torch.dtype, effort: Effort, device: torch.device) -> BenchOutcome:
-    """Measure the plain loss and ours at one shape."""
+    """Measure the plain loss, ours, and ours in the other order of work, at one shape."""
     given = draw_head_inputs(shape, dtype, device, torch.Generator(device).manual_seed(1))
     # Three products of this size: the logits, and the gradients of hidden states and weight.
     useful = PASSES * 2.0 * shape.rows * shape.vocabulary * shape.hidden
     todo = [
         Alternative("plain: all logits", lambda: lambda: given.gradients(plain_head_nll(given)), useful),
         Alternative("ours: in chunks", lambda: lambda: given.gradients(chunked_head_nll(given)), useful),
+        Alternative("gradients in the forward", lambda: lambda: given.gradients_of_sum(eager_head_sum(given)), useful),
     ]
     results = measure_in_turns(todo, effort, device)
     notes = [
-        "Peak: above inputs, their gradients included. The chunks' logits are computed twice; only once is useful."
+        "Peak: above inputs, their gradients included. Ours computes the chunks' logits twice; only once is useful.",
+        "Gradients in the forward (loss/eager_head.py) is no part of training yet: the figures here decide.",
     ]
     return BenchOutcome(
         "LM-head loss",
@@ -114,3 +121,8 @@ def plain_head_nll(given: HeadInputs) -> Tensor:
 def chunked_head_nll(given: HeadInputs) -> Tensor:
     """Cross-entropy of all positions by `head_nll`, which never holds all logits: [R] float32."""
     return head_nll(given.hidden, given.weight, given.targets)
+
+
+def eager_head_sum(given: HeadInputs) -> Tensor:
+    """The weighted sum [] of the cross-entropies by `eager_head_loss`, whose gradients are made in its forward."""
+    return eager_head_loss(given.hidden, given.weight, given.targets, given.shares).total

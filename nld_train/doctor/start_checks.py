@@ -20,6 +20,7 @@ from nld_train.data.run_rows import check_data_parts
 from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, check_mask_id, end_of_document_id, load_tokenizer
 from nld_train.data.trajectory_rows import check_trajectory_data
 from nld_train.fields import leaf_values
+from nld_train.fp8_recipes import check_fp8_device
 from nld_train.json_file import read_json_object
 from nld_train.objectives.choose import SECTION_OBJECTIVES, objective_of
 from nld_train.objectives.contract import LoraSettings
@@ -49,7 +50,8 @@ FIXED_OPTIMIZER += ("parallel.distributed_optimizer",)
 
 
 def check_ranks(run: RunConfig, nodes: int = 1) -> None:
-    """Refuse more ranks than this machine, one of `nodes`, has GPUs or, without any, twice its cores."""
+    """Refuse more ranks than this machine, one of `nodes`, has GPUs or, without any, twice its cores; and FP8 where
+    they cannot compute it."""
     ranks = run.parallel.world_size // nodes
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     room = gpus or 2 * len(os.sched_getaffinity(0))
@@ -59,6 +61,7 @@ def check_ranks(run: RunConfig, nodes: int = 1) -> None:
         f"at most {room} on this machine ({gpus} GPUs)" if gpus else f"at most {room} on this machine (no GPU)",
         "give --nproc N, or train it on a cluster with `nld launch`",
     )
+    check_fp8_device(run.train.fp8, torch.cuda.get_device_capability() if gpus else None)
 
 
 def check_run_data(run: RunConfig) -> None:

@@ -39,11 +39,11 @@ class _HeadNll(torch.autograd.Function):
         """nll [R] of hidden [R, E], weight [V / ranks, E] and targets [R], in chunks `width` tokens wide."""
         own = targets - shard.offset  # columns of this rank's weight; outside of it where another rank holds the target
         # 1. Over the chunks: log SUM exp(logit), and the logit of each target where this rank holds it.
-        log_sum = torch.full(own.shape, -torch.inf, dtype=_wide(hidden), device=hidden.device)
+        log_sum = torch.full(own.shape, -torch.inf, dtype=wide_type(hidden), device=hidden.device)
         picked = torch.zeros_like(log_sum)
         logits = hidden.new_empty(0)
         for chunk in _chunks(weight, width):
-            logits = _product(hidden, weight[chunk].T)
+            logits = multiply_wide(hidden, weight[chunk].T)
             log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
             picked += logits_at(logits, own[:, None], VocabularyShard(chunk.start))[:, 0]
         # 2. Over the ranks.
@@ -58,18 +58,18 @@ class _HeadNll(torch.autograd.Function):
         """Gradients [R, E] and [V / ranks, E], of grad [R]; None for what needs none."""
         hidden, weight, own, log_sum, logits = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        hidden_grad = torch.zeros_like(hidden, dtype=_wide(hidden)) if needs_hidden else None
+        hidden_grad = torch.zeros_like(hidden, dtype=wide_type(hidden)) if needs_hidden else None
         weight_grad = torch.empty_like(weight) if needs_weight else None
         last = True
         for chunk in reversed(list(_chunks(weight, ctx.width))):
             if not last:
-                logits = _product(hidden, weight[chunk].T)
+                logits = multiply_wide(hidden, weight[chunk].T)
             last = False
             share = _logit_gradient(logits, log_sum, own, chunk, grad).to(weight.dtype)
             if hidden_grad is not None:
-                hidden_grad += _product(share, weight[chunk])
+                hidden_grad += multiply_wide(share, weight[chunk])
             if weight_grad is not None:
-                weight_grad[chunk] = _product(share.T, hidden)
+                weight_grad[chunk] = multiply_wide(share.T, hidden)
         if hidden_grad is not None:
             hidden_grad = sum_over_ranks(hidden_grad, ctx.shard).to(hidden.dtype)
         return hidden_grad, weight_grad, None, None, None
@@ -90,14 +90,14 @@ def _chunks(weight: Tensor, width: int) -> Iterator[slice]:
     return (slice(start, min(start + width, size)) for start in range(0, size, width))
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def wide_type(tensor: Tensor) -> torch.dtype:
     """float32, or the tensor's own type where it is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def multiply_wide(left: Tensor, right: Tensor) -> Tensor:
     """left [M, K] @ right [K, N], summed and returned in float32, or in float64: [M, N]."""
-    wide = _wide(left)
+    wide = wide_type(left)
     if left.dtype == wide:
         return left @ right
     if left.is_cuda:

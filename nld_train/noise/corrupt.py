@@ -33,3 +33,10 @@ def corrupt_row(row: Row, config: DiffusionConfig, purpose: str, global_batch: i
     p, drawn = draw_mask(config.noise_law, config.noise_eps, sample)
     masked = drawn & maskable_tokens(row, config)
     return NoisyRow(row=row, noisy=torch.where(masked, config.mask_token_id, clean), masked=masked, p=p)
+
+
+def mask_fully(row: Row, config: DiffusionConfig) -> NoisyRow:
+    """The row at noise level 1: every token that may be masked is, [L] each."""
+    masked = maskable_tokens(row, config)
+    noisy = torch.where(masked, config.mask_token_id, row.tokens[:-1])
+    return NoisyRow(row=row, noisy=noisy, masked=masked, p=torch.ones(masked.numel()))

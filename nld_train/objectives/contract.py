@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nld_train.dual_stream.context_shard import ContextShard
     from nld_train.loss.vocabulary import VocabularyShard
-    from nld_train.types import Batch, HeadRequest
+    from nld_train.types import Batch, HeadRequest, Row
 
     # What Megatron sums over the global batch: the numerator [], its count [], and (sum, count) pairs [2] to report.
     LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -155,6 +155,11 @@ class Objective(ABC):
     def draw_row(self, row: Any, purpose: str) -> Any:
         """The row with its random draw: a pure function of the row, of `purpose` ("train", "validation") and of the
         run's settings."""
+
+    def draw_fullest(self, row: "Row") -> Any:
+        """The row with the draw that takes most memory: `most_head_rows` of them, where every token of the row is
+        supervised. The memory trial trains on it (train/callbacks/memory_trial.py)."""
+        return self.draw_row(row, "train")
 
     @abstractmethod
     def collate_draws(self, draws: Sequence[Any], shard: "ContextShard") -> MicroBatch:

@@ -43,6 +43,12 @@ class JointObjective(Objective):
         run = self.run
         return corrupt_row(row, run.diffusion, purpose, run.train.global_batch) if run.diffusion.dual else row
 
+    def draw_fullest(self, row: "Row") -> "NoisyRow | Row":
+        """The row with every token masked that may be."""
+        from nld_train.noise.corrupt import mask_fully
+
+        return mask_fully(row, self.run.diffusion) if self.run.diffusion.dual else row
+
     def collate_draws(self, draws: "Sequence[NoisyRow] | Sequence[Row]", shard: "ContextShard") -> "Batch":
         """A micro-batch of rows of one length; input_ids [B, S], with the positions and weights of both losses."""
         from nld_train.dual_stream.batch import collate_rows

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nld_train.config import RunConfig
-from nld_train.objective_sections import SamplerConfig
+from nld_train.objective_sections import COMPONENTS, SamplerConfig
 from nld_train.objectives.contract import ModelForwards, Objective
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nld_train.dual_stream.context_shard import ContextShard
     from nld_train.objectives.contract import LossFunction
     from nld_train.trajectories.sampler_batch import SamplerBatch, TrajectoryRow
+    from nld_train.types import Row
 
 AUC, CONFIDENCE_AUC = "AUC", "AUC of confidence"
 BAND = "band "  # followed by the number of a band of probability from 1 on, and one of:
@@ -57,6 +58,19 @@ class SamplerObjective(Objective):
     def draw_row(self, row: "TrajectoryRow", purpose: str) -> "TrajectoryRow":
         """The row as it is: nothing is drawn."""
         return row
+
+    def draw_fullest(self, row: "Row") -> "TrajectoryRow":
+        """A block of all tokens of a row that commits one token a step, whatever the row holds."""
+        import torch
+
+        from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
+        from nld_train.trajectories.sampler_batch import TrajectoryRow
+        from nld_train.trajectories.trajectory import StepExamples
+
+        length = self.run.data.sequence_length
+        masked = torch.ones(length - 1, length).triu(1).bool()
+        features = torch.zeros(length - 1, length, feature_count(min(COMPONENTS, self.run.model.hidden)))
+        return TrajectoryRow(row.index, StepExamples(features, masked, masked, masked))
 
     def collate_draws(self, draws: "Sequence[TrajectoryRow]", shard: "ContextShard") -> "SamplerBatch":
         """The steps of some trajectories, N blocks padded to the longest."""

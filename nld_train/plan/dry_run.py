@@ -1,6 +1,7 @@
 """What `nld train RECIPE --dry-run` prints: the run in numbers, computed on any machine without loading a model."""
 
 from nld_train.config import RunConfig
+from nld_train.fp8_recipes import SPEED
 from nld_train.objectives.choose import objective_of
 from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan
 
@@ -129,7 +130,13 @@ def time_estimate(run: RunConfig) -> str:
     peak = f"{flops.H100_BF16 / 1e12:.0f} TFLOP/s"
     return (
         f"{flops.run_days(run):.3g} days on {run.parallel.world_size} H100, at {flops.MFU:.0%} of {peak} (bf16, dense)"
+        f"{fp8_note(run)}"
     )
+
+
+def fp8_note(run: RunConfig) -> str:
+    """What the time assumes of FP8; nothing where the run has none."""
+    return "" if run.train.fp8 == "none" else f", linear maps in FP8 ({run.train.fp8}) {SPEED:g} times as fast"
 
 
 def memory_report(run: RunConfig) -> str:
@@ -139,7 +146,7 @@ def memory_report(run: RunConfig) -> str:
     if run.sampler is None:
         total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
     parts = [
-        ("weights", need.weights, f"{total_parameters:,} parameters in {run.train.precision}"),
+        ("weights", need.weights, weights_note(run, total_parameters)),
         ("gradients", need.gradients, "fp32"),
         ("optimizer", need.optimizer, f"fp32, over {memory.optimizer_shards(run.parallel)} rank(s)"),
         ("activations", need.activations, activations_note(run, need.stage)),
@@ -154,6 +161,12 @@ def memory_report(run: RunConfig) -> str:
     return "\n".join(
         [head, *(f"  {part:<{LABEL_WIDTH - 2}}{gb_number(size):>8}  {note}" for part, size, note in parts)]
     )
+
+
+def weights_note(run: RunConfig, count: int) -> str:
+    """What the weights are kept in."""
+    copies = "" if run.train.fp8 == "none" else f", those of the layers also in FP8 ({run.train.fp8})"
+    return f"{count:,} parameters in {run.train.precision}{copies}"
 
 
 def activations_note(run: RunConfig, stage: int) -> str:

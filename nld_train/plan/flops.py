@@ -11,6 +11,7 @@ nor what recomputation computes a second time, because model FLOPs utilisation (
 from dataclasses import dataclass
 
 from nld_train.config import RunConfig
+from nld_train.fp8_recipes import SPEED
 from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import Objective
 from nld_train.plan.parameters import matrix_parameters
@@ -57,5 +58,8 @@ def run_flops(run: RunConfig) -> float:
 
 
 def run_days(run: RunConfig) -> float:
-    """Days on parallel.world_size H100s at `MFU`."""
-    return run_flops(run) / (run.parallel.world_size * H100_BF16 * MFU) / SECONDS_PER_DAY
+    """Days on parallel.world_size H100s at `MFU`; with FP8 the layers' linear maps take 1 / `SPEED` of their time."""
+    row = row_flops(run)
+    faster = row.layers / SPEED if run.train.fp8 != "none" else row.layers
+    share = (faster + row.attention + row.head) / row.total
+    return share * run_flops(run) / (run.parallel.world_size * H100_BF16 * MFU) / SECONDS_PER_DAY

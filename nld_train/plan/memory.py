@@ -2,7 +2,8 @@
 
 The plan assumes Megatron's mixed precision (bf16 weights, fp32 main gradients and optimizer states; in fp32 everything
 is fp32 and the weights are their own master copy), Transformer Engine layers with fused RMSNorm + linear, fused SwiGLU
-and attention that never makes a table of pairs, no dropout and no biases.
+and attention that never makes a table of pairs, no dropout and no biases. With FP8 the layers keep FP8 copies of their
+weights beside them, and the inputs of their linear maps in FP8.
 
 It leaves out the CUDA context, NCCL's buffers, allocator fragmentation, kernel workspaces, rotary tables, block masks,
 the pipeline's send and receive buffers, and gradient buckets in flight. CAPACITY leaves room for them.
@@ -12,9 +13,16 @@ import math
 from dataclasses import dataclass
 
 from nld_train.config import ParallelConfig, RunConfig
+from nld_train.fp8_recipes import WEIGHT_COPIES
 from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import LoraSettings
-from nld_train.plan.parameters import adapter_parameters, model_parameters, padded_vocab, rank_parameters
+from nld_train.plan.parameters import (
+    adapter_parameters,
+    matrix_parameters,
+    model_parameters,
+    padded_vocab,
+    rank_parameters,
+)
 from nld_train.plan.row_counts import micro_batches, row_positions
 from nld_train.plan.sampler_plan import sampler_activation_bytes, sampler_parameters, sampler_section
 from nld_train.row_arithmetic import chunk_width
@@ -81,7 +89,7 @@ def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     trained = parameters if lora is None else adapter
     return StageMemory(
         stage=stage,
-        weights=(parameters + adapter) * element_bytes(run),
+        weights=(parameters + adapter) * element_bytes(run) + fp8_weight_bytes(run, stage),
         gradients=trained * FP32,
         optimizer=math.ceil(trained * optimizer_bytes(run) / optimizer_shards(run.parallel)),
         activations=math.ceil(layers_in_flight(run, stage) * layer_activation_bytes(run)),
@@ -102,6 +110,26 @@ def sampler_memory(run: RunConfig) -> StageMemory:
         layer_backward=sampler_activation_bytes(run) // sampler_section(run).layers,
         head=0,
     )
+
+
+def fp8_weight_bytes(run: RunConfig, stage: int) -> int:
+    """Bytes of the FP8 copies of the layers' weights on a GPU of pipeline stage `stage`. Scales are left out, and
+    so is that the tensorwise recipe keeps two layers in bf16."""
+    if run.train.fp8 == "none":
+        return 0
+    part = rank_parameters(run.model, run.parallel, stage)
+    return part.layers * matrix_parameters(run.model) * WEIGHT_COPIES // run.parallel.tensor
+
+
+def fp8_saving(run: RunConfig) -> float:
+    """Bytes per position that FP8 spares a layer: it keeps the inputs of its linear maps in one byte in place of two.
+
+    They are the outputs of both RMSNorms and the product of SwiGLU. The input of the output map is attention's own
+    output, which attention keeps in bf16 all the same: of it there is one byte more.
+    """
+    if run.train.fp8 == "none":
+        return 0.0
+    return 2 * stream_elements(run) + (run.model.ffn - run.model.heads * run.model.head_dim) / run.parallel.tensor
 
 
 def adapter_on_rank(run: RunConfig, lora: LoraSettings) -> int:
@@ -159,7 +187,7 @@ def stored_activation_bytes(run: RunConfig, recompute_attention: bool) -> int:
     """
     gathered = run.parallel.context > 1 and not recompute_attention
     statistics = 0.0 if recompute_attention else FP32 * run.model.heads / run.parallel.tensor
-    own = rank_positions(run) * (element_bytes(run) * layer_elements(run, gathered) + statistics)
+    own = rank_positions(run) * (element_bytes(run) * layer_elements(run, gathered) - fp8_saving(run) + statistics)
     return math.ceil(own + (gathered_keys(run) if gathered else 0.0))
 
 

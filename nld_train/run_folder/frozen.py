@@ -23,6 +23,8 @@ CAME_LATER: Mapping[str, object] = {
     "data.verify": "never",
     "train.eval_decode": 0,
     "sampler": None,
+    "train.fp8": "none",
+    "train.memory_trial": "never",
 }
 
 

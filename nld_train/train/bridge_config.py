@@ -17,6 +17,7 @@ from megatron.bridge.training.config import (
     TrainingConfig,
     ValidationConfig,
 )
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig, get_mixed_precision_config
 
 from nld_train.config import RunConfig
 from nld_train.data.trajectory_rows import run_collection
@@ -33,6 +34,11 @@ from nld_train.train.dataset import RunRowsProvider
 from nld_train.trajectories.stored_parts import read_pca
 
 NEVER = 1 << 60  # steps
+FP8_CONFIGS = {  # Megatron-Bridge's own; tensorwise keeps the first and the last layer in bf16
+    "tensorwise": "bf16_with_fp8_current_scaling_mixed",
+    "blockwise": "bf16_with_fp8_subchannel_scaling_mixed",
+    "mxfp8": "bf16_with_mxfp8_mixed",
+}
 
 
 def bridge_config(run: RunConfig) -> ConfigContainer:
@@ -56,7 +62,7 @@ def bridge_config(run: RunConfig) -> ConfigContainer:
         checkpoint=_checkpoint(run, output),
         rng=RNGConfig(seed=run.train.seed),
         dist=_process_groups(run),
-        mixed_precision="bf16_mixed" if run.train.precision == "bf16" else None,
+        mixed_precision=mixed_precision(run),
         peft=None if lora is None else drafter_lora(lora, run.train.seed),
     )
 
@@ -66,6 +72,16 @@ def _model(run: RunConfig) -> DualStreamConfig:
     if run.sampler is None:
         return model_provider(run)
     return sampler_provider(run, read_pca(run_collection(run).folder).coordinates.shape[1])
+
+
+def mixed_precision(run: RunConfig) -> MixedPrecisionConfig | None:
+    """bf16 with float32 gradients, and with FP8 in the layers' linear maps where the run asks for it; None: float32."""
+    if run.train.precision == "fp32":
+        return None
+    precision = get_mixed_precision_config("bf16_mixed" if run.train.fp8 == "none" else FP8_CONFIGS[run.train.fp8])
+    # Weights stay in bf16: checkpoints hold them, and every reader of ours takes them.
+    precision.fp8_param_gather = precision.reuse_grad_buf_for_mxfp8_param_ag = False
+    return precision
 
 
 def optimizer_config(run: RunConfig) -> OptimizerConfig:

@@ -66,6 +66,7 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     from nld_train.train.callbacks.evaluated_figures import EvaluatedFigures
     from nld_train.train.callbacks.first_evaluation import FirstEvaluation
     from nld_train.train.callbacks.health import NonFiniteGuard, WatchedForwardStep
+    from nld_train.train.callbacks.memory_trial import MemoryTrialBatch, has_memory_trial
     from nld_train.train.callbacks.progress import ProgressReporter
     from nld_train.train.callbacks.stop import StopOnRequest
     from nld_train.train.forward_step import ObjectiveStep
@@ -76,6 +77,8 @@ def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     watched = WatchedForwardStep(forward_step, watch)
     callbacks = CallbackManager()
     is_last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    if has_memory_trial(run):
+        callbacks.add(MemoryTrialBatch(run, forward_step, screen))  # before all else, so that it fails first
     # Before the reporter, which shows what they find.
     callbacks.add([DraftEvaluation(run, screen), EvaluatedFigures(run, objective, screen)])
     callbacks.add([ProgressReporter(run, screen, active=is_last_rank), FirstEvaluation(forward_step, callbacks)])

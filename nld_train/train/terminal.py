@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+from nld_train.errors import UserError
 from nld_train.lasting_output import lasting_stream
 from nld_train.run_folder.checkpoints import checkpoint_steps, complete_steps
 from nld_train.run_folder.paths import rank_log, step_folder
@@ -60,6 +61,8 @@ def _failure_reason(output: str, rank: int, error: BaseException) -> str:
     """One line."""
     if isinstance(error, SharedFailure):
         return str(error)
+    if isinstance(error, UserError):
+        return f"rank {rank}: {error}"
     if any(name in "".join(traceback.format_exception(error)) for name in SHARED_MEMORY):
         return f"rank {rank} failed: no rows from the loader's workers: {shared_memory_text()}"
     full = _disk_full_reason(Path(output), error)

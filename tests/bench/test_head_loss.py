@@ -21,7 +21,9 @@ def test_the_memory_is_that_of_chunks_and_not_of_all_logits(monkeypatch: pytest.
     shape = HeadShape(128, 8192, 16)
     found = bench_loss(shape, torch.float32, Effort(1, 1, budget=60), CPU)
     all_logits = shape.rows * shape.vocabulary * 4
-    everything, chunks = (one["peak"] for one in found.figures["results"].values())
+    everything, chunks, eager = (one["peak"] for one in found.figures["results"].values())
     assert everything > 2 * all_logits
     assert chunks < everything / 8
+    gradients = shape.hidden * (shape.vocabulary + shape.rows) * 4
+    assert eager - gradients < 0.4 * (chunks - gradients), "one chunk is alive, in place of four"
     assert f"1/{everything / chunks:.1f}" in found.rows[1]

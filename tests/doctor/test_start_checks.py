@@ -6,7 +6,7 @@ import pytest
 
 from nld_train import recipe
 from nld_train.config import RunConfig
-from nld_train.doctor.start_checks import check_start
+from nld_train.doctor.start_checks import check_ranks, check_start
 from nld_train.errors import UserError
 from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.paths import RUN, step_folder
@@ -74,3 +74,9 @@ def test_how_rows_are_fetched_and_checked_may_change_on_a_resume(tmp_path: Path)
     check_start(recipe.load_recipe("tiny_stage1_ar", words))
     with pytest.raises(UserError, match="data.skip_rows was 0, is 8"):
         check_start(recipe.load_recipe("tiny_stage1_ar", [*words, "data.skip_rows=8"]))
+
+
+def test_fp8_is_refused_where_no_gpu_computes_it() -> None:
+    settings = ["train.precision=bf16", "train.fp8=tensorwise", "parallel.world_size=1"]
+    with pytest.raises(UserError, match="train.fp8=tensorwise on a machine without a GPU"):
+        check_ranks(recipe.load_recipe("tiny_stage1_ar", settings))

@@ -22,6 +22,7 @@ ORDER = [
         "setting_ranges",
         "token_budget",
         "objective_sections",
+        "fp8_recipes",
         "config",
         "model_sizes",
         "fields",

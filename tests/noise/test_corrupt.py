@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nld_train.config import DiffusionConfig
-from nld_train.noise.corrupt import corrupt_row, maskable_tokens
+from nld_train.noise.corrupt import corrupt_row, mask_fully, maskable_tokens
 from nld_train.noise.law import LAWS
 from nld_train.types import Row
 
@@ -88,3 +88,11 @@ def test_documents_start_blocks_only_where_they_are_kept_apart(document_mask, le
 def test_the_same_noise_on_every_machine_and_version(law, expected):
     masked = corrupt_row(row(11), DiffusionConfig(block_size=4, noise_law=law), "train", 16).masked
     assert "".join("x" if z else "." for z in masked) == expected
+
+
+def test_at_level_one_every_token_is_masked_that_may_be() -> None:
+    config = DiffusionConfig(block_size=4, mask_token_id=1003)  # which is a token of the row: it stays as it is
+    given = row(1)
+    full = mask_fully(given, config)
+    assert torch.equal(full.masked, maskable_tokens(given, config)) and full.masked.sum() == LENGTH - 1
+    assert (full.noisy == 1003).all() and (full.p == 1).all()

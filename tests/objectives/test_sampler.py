@@ -13,6 +13,7 @@ from nld_train.objectives.sampler import AUC, CONFIDENCE_AUC, SamplerObjective
 from nld_train.recipe import load_recipe
 from nld_train.trajectories.sampler_batch import TrajectoryRow
 from nld_train.trajectories.trajectory import SEED, Trajectory
+from nld_train.types import Row
 
 RUN = load_recipe("tiny_sampler")
 COORDINATES = torch.randn(50, 2, generator=torch.Generator().manual_seed(3)).half()
@@ -73,6 +74,15 @@ def test_the_loss_of_a_batch_is_that_of_its_steps_one_by_one() -> None:
     assert float(total) == pytest.approx(float(want), rel=1e-5) and int(count) == len(labels)
     assert reported["predictions right"].tolist() == [sum(labels), len(labels)]
     assert reported["judged rightly"][0] == sum((z > 0) == y for z, y in zip(logits, labels, strict=True))
+
+
+def test_the_fullest_row_commits_one_token_a_step() -> None:
+    """As long as a row, whatever the row holds: what the memory trial trains on."""
+    objective = SamplerObjective(RUN)
+    full = objective.draw_fullest(Row(5, torch.zeros(33), torch.ones(33, dtype=torch.bool), None))
+    assert full.examples.masked.sum(1).tolist() == list(range(31, 0, -1)) and full.examples.masked.shape == (31, 32)
+    batch = objective.collate_draws([full, full], WHOLE)
+    assert batch.features.shape == (62, 32, 144) and int(batch.judged.sum()) == 2 * sum(range(32))
 
 
 def test_an_evaluation_ranks_all_its_batches_and_training_none() -> None:

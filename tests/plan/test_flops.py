@@ -67,3 +67,10 @@ def test_days_of_the_8b_model_are_near_six_parameters_a_token() -> None:
     run = load_recipe("nld_8b_stage1_ar")
     assert flops.flops_per_token(run) == pytest.approx(6 * 8.49e9, rel=0.05)
     assert flops.run_days(run) == pytest.approx(6 * 8.49e9 * 1e12 / (256 * 989e12 * 0.4) / 86_400, rel=0.05)
+
+
+def test_fp8_makes_the_linear_maps_twice_as_fast_and_changes_no_count() -> None:
+    plain, fast = (load_recipe("nld_8b_stage2_joint", [f"train.fp8={recipe}"]) for recipe in ("none", "blockwise"))
+    assert flops.run_flops(fast) == flops.run_flops(plain)
+    row = flops.row_flops(plain)
+    assert flops.run_days(fast) / flops.run_days(plain) == pytest.approx(1 - row.layers / 2 / row.total)

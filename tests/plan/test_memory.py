@@ -9,7 +9,7 @@ from nld_train.config import RunConfig
 from nld_train.loss import lm_head
 from nld_train.objectives.choose import objective_of
 from nld_train.plan import memory
-from nld_train.plan.parameters import model_parameters
+from nld_train.plan.parameters import matrix_parameters, model_parameters
 
 
 def kept_storages(module: torch.nn.Module, x: torch.Tensor) -> int:
@@ -156,3 +156,32 @@ def test_a_layer_runs_backward_on_the_gradients_of_its_mlp_and_its_gathered_inpu
     full = small_run(recompute="full")
     again = memory.stored_activation_bytes(full, recompute_attention=False)
     assert memory.layer_backward_bytes(full) == memory.layer_backward_bytes(small_run()) + again
+
+
+def with_fp8(run: RunConfig) -> RunConfig:
+    return replace(run, train=replace(run.train, fp8="tensorwise"))
+
+
+def test_fp8_adds_two_bytes_for_each_weight_of_the_layers_and_none_to_the_checkpoint(layer_of_eights) -> None:
+    run = layer_of_eights
+    maps = matrix_parameters(run.model) * run.model.layers
+    for tensor in (1, 2):
+        cut = replace(run, parallel=replace(run.parallel, tensor=tensor))
+        more = memory.stage_memory(with_fp8(cut), 0).weights - memory.stage_memory(cut, 0).weights
+        assert more == 2 * maps // tensor
+    assert memory.checkpoint_size(with_fp8(run)) == memory.checkpoint_size(run)
+
+
+def test_fp8_keeps_the_inputs_of_the_linear_maps_in_one_byte(layer_of_eights) -> None:
+    """Of hidden 32, feed-forward 64 and 8 heads of 8: two norms' outputs and the product of SwiGLU lose a byte; the
+    output of attention is kept in bf16, and in FP8 too."""
+    run = layer_of_eights
+    saved, kept = (memory.stored_activation_bytes(one, recompute_attention=False) for one in (run, with_fp8(run)))
+    assert saved - kept == memory.rank_positions(run) * (2 * 32 + 64 - 64)
+
+
+@pytest.fixture
+def layer_of_eights(small_run) -> RunConfig:
+    """SMALL with sizes that FP8 takes."""
+    run = small_run()
+    return replace(run, model=replace(run.model, hidden=32, ffn=64))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nld_train import recipe
+from nld_train.recipe import load_recipe
 from tests.convert.conftest import random_output
 from tests.distributed.ranks import on, small_run
 
@@ -30,4 +31,39 @@ def test_a_gpu_recipe_is_taken(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert model.bf16 and model.apply_rope_fusion and model.bias_activation_fusion and config.ddp.grad_reduce_in_fp32
     assert config.ddp.overlap_grad_reduce == config.ddp.overlap_param_gather == overlapped
     assert model.sequence_parallel == (run.parallel.tensor > 1) and config.dist.distributed_backend == "nccl"
+    assert model.fp8 is None and not model.fp8_param
     assert config.data_parallel_size * run.parallel.tensor * run.parallel.pipeline == run.parallel.world_size
+
+
+@pytest.mark.parametrize(
+    ("fp8", "form", "recipe"),
+    [
+        ("tensorwise", "hybrid", "Float8CurrentScaling"),
+        ("blockwise", "hybrid", "Float8BlockScaling"),
+        ("mxfp8", "e4m3", "MXFP8BlockScaling"),
+    ],
+)
+def test_fp8_reaches_megatron(
+    fp8: str, form: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_runtime: None
+) -> None:
+    """Its settings survive Megatron-Bridge's validation, and Megatron-Core makes Transformer Engine's recipe of them,
+    one without a state: its checkpoints hold nothing that is unpickled, and a trial or an evaluation moves nothing."""
+    from megatron.bridge.training.config import runtime_config_update
+    from megatron.core.fp8_utils import get_fp8_recipe
+    from transformer_engine.pytorch._extra_state import is_stateless_recipe
+
+    from nld_train.train.bridge_config import bridge_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    run = load_recipe("nld_8b_stage1_ar", [f"output={tmp_path}/out", "init=none", f"train.fp8={fp8}"])
+    monkeypatch.setenv("WORLD_SIZE", str(run.parallel.world_size))
+    config = bridge_config(run)
+    runtime_config_update(config)
+    model = config.model
+    assert (model.fp8, model.fp8_recipe) == (form, fp8) and model.bf16
+    assert not model.fp8_param and not config.ddp.fp8_param_gather
+    assert not config.ddp.reuse_grad_buf_for_mxfp8_param_ag and not config.optimizer.reuse_grad_buf_for_mxfp8_param_ag
+    assert not model.fp8_dot_product_attention and not model.fp8_multi_head_attention
+    made = get_fp8_recipe(model)
+    assert type(made).__name__ == recipe and is_stateless_recipe(made)

@@ -29,7 +29,7 @@ leaves a masked piece. Giving chunk c of size C the keys 0..cC takes one call a 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -115,7 +115,7 @@ def clean_pieces(spec: MaskSpec) -> tuple[AttentionPiece, ...]:
     if spec.documents is not None:
         (lengths,) = spec.documents
         queries, keys = slice(0, spec.layout.length), slice(first, first + spec.layout.length)
-        return (AttentionPiece(queries, keys, Segments(lengths, lengths), CAUSAL),)
+        return (AttentionPiece(queries, keys, Segments(lengths, lengths, of_documents=True), CAUSAL),)
     found = []
     for segment in spec.shard.segments(spec.layout):
         stop = segment.row_start + segment.length
@@ -137,7 +137,7 @@ def shifted_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece
     sides = tuple(segment.length - size for segment in tall)
     queries = concatenate_ranges([segment.start + size for segment in tall], sides, device)
     keys = concatenate_ranges([first + segment.start for segment in tall], sides, device)
-    return (AttentionPiece(queries, keys, Segments(sides, sides), CAUSAL),)
+    return (AttentionPiece(queries, keys, Segments(sides, sides, of_documents=True), CAUSAL),)
 
 
 def _triangle(segment: TokenSpan, size: int, first: int) -> AttentionPiece | None:
@@ -166,7 +166,8 @@ def window_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece,
     #    on: left = size - 1. A block cut short to n queries is aligned with the last n of size + n keys: the same.
     window = Window(size - 1, right)
     if spec.documents is not None:
-        return (_window_piece(list(_noisy_blocks(spec)), window, size, device),)
+        piece = _window_piece(list(_noisy_blocks(spec)), window, size, device)
+        return (replace(piece, segments=replace(piece.segments, of_documents=True)),)
     # 3. A first block has its own keys alone, and sees to their start: no bound, which kernels have a faster mask for.
     first_window = Window(None, right)
     alike = groupby(_noisy_blocks(spec), lambda block: (block.length, block.before is None))

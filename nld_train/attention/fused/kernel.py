@@ -69,14 +69,15 @@ class Segments:
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+    of_documents: bool = False  # packed documents, whose lengths are new in every batch
 
     def __len__(self) -> int:
         return len(self.queries)
 
     @cached_property
-    def same_shape(self) -> bool:
-        """Whether all segments have one shape."""
-        return len(set(self.queries)) == len(set(self.keys)) == 1
+    def one_fixed_shape(self) -> bool:
+        """Whether all segments have one shape, and have it again in the next batch: a kernel may be made for it."""
+        return not self.of_documents and len(set(self.queries)) == len(set(self.keys)) == 1
 
     @cached_property
     def all_square(self) -> bool:

@@ -1,6 +1,7 @@
 """Attention on Transformer Engine: cuDNN's fused kernels, or FlashAttention's where it is installed. NVIDIA GPUs only.
 
-The clean half is a plain causal call of DotProductAttention. The noisy half has four ways, one a backend:
+The clean half is a plain causal call of DotProductAttention, or, of packed documents, of the kernels that the pieces
+are computed with. The noisy half has four ways, one a backend:
     attend_te               the pieces of decomposition.py, the local ones by the kernel's own window mask
     attend_te_local_flex    the pieces of decomposition.py, the local ones by flex_attention
     attend_te_noisy_flex    flex_attention for all of it
@@ -65,12 +66,40 @@ class TransformerEngineKernel:
         return QKV(*(part.view(x.shape) for part, x in zip(parts, qkv, strict=False)))
 
     def causal(self, qkv: QKV, segments: Segments, scale: float) -> Tensor:
-        """Causal attention with autograd: query [T, N, D]; key, value [U, M, D]. Returns: [T, N, D]."""
+        """Causal attention with autograd: query [T, N, D]; key, value [U, M, D]. Returns: [T, N, D].
+
+        Packed documents do not go through DotProductAttention, which would choose a kernel anew whenever their lengths
+        differ from those of the call before.
+        """
+        output: Tensor
+        if not segments.one_fixed_shape:
+            output = _RaggedCausal.apply(*qkv, segments, scale)
+            return output
         call = te_call.TransformerEngineCall.of_piece(qkv, segments, CAUSAL, scale)
         attention = _dot_product_attention(call.heads, scale, call.mask()["attn_mask_type"], call.format)
-        output: Tensor = attention(*(call.to_kernel_layout(x) for x in qkv), **call.ragged_lengths())
+        output = attention(*(call.to_kernel_layout(x) for x in qkv))
         _refuse_unfused()
         return output.view(qkv.query.shape)
+
+
+class _RaggedCausal(torch.autograd.Function):
+    """Causal attention within segments of any lengths, by the kernels of the pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+        """query [T, N, D]; key, value [U, M, D]. Returns: [T, N, D]."""
+        output, lse = KERNEL.forward(QKV(query, key, value), segments, CAUSAL, scale)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.settings = (segments, scale)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of query, key and value."""
+        query, key, value, output, lse = ctx.saved_tensors
+        segments, scale = ctx.settings
+        merged = MergedResult(output, lse, gradient.contiguous())
+        return *KERNEL.backward(QKV(query, key, value), merged, segments, CAUSAL, scale), None, None
 
 
 def _attend_noisy_score_mod(qkv: QKV, spec: MaskSpec, scale: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def load_transformer_engine() -> TransformerEngineModules:
 
 @dataclass(frozen=True)
 class TransformerEngineCall:
-    """A piece in Transformer Engine's terms. Hashable: answers about kernels are cached by it."""
+    """A piece in Transformer Engine's terms."""
 
     segments: Segments
     window: Window
@@ -57,7 +57,7 @@ class TransformerEngineCall:
     @property
     def format(self) -> str:
         """The layout of one tensor: batch, sequence, head, dim; or tokens, head, dim."""
-        return EQUAL if self.segments.same_shape else RAGGED
+        return EQUAL if self.segments.one_fixed_shape else RAGGED
 
     @property
     def layout(self) -> str:
@@ -66,11 +66,13 @@ class TransformerEngineCall:
 
     def to_kernel_layout(self, x: Tensor) -> Tensor:
         """[T, N, D] as the kernel reads it, contiguous: [P, T / P, N, D] for P segments of one shape."""
-        return x.contiguous().unflatten(0, (len(self.segments), -1)) if self.segments.same_shape else x.contiguous()
+        return (
+            x.contiguous().unflatten(0, (len(self.segments), -1)) if self.segments.one_fixed_shape else x.contiguous()
+        )
 
     def from_statistics(self, stats: Tensor) -> Tensor:
         """The lse [N, T] from the kernel's [P, N, Q, 1] or [T, N, 1]. Raises: UserError for an old cuDNN's layout."""
-        if self.segments.same_shape:
+        if self.segments.one_fixed_shape:
             return stats.squeeze(-1).transpose(0, 1).flatten(1)
         if stats.dim() != 3:
             asked = f"softmax statistics of shape {list(stats.shape)} for packed documents"
@@ -79,27 +81,19 @@ class TransformerEngineCall:
 
     def to_statistics(self, lse: Tensor) -> Tensor:
         """The opposite of `from_statistics`: [P, N, Q, 1] or [T, N, 1] from the lse [N, T], contiguous."""
-        if self.segments.same_shape:
+        if self.segments.one_fixed_shape:
             lse = lse.unflatten(1, (len(self.segments), -1))
         return lse.transpose(0, 1).contiguous()[..., None]
 
-    def lengths(self) -> tuple[int, int, Tensor, Tensor]:
-        """The longest segment of queries and of keys, and where the segments start and end: both [P + 1] int32."""
-        queries, keys = self.segments.queries, self.segments.keys
-        return max(queries), max(keys), _ends(queries, self.device), _ends(keys, self.device)
+    @property
+    def longest(self) -> tuple[int, int]:
+        """No segment has more queries, and none more keys: the most there are; of ragged segments, rounded up."""
+        most = max(self.segments.queries), max(self.segments.keys)
+        return most if self.segments.one_fixed_shape else (size_class(most[0]), size_class(most[1]))
 
-    def ragged_lengths(self) -> dict[str, Any]:
-        """The lengths that DotProductAttention is told; for segments of one shape the shapes of the tensors say all."""
-        if self.segments.same_shape:
-            return {}
-        longest_query, longest_key, query_ends, key_ends = self.lengths()
-        return {
-            "cu_seqlens_q": query_ends,
-            "cu_seqlens_kv": key_ends,
-            "max_seqlen_q": longest_query,
-            "max_seqlen_kv": longest_key,
-            "pad_between_seqs": False,  # or it would wait for the device, to read the ends
-        }
+    def lengths(self) -> tuple[int, int, Tensor, Tensor]:
+        """`longest`, and where the segments start and end: both [P + 1] int32."""
+        return *self.longest, _ends(self.segments.queries, self.device), _ends(self.segments.keys, self.device)
 
     def mask(self) -> dict[str, Any]:
         """The mask's name and window. window_size = (left, right) is `Window`'s, with -1 for no bound.
@@ -108,12 +102,12 @@ class TransformerEngineCall:
         lengths; there is no padding here.
         """
         left, right = self.window.left, self.window.right
-        padding = () if self.segments.same_shape else ("padding",)
+        padding = () if self.segments.one_fixed_shape else ("padding",)
         if right == 0:
             name = "_".join([*padding, "causal" if self.segments.all_square else "causal_bottom_right"])
             return {"attn_mask_type": name, "window_size": (-1 if left is None else left, 0)}
         assert right is None, f"{self.window}: no piece has such a window"
-        window = (-1, -1) if left is None else (left, max(self.segments.queries))
+        window = (-1, -1) if left is None else (left, self.longest[0])
         return {
             "attn_mask_type": "".join(padding) or "no_mask",
             "window_size": window,
@@ -123,40 +117,80 @@ class TransformerEngineCall:
     def kernel_settings(self) -> dict[str, Any]:
         """The settings that the forward and the backward kernel share."""
         settings = {"attn_scale": self.scale, "qkv_layout": self.layout, **self.mask()}
-        if not self.segments.same_shape:
+        if not self.segments.one_fixed_shape:
             _, _, query_ends, key_ends = self.lengths()
             settings |= {"cu_seqlens_q_padded": query_ends, "cu_seqlens_kv_padded": key_ends}  # there is no padding
         return settings
 
     def sub_backend(self) -> Any:
         """The cuDNN kernel family for this piece. Raises: UserError with Transformer Engine's reason for none."""
-        return _ask(self, must_be_deterministic())
+        return _ask(self.question(), must_be_deterministic())
 
-    def backend_query(self, in_order: bool) -> dict[str, Any]:
-        """What Transformer Engine has to know to name its kernel. in_order: sums must have a fixed order."""
-        names, number, mask = load_transformer_engine().fused, load_transformer_engine().dtypes[self.dtype], self.mask()
-        left, right = mask["window_size"]
-        (heads, key_heads, dim), segments = self.heads, self.segments
-        tokens = {"num_tokens_q": sum(segments.queries), "num_tokens_kv": sum(segments.keys)}
+    def question(self) -> "KernelQuestion":
+        """What the answer about a kernel depends on."""
+        segments, mask = self.segments, self.mask()
+        counts = len(segments), sum(segments.queries), sum(segments.keys)
+        if not segments.one_fixed_shape:
+            counts = size_class(counts[0]), size_class(counts[1]), size_class(counts[2])
+        return KernelQuestion(
+            mask["attn_mask_type"],
+            mask["window_size"],
+            self.scale,
+            self.heads,
+            self.dtype,
+            self.format,
+            self.longest,
+            counts,
+        )
+
+
+@dataclass(frozen=True)
+class KernelQuestion:
+    """A piece as far as Transformer Engine's choice of a kernel depends on it. Hashable: answers are cached by it.
+
+    Of ragged segments it holds classes of sizes, rounded up: Transformer Engine, too, builds its graphs of ragged
+    segments for classes of their number and their tokens. So packed documents, whose lengths are new in every batch,
+    ask a handful of questions in a whole run.
+    """
+
+    mask: str
+    window: tuple[int, int]  # left and right, -1 for no bound
+    scale: float
+    heads: tuple[int, int, int]  # N, M, D
+    dtype: torch.dtype
+    format: str
+    longest: tuple[int, int]  # queries and keys of a segment, at most
+    counts: tuple[int, int, int]  # segments; queries and keys in all
+
+    def in_words(self, in_order: bool) -> dict[str, Any]:
+        """The question as Transformer Engine takes it. in_order: sums must have a fixed order."""
+        names, number = load_transformer_engine().fused, load_transformer_engine().dtypes[self.dtype]
+        heads, key_heads, dim = self.heads
+        segments, query_tokens, key_tokens = self.counts
         return {
             "deterministic": in_order,
-            "attn_mask_type": names.AttnMaskType[mask["attn_mask_type"]],
-            "window_size_left": left,
-            "window_size_right": right,
-            "bottom_right_diagonal": mask["attn_mask_type"] not in ("causal", "padding_causal"),
+            "attn_mask_type": names.AttnMaskType[self.mask],
+            "window_size_left": self.window[0],
+            "window_size_right": self.window[1],
+            "bottom_right_diagonal": self.mask not in ("causal", "padding_causal"),
             "attn_scale": self.scale,
             **dict.fromkeys(("qkv_dtype", "o_dtype", "do_dtype", "dqkv_dtype"), number),
-            **dict.fromkeys(("qkv_layout", "dqkv_layout"), names.QKVLayout[self.layout]),
+            **dict.fromkeys(("qkv_layout", "dqkv_layout"), names.QKVLayout["_".join([self.format] * 3)]),
             **dict.fromkeys(("o_format", "do_format"), names.QKVFormat[self.format]),
-            "batch_size": len(segments),
+            "batch_size": segments,
             "num_attn_heads": heads,
             "num_gqa_groups": key_heads,
             "head_dim_qk": dim,
             "head_dim_v": dim,
-            "max_seqlen_q": max(segments.queries),
-            "max_seqlen_kv": max(segments.keys),
-            **({} if segments.same_shape else tokens),
+            "max_seqlen_q": self.longest[0],
+            "max_seqlen_kv": self.longest[1],
+            **({"num_tokens_q": query_tokens, "num_tokens_kv": key_tokens} if self.format == RAGGED else {}),
         }
+
+
+def size_class(count: int) -> int:
+    """The power of two that is no less than `count`, which is at least 1."""
+    return 1 << (count - 1).bit_length()
 
 
 @lru_cache(maxsize=64)
@@ -166,16 +200,15 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
         return copy_to_device(torch.tensor((0, *lengths)).cumsum(0).int(), device)
 
 
-@lru_cache(maxsize=64)
-def _ask(call: TransformerEngineCall, in_order: bool) -> Any:
-    """Transformer Engine's kernel for the call. Raises: UserError with its reason where there is none."""
+@cache  # of classes there are few, and one that was forgotten would be asked again and again
+def _ask(question: KernelQuestion, in_order: bool) -> Any:
+    """Transformer Engine's kernel for the question. Raises: UserError with its reason where there is none."""
     names = load_transformer_engine().fused
-    kind, reason = names.tex.get_fused_attn_backend(
-        load_transformer_engine().parameters(**call.backend_query(in_order))
-    )
+    kind, reason = names.tex.get_fused_attn_backend(load_transformer_engine().parameters(**question.in_words(in_order)))
     if names.FusedAttnBackend.cast(kind) == names.FusedAttnBackend.No_Backend:
-        (heads, _, dim), queries, keys = call.heads, call.segments.queries, call.segments.keys
-        shape = f"{len(queries)} x {max(queries)} queries over {max(keys)} keys, {heads} heads of {dim}, {call.mask()}"
+        (heads, _, dim), (queries, keys) = question.heads, question.longest
+        seen = f"{question.mask}, window {question.window}"
+        shape = f"{question.counts[0]} x {queries} queries over {keys} keys, {heads} heads of {dim}, {seen}"
         raise UserError(f"Transformer Engine has no kernel for {shape}: {reason}", "what cuDNN supports", NEXT)
     return names.FusedAttnBackend.cast(kind)
 

@@ -4,15 +4,11 @@ from megatron.bridge.data.samplers import build_pretraining_data_loader
 from megatron.bridge.training.callbacks import Callback, CallbackContext, CallbackManager
 from megatron.bridge.training.config import ConfigContainer
 from megatron.bridge.training.eval import evaluate_and_print_results
-from megatron.bridge.training.train import (
-    disable_forward_pre_hook,
-    enable_forward_pre_hook,
-    should_disable_forward_pre_hook,
-)
 from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 
+from nld_train.train.before_training import weights_as_they_are
 from nld_train.train.dataset import RunRows
 from nld_train.train.forward_step import ObjectiveStep
 
@@ -28,25 +24,18 @@ class FirstEvaluation(Callback):
         state = context.state
         if state.train_state.step > 0 or not state.train_state.do_valid:
             return
-        config = state.cfg
-        gathers_on_forward = should_disable_forward_pre_hook(
-            config.ddp.use_megatron_fsdp, config.optimizer.use_distributed_optimizer, config.ddp.overlap_param_gather
-        )
-        if gathers_on_forward:
-            disable_forward_pre_hook(context.model, param_sync=False)
-        evaluate_and_print_results(
-            state,
-            "the start",
-            self.forward_step,
-            _validation_batches(config),
-            context.model,
-            get_model_config(context.model[0]),
-            callback_manager=self.callbacks,
-        )
+        with weights_as_they_are(context):
+            evaluate_and_print_results(
+                state,
+                "the start",
+                self.forward_step,
+                _validation_batches(state.cfg),
+                context.model,
+                get_model_config(context.model[0]),
+                callback_manager=self.callbacks,
+            )
         # The loop's own evaluations count from 0: with or without this one they are the same.
         state.train_state.consumed_valid_samples = 0
-        if gathers_on_forward:
-            enable_forward_pre_hook(context.model)
         for chunk in context.model:
             chunk.train()
 

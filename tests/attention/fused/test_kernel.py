@@ -29,7 +29,9 @@ def test_windows_as_drawn_by_hand() -> None:
 
 
 def test_segments_in_groups_of_one_shape() -> None:
-    assert EQUAL.same_shape and not EQUAL.all_square and not RAGGED.same_shape and Segments((3, 1), (3, 1)).all_square
+    assert EQUAL.one_fixed_shape and not EQUAL.all_square
+    assert not RAGGED.one_fixed_shape and Segments((3, 1), (3, 1)).all_square
+    assert not Segments((3,), (3,), of_documents=True).one_fixed_shape, "the next document has another length"
     assert [*EQUAL.same_shape_groups()] == [(slice(0, 12), slice(0, 18), 3)]
     assert [*RAGGED.same_shape_groups()] == [
         (slice(0, 8), slice(0, 12), 2),

@@ -18,6 +18,7 @@ from nld_train.attention.backends import BackendRequest, choose_backend
 from nld_train.attention.fused import te, te_call
 from nld_train.attention.fused.kernel import CAUSAL, Segments, Window
 from nld_train.dual_stream.context_shard import ContextShard
+from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.errors import UserError
 from tests.attention import stand_in
@@ -82,6 +83,37 @@ def test_packed_documents_are_problems_of_any_length(case, library, cpu_backward
     fast, slow = c.output_and_gradients(WAYS[way]), c.output_and_gradients(reference.attend_reference)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_new_document_lengths_ask_for_no_new_kernels(library, monkeypatch) -> None:
+    """Forty batches, every one of other lengths; some of them have a single document that is longer than a block."""
+    asked = []
+
+    def count(parameters: SimpleNamespace) -> tuple[int, str]:
+        asked.append(parameters)
+        return stand_in.get_fused_attn_backend(parameters)
+
+    monkeypatch.setattr(stand_in.fused.tex, "get_fused_attn_backend", count)
+    monkeypatch.setattr(stand_in.attention, "DotProductAttention", None)  # it would choose anew at every call
+    layout, draw = RowLayout(96, 4, True), torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, heads, 192, 16, generator=draw) for heads in (4, 2, 2))
+    seen = set()
+    for batch in range(40):
+        cuts = torch.randperm(90, generator=draw)[: 1 + batch % 8]
+        starts = torch.zeros(96, dtype=torch.int64).index_fill_(0, cuts + 3, 1)
+        spec = MaskSpec.from_documents(layout, starts.cumsum(0)[None])
+        seen.add(spec.documents)
+        te.attend_te(query, key, value, spec, 0.3)
+    assert len(seen) == 40
+    assert len(asked) <= 30, "few classes of sizes, in place of three questions a batch"
+    assert len({str(one) for one in asked}) == len(asked), "no question is asked twice"
+
+
+def test_a_class_holds_every_size_of_its_batches() -> None:
+    assert [te_call.size_class(count) for count in (1, 2, 3, 4, 5, 4096, 4097)] == [1, 2, 4, 4, 8, 4096, 8192]
+    segments = Segments((5, 3, 9), (5, 3, 12), of_documents=True)
+    call = te_call.TransformerEngineCall(segments, Window(3), 1.0, (4, 2, 8), torch.bfloat16, torch.device("cpu"))
+    assert (call.longest, call.question().counts) == ((16, 16), (4, 32, 32))
 
 
 def test_packed_documents_are_refused_where_there_is_no_way(case, library) -> None:
@@ -237,8 +269,7 @@ def test_the_pinned_library_has_what_is_called(library) -> None:
     ragged = te_call.TransformerEngineCall(
         Segments((8, 3), (8, 3)), CAUSAL, 0.1, (4, 2, 64), torch.bfloat16, torch.device("cpu")
     )
-    assert ragged.backend_query(in_order=False).keys() <= {*real["asked"]}
-    assert ragged.ragged_lengths().keys() <= {*real["called"]}
+    assert ragged.question().in_words(in_order=False).keys() <= {*real["asked"]}
     assert ragged.kernel_settings().keys() <= {*real["fused_attn_fwd"]} & {*real["fused_attn_bwd"]}
 
 
