@@ -19,6 +19,7 @@ from nld_train.errors import UserError
 
 MOST_SHARED = 232_448  # bytes of shared memory that a block may have on sm_90: 227 KiB of the 228 KiB of a processor
 MOST_REGISTERS = 255  # of a thread
+ATTENTION = "_tem_"  # in the names of kernels that torch makes from its templates
 # c10's count of devices (0 until the process asks for more) and whether one is in use; and the driver's two functions
 # that torch looks up by name.
 DRIVER = """\
@@ -101,12 +102,22 @@ def compile_kernels(case: AttentionCase) -> list[CompiledKernel]:
 
 
 def kernel_markdown(found: Sequence[tuple[AttentionCase, list[CompiledKernel]]]) -> str:
-    """The table as Markdown."""
-    head = ["| attention | kernel | registers | spilled, bytes | shared memory, bytes |", "|---|---|---|---|---|"]
-    rows = [
-        f"| {case} | {'backward' if each.backward else 'forward'}: `{each.name}` | {each.registers} | {each.spilled} "
-        f"| {each.shared:,} |"
-        for case, kernels in found
-        for each in kernels
-    ]
+    """The table as Markdown; a cell is "registers / bytes spilled / bytes of shared memory".
+
+    The last column is of the small kernels beside attention's own: the most of each, of all the ways to run them that
+    torch would try.
+    """
+    head = ["| attention | forward | backward | its row sums |", "|---|---|---|---|"]
+    rows = []
+    for case, kernels in found:
+        own = [each for each in kernels if ATTENTION in each.name]
+        cells = [_cell([each for each in own if each.backward == backward]) for backward in (False, True)]
+        rows.append(f"| {case} | {' | '.join(cells)} | {_cell([each for each in kernels if each not in own])} |")
     return "\n".join([*head, *rows])
+
+
+def _cell(kernels: Sequence[CompiledKernel]) -> str:
+    registers, spilled, shared = (
+        max(vars(each)[part] for each in kernels) for part in ("registers", "spilled", "shared")
+    )
+    return f"{registers} / {spilled} / {shared:,}"

@@ -52,12 +52,15 @@ def _state_facts() -> None:
     cuda: Any = torch.cuda
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
-    cuda.current_device = cuda._exchange_device = cuda._maybe_exchange_device = lambda *_: 0
     cuda.get_device_properties = lambda *_: H100
     cuda.get_device_capability = lambda *_: (H100.major, H100.minor)
     cuda.get_device_name = lambda *_: H100.name
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
-    cuda.set_rng_state = cuda.set_device = cuda.synchronize = cuda._lazy_init = lambda *_, **__: None
+    # A function of its own for every name, because torch.compile has a rule for each object.
+    for name in ("current_device", "_exchange_device", "_maybe_exchange_device"):
+        setattr(cuda, name, lambda *_: 0)
+    for name in ("set_rng_state", "set_device", "synchronize", "_lazy_init"):
+        setattr(cuda, name, lambda *_, **__: None)
 
 
 def _generated_sources(library: str, case: Any) -> list[str]:
@@ -85,6 +88,8 @@ def _generated_sources(library: str, case: Any) -> list[str]:
     joint_graph.lazy_init = post_grad.lazy_init = lambda *_: None  # patterns of other attentions, traced on the device
     driver.set_active(SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32)))
     flex.compile_on_gpu = lambda function, *_, **__: function  # the mask's tables are fake too
+    # The kernel reads the table of documents, and no code depends on what stands in it.
+    MaskSpec.documents_on = lambda spec, device: torch.zeros(1, case.length, dtype=torch.int64, device=device)
     layout = RowLayout(case.length, case.block_size, case.dual)
     quarter = case.length // 4
     documents = ((quarter, quarter, case.length - 2 * quarter),) if case.packed else None

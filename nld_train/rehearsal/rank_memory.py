@@ -2,7 +2,8 @@
 
 The rank is one of as many as the run has, in process groups that send nothing. The step is not the first: Adam's
 moments are there. It is the largest that can be: every token of every row is masked. It ends with the gradients; the
-update itself comes when the activations are gone.
+update itself comes when the activations are gone. What the start takes for a moment is not looked at: while the
+gradient buffer is made the weights are there twice, 8 bytes a parameter in bf16.
 """
 
 import os
@@ -42,7 +43,7 @@ def simulate_peak(run: RunConfig, rank: int) -> dict[str, int]:
     batch, meter = largest_batch(run), StorageMeter(WEIGHTS)
     with fake_gpu(), meter:
         rank = _build_rank(run, meter)
-        meter.category = ACTIVATIONS
+        meter.category, meter.peak = ACTIVATIONS, {}
         _watch_phases(rank.model, meter)
         _run_step(run, rank, batch)
     return {category: size for category, size in meter.peak.items() if size}

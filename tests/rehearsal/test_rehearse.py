@@ -20,7 +20,14 @@ NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hid
 
 def overrides(folder: Path) -> list[str]:
     data = [f"data.blend=0.7:{folder}/data/a,0.3:{folder}/data/b", f"data.tokenizer={folder}/tokenizer"]
-    return [*data, f"output={folder}/out", "init=none", "train.iterations=100", "data.skip_rows=0", "log.wandb=disabled"]
+    return [
+        *data,
+        f"output={folder}/out",
+        "init=none",
+        "train.iterations=100",
+        "data.skip_rows=0",
+        "log.wandb=disabled",
+    ]
 
 
 @pytest.fixture
