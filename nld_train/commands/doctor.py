@@ -19,8 +19,9 @@ Check this machine and, with a recipe, everything its run needs, without startin
   nld doctor tiny_stage2_joint --verify           also reads data and checkpoints whole, against their checksums
   nld doctor nld_8b_stage2_joint parallel.world_size=8 --json doctor.json
   nld doctor nld_8b_stage2_joint --rehearse       also tries what one node can, in minutes, before all nodes are taken:
-                                                  its ranks by fake process groups, a step's memory on fake tensors, and
-                                                  a short training here at its width (two layers), saved and continued
+                                                  its ranks by fake process groups, a step's memory on fake tensors, its
+                                                  attention kernels compiled for an H100, and a short training at its
+                                                  width (two layers), saved and continued
   srun --ntasks-per-node=1 nld doctor nld_8b_stage1_ar --meet $(hostname):29500
                                                   the nodes of an allocation: GPUs, all-reduce, disks, clocks
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from nld_train.config import RunConfig
 from nld_train.doctor.accelerator import Gpus
-from nld_train.doctor.finding import DoctorFinding, gb_text
+from nld_train.doctor.finding import DoctorFinding, gb_text, refusal_finding
+from nld_train.errors import UserError
 from nld_train.plan.memory import CAPACITY, worst_stage
 from nld_train.recipe import replace_settings, run_to_json
+from nld_train.rehearsal.attention_kernels import case_of_run, compile_kernels
 from nld_train.rehearsal.fake_ranks import RankQuestion, ask_ranks, fullest_rank
 from nld_train.rehearsal.memory_table import MemoryComparison
 from nld_train.rehearsal.rank_share import ranks_to_ask, share_faults
@@ -28,7 +30,8 @@ def rehearse_run(run: RunConfig, gpus: Gpus) -> list[DoctorFinding]:
     questions = [RankQuestion(run, rank, "share") for rank in ranks]
     *shares, peak = ask_ranks([*questions, RankQuestion(run, fullest_rank(run), "memory")])
     found = MemoryComparison(run.name, worst_stage(run), peak)
-    return [ranks_finding(run, shares), memory_finding(found, gpus), training_finding(run, gpus)]
+    tried = [ranks_finding(run, shares), memory_finding(found, gpus), kernels_finding(run)]
+    return [*tried, training_finding(run, gpus)]
 
 
 def ranks_finding(run: RunConfig, shares: Sequence[dict]) -> DoctorFinding:
@@ -52,6 +55,25 @@ def memory_finding(found: MemoryComparison, gpus: Gpus) -> DoctorFinding:
         return DoctorFinding(check, said, "FAIL", do)
     if abs(found.ratio - 1) > NEAR:
         return DoctorFinding(check, said, "note", "trust the larger of the two, and report this")
+    return DoctorFinding(check, said)
+
+
+def kernels_finding(run: RunConfig) -> DoctorFinding:
+    """Whether the attention kernels of the run's rows compile for an H100 and can be started there."""
+    check = "rehearsed kernels"
+    if run.train.attention not in ("auto", "flex") or run.parallel.context > 1:
+        said = f"left out: train.attention={run.train.attention}, parallel.context={run.parallel.context}"
+        return DoctorFinding(check, said, "note", "flex_attention on whole rows is what can be compiled ahead")
+    try:
+        kernels = compile_kernels(case_of_run(run))
+    except UserError as error:
+        return refusal_finding(check, error)
+    worst = max(kernels, key=lambda each: (not each.fits, each.registers, each.shared))
+    said = f"flex_attention for an H100: {len(kernels)} kernels, at most {worst.registers} registers"
+    said += f" and {max(each.shared for each in kernels):,} bytes of shared memory"
+    if not worst.fits:
+        do = "report this shape: its kernel cannot be started"
+        return DoctorFinding(check, f"{said}: {worst.name} is too large", "FAIL", do)
     return DoctorFinding(check, said)
 
 

@@ -12,7 +12,13 @@ from nld_train.doctor.accelerator import Gpus
 from nld_train.plan.memory import worst_stage
 from nld_train.recipe import load_recipe
 from nld_train.rehearsal.memory_table import MemoryComparison
-from nld_train.rehearsal.rehearse import memory_finding, ranks_finding, short_run, training_finding
+from nld_train.rehearsal.rehearse import (
+    kernels_finding,
+    memory_finding,
+    ranks_finding,
+    short_run,
+    training_finding,
+)
 from tests.rehearsal.test_rank_share import made_up_shares
 
 NO_GPU = Gpus(names=(), memory=(), reported=(), driver="", cuda="", nccl="", hidden=False)
@@ -44,6 +50,7 @@ def test_a_tiny_run_is_rehearsed_whole(folder: Path, capsys: pytest.CaptureFixtu
     for check, said in (
         ("rehearsed ranks", "weights whole"),
         ("rehearsed memory", "of the plan"),
+        ("rehearsed kernels", "for an H100"),
         ("rehearsed training", "2 steps, saved, 2 more"),
     ):
         assert said in lines[check] and " FAIL " not in lines[check], lines[check]
@@ -62,6 +69,11 @@ def test_what_does_not_fit_one_node_is_left_out_and_said(folder: Path) -> None:
     assert training_finding(run, NO_GPU).verdict == "note"
     assert "tensor x context = 8" in training_finding(run, NO_GPU).found
     assert "frozen model" in training_finding(load_recipe("nld_8b_drafter"), NO_GPU).found
+
+
+def test_kernels_that_cannot_be_compiled_ahead_are_left_out_and_said() -> None:
+    other = load_recipe("nld_8b_sft", ["train.attention=te"])
+    assert kernels_finding(other).verdict == "note" and "train.attention=te" in kernels_finding(other).found
 
 
 def test_the_short_run_keeps_the_width_and_the_cut_of_matrices() -> None:
