@@ -79,7 +79,7 @@ def _generated_sources(library: str, case: Any) -> list[str]:
     from nld_train.dual_stream.row_layout import RowLayout
 
     class NoDevice(FakeTensorMode):
-        avoid_device_init = True  # type: ignore[assignment]
+        avoid_device_init = True
 
     autograd_config.force_non_lazy_backward_lowering = True  # the backward without running a forward
     autograd_config.enable_autograd_cache = config.fx_graph_cache = False

@@ -37,6 +37,12 @@ def _import_megatron() -> None:
     patches.leave_wandb_out()
     cpu_runtime.install_cpu_runtime()
     patches.apply_patches()
+    # What every fork would import for itself otherwise, for seconds each.
+    import megatron.bridge.data.samplers  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    import nld_train.rehearsal.rank_memory
+    import nld_train.rehearsal.rank_share
     import nld_train.train.bridge_config
     import nld_train.train.forward_step  # noqa: F401
 
