@@ -59,25 +59,25 @@ def run_doctor(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output_file(Path(args.json))
     run = None if args.recipe is None else recipe.load_recipe(args.recipe, args.override)
+    if args.rehearse and (run is None or args.meet is not None):
+        got = "without a recipe" if run is None else "with --meet"
+        raise UserError(f"--rehearse {got}", "one node and a recipe", "name the recipe, and leave --meet out")
     if args.meet is not None:
         return _run_on_nodes(args, run)
     findings = machine_findings(run)
     if run is not None:
         findings += run_findings(run, args.verify)
-    if args.rehearse:
-        findings += _rehearse(run)
+        findings += _rehearse(run) if args.rehearse else []
     print(f"{findings_table(findings)}\n\n{findings_summary(findings)}")
     if args.json is not None:
         write_text(Path(args.json), findings_json(findings))
     return 1 if any_fails(findings) else 0
 
 
-def _rehearse(run: RunConfig | None) -> "list[DoctorFinding]":
+def _rehearse(run: RunConfig) -> "list[DoctorFinding]":
     from nld_train.doctor.accelerator import found_gpus
     from nld_train.rehearsal.rehearse import rehearse_run
 
-    if run is None:
-        raise UserError("--rehearse without a recipe", "the recipe that is rehearsed", "name it")
     return rehearse_run(run, found_gpus())
 
 

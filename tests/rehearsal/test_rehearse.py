@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nld_train.cli import main
 from nld_train.config import RunConfig
 from nld_train.doctor.accelerator import Gpus
 from nld_train.plan.memory import worst_stage
@@ -102,3 +103,14 @@ def test_memory_is_judged_against_the_plan_and_the_gpu(times: float, verdict: st
     assert memory_finding(found, NO_GPU).verdict == verdict
     tight = replace(NO_GPU, names=("H100",), memory=(int(1e9),))
     assert memory_finding(found, tight).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("words", "got"), [([], "without a recipe"), (["tiny_sft", "--meet", "localhost:1"], "with --meet")], ids=str
+)
+def test_one_recipe_is_rehearsed_on_one_node(
+    words: list[str], got: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nld", "doctor", *words, "--rehearse"])
+    assert main() == 2
+    assert f"--rehearse {got}" in capsys.readouterr().err
