@@ -93,6 +93,7 @@ def compile_kernels(case: AttentionCase) -> list[CompiledKernel]:
         subprocess.run([compiler, "-shared", "-fPIC", name, "-o", str(library), str(source)], check=True)
         caches = {name: f"{place}/{name}" for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
         own = {**os.environ, **caches, "LD_PRELOAD": str(library), "CUDA_VISIBLE_DEVICES": ""}
+        own["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no workers that could outlive it
         words = [str(library), json.dumps(asdict(case)), str(answer)]
         command = [sys.executable, "-m", "nld_train.rehearsal.kernel_process", *words]
         done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
