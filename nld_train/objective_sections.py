@@ -1,13 +1,10 @@
 """The optional sections of a run: what it trains in place of the joint objective."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from nld_train.errors import require
 from nld_train.setting_ranges import check_ranges
-
-if TYPE_CHECKING:
-    from nld_train.config import RunConfig
 
 # How the trajectories that a sampler is trained on come about (nld_train/sampler).
 CONFIDENCE, HYBRID = POLICIES = ("confidence", "hybrid")
@@ -19,8 +16,8 @@ class ObjectiveSection:
 
     whole_network: ClassVar[bool] = False  # every rank must hold all layers and whole rows
 
-    def check_run(self, run: "RunConfig") -> None:
-        """Refuse a run that cannot be trained so. Raises: UserError."""
+    def check_run(self, run: Any) -> None:
+        """Refuse a run, a RunConfig of config.py, that cannot be trained so. Raises: UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class DrafterConfig(ObjectiveSection):
     def __post_init__(self) -> None:
         check_ranges("drafter", self)
 
-    def check_run(self, run: "RunConfig") -> None:
+    def check_run(self, run: Any) -> None:
         """Refuse what a drafter cannot be trained with."""
         require(run.init is not None, f"{run.name} without init", "the folder of the model to draft for", "set init=")
         require(
@@ -95,7 +92,7 @@ class SamplerConfig(ObjectiveSection):
         known = set(self.policies) <= set(POLICIES) and len(self.policies) > 0
         require(known, f"sampler.policies={self.policies}", f"one or more of {', '.join(POLICIES)}", "correct it")
 
-    def check_run(self, run: "RunConfig") -> None:
+    def check_run(self, run: Any) -> None:
         """Refuse what a sampler cannot be trained with, and settings that it would not read."""
         require(run.init is None, f"init={run.init!r} with a sampler", "none: its network starts at random", "leave it")
         fixed = {

@@ -28,20 +28,20 @@ SIZES = {
         model=NLD_3B,
         tensor=1,
         micro_batch=1,
-        reason="Uncut a row takes 37.8 GB. A step is four micro-batches on each of 32 data ranks.",
+        reason="Uncut a row takes 33.0 GB. A step is four micro-batches on each of 32 data ranks.",
     ),
     "8b": SizeLayout(
         model=NLD_8B,
         tensor=2,
         micro_batch=1,
-        reason="""Uncut a row takes 65.4 GB; tensor 2 with sequence parallelism takes 32.8 GB. A step is eight
+        reason="""Uncut a row takes 55.1 GB; tensor 2 with sequence parallelism takes 27.7 GB. A step is eight
         micro-batches on each of 16 data ranks.""",
     ),
     "14b": SizeLayout(
         model=NLD_14B,
         tensor=2,
         micro_batch=1,
-        reason="""Uncut a row takes 89.6 GB; tensor 2 with sequence parallelism takes 45.0 GB. A step is eight
+        reason="""Uncut a row takes 74.9 GB; tensor 2 with sequence parallelism takes 37.6 GB. A step is eight
         micro-batches on each of 16 data ranks.""",
     ),
 }

@@ -2,10 +2,14 @@
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.doctor.finding import DoctorFinding
 
 DOCTOR_HELP = """\
 Check this machine and, with a recipe, everything its run needs, without starting or changing anything.
@@ -14,6 +18,10 @@ Check this machine and, with a recipe, everything its run needs, without startin
   nld doctor tiny_stage2_joint                    also: data, tokenizer, init, memory, disk, checkpoints
   nld doctor tiny_stage2_joint --verify           also reads data and checkpoints whole, against their checksums
   nld doctor nld_8b_stage2_joint parallel.world_size=8 --json doctor.json
+  nld doctor nld_8b_stage2_joint --rehearse       also tries what one node can, in minutes, before all nodes are taken:
+                                                  its ranks by fake process groups, a step's memory on fake tensors, its
+                                                  attention kernels compiled for an H100, and a short training at its
+                                                  width (two layers), saved and continued
   srun --ntasks-per-node=1 nld doctor nld_8b_stage1_ar --meet $(hostname):29500
                                                   the nodes of an allocation: GPUs, all-reduce, disks, clocks
 
@@ -31,6 +39,7 @@ def add_doctor_parser(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("recipe", nargs="?", help="recipe name or file (default: the machine alone)")
     doctor.add_argument("override", nargs="*", metavar="key=value", help="settings to change, by dotted key")
     doctor.add_argument("--verify", action="store_true", help="read data and checkpoints whole, against checksums")
+    doctor.add_argument("--rehearse", action="store_true", help="also try what one node can of the run; minutes")
     doctor.add_argument("--json", metavar="FILE", help="write the findings there too")
     doctor.add_argument(
         "--meet", metavar="HOST:PORT", help="check the nodes of a run instead, as `nld train --meet` does"
@@ -50,15 +59,29 @@ def run_doctor(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output_file(Path(args.json))
     run = None if args.recipe is None else recipe.load_recipe(args.recipe, args.override)
+    if args.rehearse and (run is None or args.meet is not None):
+        got = "without a recipe" if run is None else "with --meet"
+        raise UserError(f"--rehearse {got}", "one node and a recipe", "name the recipe, and leave --meet out")
+    if args.rehearse and run is not None and run.sampler is not None:
+        do = "leave --rehearse out: the network is small, and a short run tells the rest"
+        raise UserError(f"--rehearse of {run.name}, a sampler's run", "the run of a model", do)
     if args.meet is not None:
         return _run_on_nodes(args, run)
     findings = machine_findings(run)
     if run is not None:
         findings += run_findings(run, args.verify)
+        findings += _rehearse(run) if args.rehearse else []
     print(f"{findings_table(findings)}\n\n{findings_summary(findings)}")
     if args.json is not None:
         write_text(Path(args.json), findings_json(findings))
     return 1 if any_fails(findings) else 0
+
+
+def _rehearse(run: RunConfig) -> "list[DoctorFinding]":
+    from nld_train.doctor.accelerator import found_gpus
+    from nld_train.rehearsal.rehearse import rehearse_run
+
+    return rehearse_run(run, found_gpus())
 
 
 def _run_on_nodes(args: argparse.Namespace, run: RunConfig | None) -> int:

@@ -110,8 +110,8 @@ def stored_shape(run: RunConfig, pca: EmbeddingPCA) -> NetworkShape:
 
 
 def read_network(checkpoint: Path, shape: NetworkShape) -> dict[str, Tensor]:
-    """The network's weights in float32, by their own names. Raises: UserError for another network, and numbers that are
-    not finite."""
+    """The network's weights in float32, by their own names, of any shape. Raises: UserError for another network, and
+    numbers that are not finite."""
     check_checkpoint_contents(checkpoint)
     stored = StoredWeights(checkpoint)
     with torch.device("meta"):

@@ -112,10 +112,11 @@ class StoredGroups:
 
     @cached_property
     def coordinates(self) -> torch.Tensor:
+        """The compressed embedding [V, P] of every token."""
         return read_pca(self.record.folder).coordinates
 
     def tensor(self, part: int, name: str) -> torch.Tensor | None:
-        """A whole tensor of a part; None where the part has none of that name."""
+        """A whole tensor of a part, [N, ...]; None where the part has none of that name."""
         file = self._file(part)
         return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 - a file, and no dict
 

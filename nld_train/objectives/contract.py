@@ -167,7 +167,7 @@ class Objective(ABC):
 
     def evaluated_figures(self, add_up: "Callable[[Tensor], None]") -> dict[str, float]:
         """Called behind the last batch of an evaluation: figures that are no means over positions, the same on every
-        rank. add_up: sums a tensor over the data ranks, in place."""
+        rank. add_up: sums a tensor of any shape over the data ranks, in place."""
         return {}
 
     @abstractmethod

@@ -112,7 +112,8 @@ class SamplerObjective(Objective):
         self._counts = found if self._counts is None else self._counts + found
 
     def evaluated_figures(self, add_up: "Callable[[Tensor], None]") -> dict[str, float]:
-        """AUC of the sampler and of the confidence, and the bands of the calibration that hold a score."""
+        """AUC of the sampler and of the confidence, and the bands of the calibration that hold a score. add_up: is
+        given the counts [2 scorers, 2 labels, BINS]."""
         from nld_train.loss.sampler_loss import area_under_roc, calibration_bands
 
         assert self._counts is not None, "an evaluation has batches on every rank"

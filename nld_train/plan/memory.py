@@ -172,10 +172,16 @@ def layer_elements(run: RunConfig, gathered: bool) -> float:
       map keeps as the same tensor. Where keys and values are `gathered` from other ranks, the gathered ones are kept
       instead, and of the rank's own only the query and the output remain.
     - SwiGLU, sharded over tensor ranks, keeps gate and up, 2F, and their product, F, the input of the down map.
+
+    Maps that are not trained keep no inputs: of a frozen network the two outputs of the RMSNorms and the product are
+    left out. Its adapter keeps its own input, the noisy half of the attention's output in a tensor of H D.
     """
     model = run.model
     own = 2 * model.heads if gathered else 3 * model.heads + 3 * model.kv_heads
-    return 4 * stream_elements(run) + (model.head_dim * own + 3 * model.ffn) / run.parallel.tensor
+    streams, products = 4, 3 * model.ffn
+    if objective_of(run).adapter is not None:
+        streams, products = 2, 2 * model.ffn + model.heads * model.head_dim
+    return streams * stream_elements(run) + (model.head_dim * own + products) / run.parallel.tensor
 
 
 def stored_activation_bytes(run: RunConfig, recompute_attention: bool) -> int:

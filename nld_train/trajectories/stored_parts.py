@@ -61,7 +61,8 @@ def group_name(policy: str, length: int) -> str:
 
 
 def pack_groups(groups: Groups) -> dict[str, Tensor]:
-    """The tensors of a part; a group without trajectories has none."""
+    """The tensors of a part, with the shapes of this page: [N], [N, B], [M, 3], [M, 12]; a group without trajectories
+    has none."""
     tensors: dict[str, Tensor] = {}
     for name, placed in groups.items():
         if not placed:
@@ -76,7 +77,7 @@ def pack_groups(groups: Groups) -> dict[str, Tensor]:
 
 
 def unpack_groups(tensors: Mapping[str, Tensor]) -> dict[str, list[PlacedTrajectory]]:
-    """The trajectories that `pack_groups` packed."""
+    """The trajectories that `pack_groups` packed. tensors: [N], [N, B], [M, 3], [M, 12] of every group."""
     groups: dict[str, list[PlacedTrajectory]] = {}
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
         field = {key.rpartition(".")[2]: tensors[key] for key in tensors if key.rpartition(".")[0] == name}

@@ -1,7 +1,8 @@
 """Trains the runs of tests on real gloo ranks: a process that has imported Megatron once, and forks ranks on request.
 
 Importing Megatron takes longer than these runs do. Every run leaves some 60 threads of gloo behind in its process,
-which wake up now and then: those of 20 runs on 4 ranks took all of a 2-core machine. So ranks end after ten runs.
+which wake up now and then: those of 20 runs on 4 ranks took all of a 2-core machine, and those of ten on 8 as well. So
+ranks end after ten runs, or fewer where there are many ranks.
 
 A line of JSON in, {"ranks": 2, "runs": [paths], "log": path}: the runs are trained one after another, on ranks that
 write to the log. A line out: 0, or the status of a rank that failed.
@@ -26,7 +27,7 @@ from nld_train.train import cpu_runtime, patches
 from nld_train.train.leave_watch import LeaveWatch
 from nld_train.train.rank import train_rank
 
-MOST_RUNS = 10
+MOST_RUNS, MOST_LEFT_BEHIND = 10, 16  # runs of a process; runs of all processes together
 
 
 def main() -> None:
@@ -36,8 +37,9 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         status = 0
-        for first in range(0, len(asked["runs"]), MOST_RUNS):
-            status = status or fork_ranks(asked["ranks"], asked["runs"][first : first + MOST_RUNS], asked["log"])
+        most = min(MOST_RUNS, MOST_LEFT_BEHIND // asked["ranks"])
+        for first in range(0, len(asked["runs"]), most):
+            status = status or fork_ranks(asked["ranks"], asked["runs"][first : first + most], asked["log"])
         print(status, file=answers, flush=True)
 
 

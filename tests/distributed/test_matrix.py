@@ -4,19 +4,14 @@ Ten minutes of work (`make test-long`); tests/distributed/test_layouts.py is the
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from nld_train.config import RunConfig
-from nld_train.convert.torch_dist import StoredWeights
-from nld_train.convert.weight_table import WeightMapping
-from nld_train.run_folder.checkpoints import newest_complete_step
-from nld_train.run_folder.paths import step_folder
+from tests.distributed.alike import assert_same_curve, assert_same_parameters, parameters
 from tests.distributed.ranks import figures, on, small_run, train_together, with_train
 
 pytestmark = [pytest.mark.megatron, pytest.mark.long]
@@ -123,28 +118,6 @@ def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def of_ranks(runs: Runs, ranks: int) -> list[RunConfig]:
     return [runs.cut(stage, layout) for layout in LAYOUTS if LAYOUTS[layout][0] == ranks for stage in STAGES]
-
-
-def parameters(run: RunConfig) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a run's last checkpoint, whole tensors under names that no layout changes."""
-    assert newest_complete_step(Path(run.output)) == STEPS
-    stored = StoredWeights(step_folder(Path(run.output), STEPS))
-    for name, shape in sorted(stored.shapes.items()):
-        yield name, stored.read(WeightMapping(name, None, shape, ()), torch.float32)
-
-
-def assert_same_curve(expected: RunConfig, got: RunConfig) -> None:
-    one, other = figures(expected), figures(got)
-    assert len(one) == len(other) == STEPS
-    for step, (wanted, found) in enumerate(zip(one, other, strict=True), 1):
-        assert found == pytest.approx(wanted, rel=1e-5), f"step {step}"
-
-
-def assert_same_parameters(expected: RunConfig, got: RunConfig) -> None:
-    for (name, wanted), (same, found) in zip(parameters(expected), parameters(got), strict=True):
-        assert name == same
-        apart = ((found - wanted).norm() / wanted.norm()).item()
-        assert apart < 1e-5, f"{name} is {apart:.1e} of its norm away"
 
 
 @pytest.mark.parametrize("stage", STAGES)

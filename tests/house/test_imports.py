@@ -11,7 +11,7 @@ import pytest
 HEART = {"data", "noise", "dual_stream", "attention", "loss", "objectives", "plan"}
 MEGATRON = {"megatron", "transformer_engine"}
 # What may import Megatron: the model, the ranks, and the measurements that stand above them.
-WITH_MEGATRON = {"model", "train"}
+WITH_MEGATRON = {"model", "train", "rehearsal"}
 MEGATRON_FILES = {Path("nld_train/bench") / name for name in ("megatron_rank.py", "megatron_steps.py", "attention.py")}
 # The heart's one door to Transformer Engine: its kernels, called by name, imported when they are first used.
 KERNELS = Path("nld_train/attention/fused/te_call.py")
@@ -35,7 +35,7 @@ ORDER = [
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "objectives"],
     *["plan", "model", "report", "train", "bench", "convert", "decode", "evaluation", "sampler"],
-    *["doctor", "node_check", "start", "launch", "commands", "cli"],
+    *["doctor", "rehearsal", "node_check", "start", "launch", "commands", "cli"],
 ]
 
 

@@ -6,7 +6,7 @@ from nld_train.config import RunConfig
 from nld_train.objectives.choose import objective_of
 from nld_train.plan.dry_run import dry_run_text
 from nld_train.plan.flops import row_flops
-from nld_train.plan.memory import checkpoint_size, stage_memory
+from nld_train.plan.memory import checkpoint_size, stage_memory, stored_activation_bytes
 from nld_train.plan.parameters import adapter_parameters, model_parameters
 from nld_train.recipe import load_recipe
 
@@ -47,3 +47,10 @@ def test_the_head_is_asked_for_the_drafted_places_of_the_blocks_that_count() -> 
 def test_the_dry_run_says_what_is_trained() -> None:
     assert "35,651,584: LoRA of rank 128 on o_proj; the rest is frozen" in dry_run_text(RUN)
     assert "trained " not in dry_run_text(load_recipe("tiny_stage1_ar"))
+
+
+def test_a_frozen_layer_keeps_no_inputs_of_its_maps_and_the_adapter_its_own() -> None:
+    """Tensor 2 with sequence parallelism: two streams; query, key, value, rotated ones and output; gate and up; A's."""
+    own = 2 * 4096 / 2 + (128 * (3 * 32 + 3 * 8) + 2 * 14_336 + 32 * 128) / 2
+    statistics = 4 * 32 / 2  # fp32, one a head
+    assert stored_activation_bytes(RUN, recompute_attention=False) == 8192 * (2 * own + statistics)

@@ -9,9 +9,30 @@ from nld_train import recipe
 from nld_train.recipe import load_recipe
 from tests.convert.conftest import random_output
 from tests.distributed.ranks import on, small_run
+from tests.sampler_folder import write_collection
 
 pytestmark = pytest.mark.megatron
-ON_GPUS = [name for name in recipe.recipe_names() if name.startswith("nld_")]
+SAMPLERS = [name for name in recipe.recipe_names() if name.startswith("nld_") and name.endswith("_sampler")]
+ON_GPUS = [name for name in recipe.recipe_names() if name.startswith("nld_") and not name.endswith("_sampler")]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_samplers_recipe_is_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_runtime: None
+) -> None:
+    from megatron.bridge.training.config import runtime_config_update
+
+    from nld_train.train.bridge_config import bridge_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    folder = write_collection(tmp_path / "trajectories")
+    run = recipe.load_recipe(name, [f"data.blend={folder}", "model.vocab_size=400", f"output={tmp_path}/out"])
+    monkeypatch.setenv("WORLD_SIZE", str(run.parallel.world_size))
+    config = bridge_config(run)
+    runtime_config_update(config)  # validates it
+    assert config.model.network_shape.features == 144 and config.model.network_shape.width == 384
+    assert config.mixed_precision is None and config.ddp.overlap_grad_reduce
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
