@@ -31,7 +31,7 @@ def run() -> RunConfig:
             mask_token_id=100,
         ),
         data=DataConfig(
-            blend=("out/demo/data/stdlib",),  # the files of stages 1 and 2
+            blend=("out/demo/data/almanac",),  # the files of stages 1 and 2
             tokenizer="out/demo/tokenizer",
             sequence_length=256,  # tokens
             workers=1,  # processes per rank; more would take the cores from the ranks
