@@ -1,8 +1,8 @@
 # Two commands to a first result:  make demo  -  make test
 #
 #   make setup      the virtual environment .venv, from requirements.lock: 3.5 GB of downloads, 7.5 GB on disk
-#   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
-#                   ends with out/demo/report.html
+#   make demo       trains a tiny model in three stages on facts that every machine has, exports it and lets it answer
+#                   new questions in every mode; ends with out/demo/report.html, where the modes race
 #   make demo-eval  evaluates the demo's model: likelihood, every mode, speed of light, tasks; ends with out/demo/eval/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
@@ -60,10 +60,11 @@ $(DEMO)/data/almanac.idx: | $(DEMO)/tokenizer
 	$(NLD) data prepare $(DEMO)/almanac/text.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/almanac
 
 $(DEMO)/data/chat.idx: | $(DEMO)/tokenizer
-	$(NLD) data prepare-chat $(DEMO)/almanac/chat.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/chat
+	$(NLD) data prepare-chat $(DEMO)/almanac/chat.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/chat \
+	  --fill-blocks 16
 
-# What the finished model is asked was never trained on: of held_out.jsonl all, and of the race one question of each kind.
-DECODE = --max-new-tokens 160 --dtype float32
+# What the finished model is asked was never trained on: all of held_out.jsonl, and in the race one question of each kind.
+DECODE = --max-new-tokens 96 --dtype float32
 RACE = $(NLD) generate --model $(DEMO)/hf --chat --mode all --block-length 16 $(DECODE)
 
 # A stage that was interrupted resumes; a finished one says so.
@@ -73,7 +74,7 @@ demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
 	$(NLD) train tiny_sft
 	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
 	$(RACE) --json $(DEMO)/month.json --prompt "Print the calendar of November 2036, which begins on a Saturday."
-	$(RACE) --json $(DEMO)/day.json --prompt "What is the day after Saturday, 28 February 1987?"
+	$(RACE) --json $(DEMO)/day.json --prompt "Which day is the day after Sunday, 31 December 2006?"
 	$(RACE) --json $(DEMO)/character.json --prompt "What is LATIN SMALL LETTER A WITH DIAERESIS?"
 	$(NLD) eval decode $(DEMO)/hf --prompts $(DEMO)/almanac/held_out.jsonl --chat --mode all --block 16 $(DECODE) \
 	  --output $(DEMO)/decoded --overwrite
@@ -82,7 +83,7 @@ demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
 
 # One page of all evaluations; killed, each goes on where it stopped.
 EVALUATE = --output $(DEMO)/eval --dtype float32
-PROMPTS = --prompts benchmarks/prompts.jsonl --max-new-tokens 64
+PROMPTS = --prompts $(DEMO)/almanac/held_out.jsonl --chat --max-new-tokens 96
 demo-eval: | .venv/.ready
 	@[ -f $(DEMO)/hf/config.json ] || $(MAKE) demo
 	$(NLD) eval likelihood $(DEMO)/hf --data $(DEMO)/data/almanac --held-out 99,1,0 $(EVALUATE)

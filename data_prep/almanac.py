@@ -117,12 +117,12 @@ def character_answer(character: str) -> str:
 
 
 def day_entries() -> Iterator[Entry]:
-    """The days before and after days of two centuries."""
+    """The days around days of two centuries."""
     day, end = date(YEARS.start, 1, 1), date(YEARS.stop, 1, 1)
     while day < end:
-        for relation, distance in (("day before", -1), ("day after", 1), ("week after", 7)):
+        for relation, distance in (("the day before", -1), ("the day after", 1), ("one week after", 7)):
             other = day + timedelta(days=distance)
-            question = f"What is the {relation} {day_text(day)}?"
+            question = f"Which day is {relation} {day_text(day)}?"
             if question_number(question) // HELD_OUT % DAYS_TAKEN == 0:
                 yield Entry("day", question, day_answer(relation, day, other))
         day += timedelta(days=1)
@@ -136,7 +136,7 @@ def day_answer(relation: str, day: date, other: date) -> str:
     length = calendar.monthrange(other.year, other.month)[1]
     year = "a leap year of 366" if calendar.isleap(other.year) else "a common year of 365"
     return (
-        f"The {relation} {day_text(day)} is {day_text(other)}. {calendar.month_name[other.month]} {other.year} has "
+        f"{relation.capitalize()} {day_text(day)} is {day_text(other)}. {calendar.month_name[other.month]} {other.year} has "
         f"{length} days, and {other.year} is {year} days."
     )
 

@@ -253,6 +253,9 @@ def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--date", metavar="YYYY-MM-DD", help="what a template with a clock writes (default: the day of the first start)"
     )
+    parser.add_argument(
+        "--fill-blocks", type=int, default=1, metavar="B", help="end marks behind the last answer, up to whole blocks"
+    )
     add_options(parser, ChatOptions())
     parser.set_defaults(run=run_prepare_chat)
 
@@ -266,6 +269,7 @@ def run_prepare_chat(args: argparse.Namespace) -> int:
         chosen=args.chosen,
         allow_losses=args.allow_losses,
         date=args.date,
+        fill_blocks=args.fill_blocks,
         mask_id=args.mask_id,
         overwrite=args.overwrite,
     )
