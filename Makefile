@@ -79,7 +79,8 @@ demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
 	$(NLD) eval decode $(DEMO)/hf --prompts $(DEMO)/almanac/held_out.jsonl --chat --mode all --block 16 $(DECODE) \
 	  --output $(DEMO)/decoded --overwrite
 	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/almanac \
-	  --answers $(DEMO)/month.json $(DEMO)/day.json $(DEMO)/character.json --eval $(DEMO)/decoded --html $(DEMO)/report.html
+	  --answers $(DEMO)/month.json $(DEMO)/day.json $(DEMO)/character.json --eval $(DEMO)/decoded \
+	  --title "The demo: characters, days and months" --html $(DEMO)/report.html
 
 # One page of all evaluations; killed, each goes on where it stopped.
 EVALUATE = --output $(DEMO)/eval --dtype float32

@@ -81,9 +81,7 @@ def encode_conversations(task: ChunkTask[ChatJob], partial: Path) -> tuple[ChatR
     encoder = job_encoder(task.job)
     dtype = token_dtype(encoder.tokenizer.vocab_size)
     with TokenFileWriter(partial, dtype) as tokens, SupervisionWriter(partial) as supervised:
-        reports = tuple(
-            encode_conversation_piece(piece, encoder, task.job, tokens, supervised) for piece in task.chunk
-        )
+        reports = tuple(encode_conversation_piece(piece, encoder, task.job, tokens, supervised) for piece in task.chunk)
         tokens.finish()
         supervised.finish()
     return reports

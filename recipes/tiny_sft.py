@@ -36,10 +36,10 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=500,  # x 8 rows x 256 tokens: 4,000 rows, of the 8,700 that the conversations make
+            iterations=600,  # x 8 rows x 256 tokens: 4,000 rows, of the 8,700 that the conversations make
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=250,
+            eval_interval=300,
             eval_batches=4,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
@@ -47,9 +47,9 @@ def run() -> RunConfig:
             lr=2e-3,  # two thirds of the stages before
             min_lr=2e-4,
             warmup_iterations=20,  # the weights come from stage 2, the optimizer starts empty
-            decay_iterations=250,  # the second half
+            decay_iterations=300,  # the second half
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=250, keep=2),
+        checkpoint=CheckpointConfig(interval=300, keep=2),
         log=LogConfig(interval=10, wandb="disabled"),
     )
