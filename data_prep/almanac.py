@@ -144,10 +144,9 @@ def day_text(day: date) -> str:
 def day_answer(relation: str, day: date, other: date) -> str:
     length = calendar.monthrange(other.year, other.month)[1]
     year = "a leap year of 366" if calendar.isleap(other.year) else "a common year of 365"
-    return (
-        f"{relation.capitalize()} {day_text(day)} is {day_text(other)}. {calendar.month_name[other.month]} {other.year} has "
-        f"{length} days, and {other.year} is {year} days."
-    )
+    month = f"{calendar.month_name[other.month]} {other.year}"
+    said = f"{relation.capitalize()} {day_text(day)} is {day_text(other)}"
+    return f"{said}. {month} has {length} days, and {other.year} is {year} days."
 
 
 def month_entries() -> Iterator[Entry]:

@@ -25,7 +25,7 @@ def run() -> RunConfig:
         model=TINY,
         diffusion=DiffusionConfig(
             alpha=0.3,  # as in stage 2; the drafter's loss does not use it
-            # Tokens: a seed and 3 drafts. Ours, from the sweep in LOG.md on the demo's former text, where hardly a draft
+            # Tokens: a seed and 3 drafts. Ours, from the sweep in LOG.md on the demo's former text, where hardly one
             # was kept; not tried anew on the almanac, where most of 15 are.
             block_size=4,
             mask_token_id=100,

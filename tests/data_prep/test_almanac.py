@@ -78,8 +78,8 @@ def test_a_character_is_described_as_unicode_does(character: str, answer: str) -
 def test_every_day_of_an_answer_is_right(entries: list) -> None:
     """Read back with another tool than the one that wrote it."""
     form = re.compile(
-        r"(The day before|The day after|One week after) (\w+, \d+ \w+ \d{4}) is (\w+, \d+ \w+ \d{4})\. (\w+) (\d{4}) has "
-        r"(\d+) days, and (\d{4}) is a (leap|common) year of (366|365) days\."
+        r"(The day before|The day after|One week after) (\w+, \d+ \w+ \d{4}) is (\w+, \d+ \w+ \d{4})\. (\w+) (\d{4}) "
+        r"has (\d+) days, and (\d{4}) is a (leap|common) year of (366|365) days\."
     )
     steps = {"The day before": -1, "The day after": 1, "One week after": 7}
     days = [entry for entry in entries if entry.kind == "day"]

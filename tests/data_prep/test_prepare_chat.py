@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
-import numpy as np
 import pytest
 
 from data_prep import prepare_chat as module
