@@ -74,7 +74,7 @@ demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
 	$(NLD) train tiny_sft
 	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
 	$(RACE) --json $(DEMO)/month.json --prompt "Print the calendar of November 2036, which begins on a Saturday."
-	$(RACE) --json $(DEMO)/day.json --prompt "Which day is the day after Sunday, 31 December 2006?"
+	$(RACE) --json $(DEMO)/day.json --prompt "Which day is one week after 30 April 2038?"
 	$(RACE) --json $(DEMO)/character.json --prompt "What is LATIN SMALL LETTER A WITH DIAERESIS?"
 	$(NLD) eval decode $(DEMO)/hf --prompts $(DEMO)/almanac/held_out.jsonl --chat --mode all --block 16 $(DECODE) \
 	  --output $(DEMO)/decoded --overwrite

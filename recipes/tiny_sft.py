@@ -27,16 +27,16 @@ def run() -> RunConfig:
             document_mask=True,  # conversations of a row do not see each other
         ),
         data=DataConfig(
-            blend=("out/demo/data/chat",),  # made by `make demo` with `nld data prepare-chat`
+            blend=("out/demo/data/chat",),  # made by `make demo` with `nld data prepare-chat --fill-blocks 16`
             tokenizer="out/demo/tokenizer",
             sequence_length=256,  # tokens
-            split="98,2,0",  # one conversation in fifty: 170 rows
+            split="98,2,0",  # one conversation in fifty: 73 rows
             chat=True,  # whole conversations packed into rows, answers supervised
             long_conversations="drop",  # most answers that would be cut lose their end mark
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=600,  # x 8 rows x 256 tokens: 4,000 rows, of the 8,700 that the conversations make
+            iterations=600,  # x 8 rows x 256 tokens: 1.4 times the 3,420 rows that the conversations make
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
             eval_interval=300,

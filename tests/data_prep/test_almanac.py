@@ -1,7 +1,7 @@
 import json
 import re
 from collections import Counter
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -78,8 +78,8 @@ def test_a_character_is_described_as_unicode_does(character: str, answer: str) -
 def test_every_day_of_an_answer_is_right(entries: list) -> None:
     """Read back with another tool than the one that wrote it."""
     form = re.compile(
-        r"(The day before|The day after|One week after) (\w+, \d+ \w+ \d{4}) is (\w+, \d+ \w+ \d{4})\. (\w+) (\d{4}) "
-        r"has (\d+) days, and (\d{4}) is a (leap|common) year of (366|365) days\."
+        r"(The day before|The day after|One week after) (\d+ \w+ \d{4}) is (\d+ \w+ \d{4})\. (\w+) (\d{4}) has "
+        r"(\d+) days, and (\d{4}) is a (leap|common) year of (366|365) days\."
     )
     steps = {"The day before": -1, "The day after": 1, "One week after": 7}
     days = [entry for entry in entries if entry.kind == "day"]
@@ -95,11 +95,7 @@ def test_every_day_of_an_answer_is_right(entries: list) -> None:
 
 
 def read_day(text: str) -> date:
-    from datetime import datetime
-
-    found = datetime.strptime(text, "%A, %d %B %Y").date()
-    assert found.strftime("%A") == text.split(",")[0], "strptime does not check the weekday"
-    return found
+    return datetime.strptime(text, "%d %B %Y").date()
 
 
 def test_a_month_begins_where_the_question_says(entries: list) -> None:
