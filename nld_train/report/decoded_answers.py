@@ -58,9 +58,8 @@ def read_answers(path: Path) -> tuple[str, list[DecodedAnswer]]:
     good = isinstance(prompt, str) and isinstance(answers, list) and all(map(is_answer, answers))
     require(good, f"{path} holds no answers", "what `nld generate --json` wrote", "write it again")
     # Between a turn and its answer stand marks of the chat template, which are not shown.
-    return content["prompt"] + "\n" * (content.get("chat") is True), [
-        DecodedAnswer(**answer) for answer in content["answers"]
-    ]
+    given = content["prompt"] + ("\n" if content.get("chat") is True else "")
+    return given, [DecodedAnswer(**answer) for answer in content["answers"]]
 
 
 def is_answer(content: object) -> bool:
