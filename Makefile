@@ -1,8 +1,8 @@
 # Two commands to a first result:  make demo  -  make test
 #
 #   make setup      the virtual environment .venv, from requirements.lock: 3.5 GB of downloads, 7.5 GB on disk
-#   make demo       trains a tiny model in three stages on real text, exports it and lets it answer in every mode;
-#                   ends with out/demo/report.html
+#   make demo       trains a tiny model in three stages on facts that every machine has, exports it and lets it answer
+#                   new questions in every mode; ends with out/demo/report.html, where the modes race
 #   make demo-eval  evaluates the demo's model: likelihood, every mode, speed of light, tasks; ends with out/demo/eval/report.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
@@ -50,39 +50,44 @@ lock: | .uv/path
 	uv=$$(cat .uv/path); $$uv lock -q --upgrade; \
 	$$uv export -q --no-emit-project --no-header --no-annotate -o requirements.lock
 
-$(DEMO)/text: | .venv/.ready
-	$(NLD) data stdlib --output $@
+$(DEMO)/almanac: | .venv/.ready
+	$(NLD) data almanac --output $@
 
-$(DEMO)/tokenizer: | $(DEMO)/text
-	$(NLD) data train-tokenizer $(DEMO)/text --output $@
+$(DEMO)/tokenizer: | $(DEMO)/almanac
+	$(NLD) data train-tokenizer $(DEMO)/almanac/text.jsonl --chat-words --output $@
 
-$(DEMO)/data/stdlib.idx: | $(DEMO)/tokenizer
-	$(NLD) data prepare $(DEMO)/text --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/stdlib
+$(DEMO)/data/almanac.idx: | $(DEMO)/tokenizer
+	$(NLD) data prepare $(DEMO)/almanac/text.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/almanac
 
-$(DEMO)/chat.jsonl: | .venv/.ready
-	$(NLD) data stdlib-chat --output $@
+$(DEMO)/data/chat.idx: | $(DEMO)/tokenizer
+	$(NLD) data prepare-chat $(DEMO)/almanac/chat.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/chat \
+	  --fill-blocks 16
 
-$(DEMO)/data/chat.idx: | $(DEMO)/tokenizer $(DEMO)/chat.jsonl
-	$(NLD) data prepare-chat $(DEMO)/chat.jsonl --tokenizer $(DEMO)/tokenizer --output $(DEMO)/data/chat
+# What the finished model is asked was never trained on: all of held_out.jsonl, and in the race one question of each kind.
+DECODE = --max-new-tokens 96 --dtype float32
+RACE = $(NLD) generate --model $(DEMO)/hf --chat --mode all --block-length 16 $(DECODE)
 
 # A stage that was interrupted resumes; a finished one says so.
-demo: $(DEMO)/data/stdlib.idx $(DEMO)/data/chat.idx
+demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
 	$(NLD) train tiny_stage1_ar
 	$(NLD) train tiny_stage2_joint
 	$(NLD) train tiny_sft
 	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
-	$(NLD) generate --model $(DEMO)/hf --chat --mode all --json $(DEMO)/answers.json \
-	  --prompt $$'def is_empty(self):\n    """Return True if the queue is empty."""' \
-	  --max-new-tokens 48 --block-length 16 --threshold none --forwards-per-block 4 --dtype float32
-	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/stdlib --answers $(DEMO)/answers.json \
-	  --html $(DEMO)/report.html
+	$(RACE) --json $(DEMO)/month.json --prompt "Print the calendar of November 2036, which begins on a Saturday."
+	$(RACE) --json $(DEMO)/day.json --prompt "Which day is one week after 30 April 2038?"
+	$(RACE) --json $(DEMO)/character.json --prompt "What is LATIN SMALL LETTER A WITH DIAERESIS?"
+	$(NLD) eval decode $(DEMO)/hf --prompts $(DEMO)/almanac/held_out.jsonl --chat --mode all --block 16 $(DECODE) \
+	  --output $(DEMO)/decoded --overwrite
+	$(NLD) report $(DEMO)/stage1_ar $(DEMO)/stage2_joint $(DEMO)/sft --data $(DEMO)/data/almanac \
+	  --answers $(DEMO)/month.json $(DEMO)/day.json $(DEMO)/character.json --eval $(DEMO)/decoded \
+	  --title "The demo: characters, days and months" --html $(DEMO)/report.html
 
 # One page of all evaluations; killed, each goes on where it stopped.
 EVALUATE = --output $(DEMO)/eval --dtype float32
-PROMPTS = --prompts benchmarks/prompts.jsonl --max-new-tokens 64
+PROMPTS = --prompts $(DEMO)/almanac/held_out.jsonl --chat --max-new-tokens 96
 demo-eval: | .venv/.ready
 	@[ -f $(DEMO)/hf/config.json ] || $(MAKE) demo
-	$(NLD) eval likelihood $(DEMO)/hf --data $(DEMO)/data/stdlib --held-out 99,1,0 $(EVALUATE)
+	$(NLD) eval likelihood $(DEMO)/hf --data $(DEMO)/data/almanac --held-out 99,1,0 $(EVALUATE)
 	$(NLD) eval decode $(DEMO)/hf $(PROMPTS) --mode all --block 8,16 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
 	$(NLD) eval sol $(DEMO)/hf $(PROMPTS) --block 4,8,16,32 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
 	$(NLD) eval tasks $(DEMO)/hf --tasks nld_cloze,nld_arithmetic --mode ar,diffusion,self-spec,quadratic $(EVALUATE)

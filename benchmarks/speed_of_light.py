@@ -27,7 +27,7 @@ BLOCKS, THRESHOLDS, BUDGET = (4, 8, 16, 32), (0.5, 0.7, 0.9), 5000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="out/demo/hf", help="exported folder (default: %(default)s)")
-    parser.add_argument("--data", default="out/demo/data/stdlib", help="prompts come from here (default: %(default)s)")
+    parser.add_argument("--data", default="out/demo/data/almanac", help="prompts come from here (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--new-tokens", type=int, default=64, help="default: %(default)s")

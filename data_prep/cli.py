@@ -1,9 +1,10 @@
-"""`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | stdlib | stdlib-chat`."""
+"""`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | almanac | stdlib | stdlib-chat`."""
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_prep.almanac import write_almanac
 from data_prep.conversations import PAIR_NAMES
 from data_prep.inspect_file import chat_lines, inspect_token_file, value_text
 from data_prep.messages import ROLES
@@ -57,6 +58,7 @@ def add_data_commands(
     add_prepare_chat(commands)
     add_inspect(commands)
     add_train_tokenizer(commands)
+    add_almanac(commands)
     add_stdlib(commands)
     add_stdlib_chat(commands)
     return commands
@@ -251,6 +253,9 @@ def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--date", metavar="YYYY-MM-DD", help="what a template with a clock writes (default: the day of the first start)"
     )
+    parser.add_argument(
+        "--fill-blocks", type=int, default=1, metavar="B", help="end marks behind the last answer, up to whole blocks"
+    )
     add_options(parser, ChatOptions())
     parser.set_defaults(run=run_prepare_chat)
 
@@ -264,6 +269,7 @@ def run_prepare_chat(args: argparse.Namespace) -> int:
         chosen=args.chosen,
         allow_losses=args.allow_losses,
         date=args.date,
+        fill_blocks=args.fill_blocks,
         mask_id=args.mask_id,
         overwrite=args.overwrite,
     )
@@ -323,13 +329,34 @@ def add_train_tokenizer(commands: "Subparsers[argparse.ArgumentParser]") -> None
         metavar="KEY",
         help="field of a .jsonl line (default: %(default)s)",
     )
+    parser.add_argument("--chat-words", action="store_true", help="make the words of the chat template tokens too")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.set_defaults(run=run_train_tokenizer)
 
 
 def run_train_tokenizer(args: argparse.Namespace) -> int:
-    train_tokenizer(args.input, args.output, args.vocab_size, args.text_key, args.overwrite)
+    train_tokenizer(args.input, args.output, args.vocab_size, args.text_key, args.overwrite, args.chat_words)
     print(f"wrote {args.output}: a tokenizer of {args.vocab_size:,} tokens")
+    return 0
+
+
+def add_almanac(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "almanac",
+        "write the demo's questions and answers on characters, days and months",
+        "Facts of this Python's own unicodedata and calendar.\n"
+        "text.jsonl and chat.jsonl are trained on; held_out.jsonl holds questions that neither has.",
+        "nld data almanac --output out/demo/almanac",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.set_defaults(run=run_almanac)
+
+
+def run_almanac(args: argparse.Namespace) -> int:
+    lines = write_almanac(args.output, args.overwrite)
+    print(f"wrote {args.output}: " + ", ".join(f"{name} with {count:,} lines" for name, count in lines.items()))
     return 0
 
 
@@ -337,9 +364,9 @@ def add_stdlib(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser = add_command(
         commands,
         "stdlib",
-        "copy the sources of the Python standard library as demo text",
+        "copy the sources of the Python standard library",
         "About 10 MB that every machine has.",
-        "nld data stdlib --output out/demo/text",
+        "nld data stdlib --output out/text",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
@@ -350,10 +377,10 @@ def add_stdlib_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     parser = add_command(
         commands,
         "stdlib-chat",
-        "make demo conversations from the Python standard library",
+        "make conversations from the Python standard library",
         "Short ones, for a tiny model.\n"
         "The question is a function's signature and the summary of its docstring, the answer its body.",
-        "nld data stdlib-chat --output out/demo/chat.jsonl",
+        "nld data stdlib-chat --output out/stdlib.jsonl",
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

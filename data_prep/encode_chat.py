@@ -3,14 +3,16 @@
 import functools
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from data_prep.conversations import LeftOut, read_conversation
 from data_prep.encode import REPORTS, ChunkTask, PieceReport, job_tokenizer
 from data_prep.sources import FilePiece, TextRecord, read_values
 from nld_train.data import supervision
-from nld_train.data.chat_encoder import ChatEncoder
+from nld_train.data.chat_encoder import ChatEncoder, EncodedConversation
 from nld_train.data.chat_template import ChatProblem, load_chat_template
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileWriter, token_dtype
@@ -32,6 +34,7 @@ class ChatJob:
     chosen: bool  # of preferences, the better answer
     allow_losses: bool  # also answers that lost what they rest on
     day: str | None  # YYYY-MM-DD, what a template with a clock is told; None: it has no clock
+    fill_blocks: int  # tokens: conversations are filled up to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -78,26 +81,26 @@ def encode_conversations(task: ChunkTask[ChatJob], partial: Path) -> tuple[ChatR
     encoder = job_encoder(task.job)
     dtype = token_dtype(encoder.tokenizer.vocab_size)
     with TokenFileWriter(partial, dtype) as tokens, SupervisionWriter(partial) as supervised:
-        reports = tuple(
-            encode_conversation_piece(piece, encoder, task.job.chosen, tokens, supervised) for piece in task.chunk
-        )
+        reports = tuple(encode_conversation_piece(piece, encoder, task.job, tokens, supervised) for piece in task.chunk)
         tokens.finish()
         supervised.finish()
     return reports
 
 
 def encode_conversation_piece(
-    piece: FilePiece, encoder: ChatEncoder, chosen: bool, tokens: TokenFileWriter, supervised: SupervisionWriter
+    piece: FilePiece, encoder: ChatEncoder, job: ChatJob, tokens: TokenFileWriter, supervised: SupervisionWriter
 ) -> ChatReport:
-    """Write the conversations of one piece, in order; bad ones are reported. chosen: as `read_conversation` has it."""
+    """Write the conversations of one piece, in order; bad ones are reported."""
     records = documents = count = text_bytes = 0
     bad = []
     unread, losses, left_out = Counter[str](), Counter[str](), Counter[str]()
     for found in read_values(piece):
         records += 1
         try:
-            conversation = read_conversation(found, chosen, encoder.template.reads)
+            conversation = read_conversation(found, job.chosen, encoder.template.reads)
             encoded = encoder.conversation(conversation.messages, conversation.tools)
+            if job.fill_blocks > 1:
+                encoded = fill_last_block(encoded, encoder.end_mark(), job.fill_blocks)
         except ChatProblem as problem:
             bad.append(TextRecord(found.line, problem=str(problem)))
             continue
@@ -114,3 +117,19 @@ def encode_conversation_piece(
         text_bytes += encoded.text_bytes
     counts = (dict(unread), dict(losses), dict(left_out))
     return ChatReport(piece, records, documents, count, text_bytes, tuple(bad), *counts)
+
+
+def fill_last_block(encoded: EncodedConversation, end_mark: int, block_size: int) -> EncodedConversation:
+    """The conversation up to its last supervised token, then supervised end marks up to a multiple of `block_size`.
+
+    Decoding does not know how long an answer will be, and gives a whole block of masks. Where training cuts the last
+    block off behind the answer, or shows what stands there, the number of its masks tells where the answer ends; what
+    is trained so goes on behind the end when it is given more.
+    """
+    end = int(np.flatnonzero(encoded.supervised)[-1]) + 1
+    missing = -end % block_size
+    tokens = np.append(encoded.tokens[:end], np.full(missing, end_mark, encoded.tokens.dtype))
+    supervised = np.append(encoded.supervised[:end], np.full(missing, True))
+    notes = Counter(encoded.notes)
+    notes[f"end marks that fill blocks of {block_size} tokens"] += missing
+    return replace(encoded, tokens=tokens, supervised=supervised, notes=notes)

@@ -37,6 +37,7 @@ from nld_train.files import refuse_existing, staged_files, write_text
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 21  # of input per part
+MOST_FILLED = 4096  # tokens of a block
 DATE = "date"  # in the folder of the parts: what a template with a clock is told
 SUFFIXES = (".bin", supervision.SUFFIX, manifest_file.SUFFIX, ".idx")
 
@@ -49,7 +50,14 @@ class ChatOptions(PreparationOptions):
     last_turn_only: bool = False  # only the last answer of a conversation is supervised
     chosen: bool = False  # of preferences, the better answer; bad rows are left out
     allow_losses: bool = False  # also answers that lost their reasoning, a call, or a tool result they rest on
+    fill_blocks: int = 1  # tokens: answers are filled with end marks to whole blocks of so many
     date: str | None = None  # YYYY-MM-DD, for a template with a clock; None: the day on which the preparation began
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.fill_blocks <= MOST_FILLED:
+            do = "give the recipe's diffusion.block_size"
+            raise UserError(f"--fill-blocks {self.fill_blocks}", f"1 to {MOST_FILLED}", do)
 
 
 @dataclass
@@ -123,6 +131,7 @@ def describe_job(encoder: ChatEncoder, options: ChatOptions) -> ChatJob:
         chosen=options.chosen,
         allow_losses=options.allow_losses,
         day=template.date,
+        fill_blocks=options.fill_blocks,
     )
 
 

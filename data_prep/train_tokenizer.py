@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,6 +16,9 @@ from nld_train.files import staged_folder
 
 VOCAB_SIZE = 2048
 SMALLEST_VOCAB = CONTROL_IDS + 256  # the control tokens and one token per byte value
+# The words of the chat template stand in no text, and would be spelled letter by letter in every turn.
+TEMPLATE_WORDS = ("system\n", "user\n", "assistant\n", "<think>", "</think>")
+REPEATED = 10_000  # so that they are merged before the words of the text are
 ROLES = {"bos_token": control_token(1), "eos_token": control_token(2), "unk_token": control_token(0)}
 
 
@@ -24,8 +28,11 @@ def train_tokenizer(
     vocab_size: int = VOCAB_SIZE,
     text_key: str = TEXT_KEY,
     overwrite: bool = False,
+    chat_words: bool = False,
 ) -> None:
     """Train on the texts of files or folders and write a tokenizer folder; the same inputs give the same bytes.
+
+    chat_words: whether the words of the chat template become tokens too.
 
     Ids 0..100 are control tokens (<unk> 0, <s> 1, </s> 2, <|im_start|> 10, <|im_end|> 11, mask 100), then come the 256
     bytes, then merges. Raises UserError for bad input, or for text too small for `vocab_size`; then nothing is written.
@@ -34,7 +41,8 @@ def train_tokenizer(
         raise UserError(f"--vocab-size {vocab_size}", f"{SMALLEST_VOCAB} or more", "raise it: 2048 suits a small model")
     files = find_files(inputs, SUFFIXES)
     with staged_folder(Path(folder), overwrite) as partial:
-        library = train_bpe(document_texts(files, text_key), vocab_size)
+        repeated = repeat("".join(TEMPLATE_WORDS), REPEATED if chat_words else 0)
+        library = train_bpe(chain(repeated, document_texts(files, text_key)), vocab_size)
         found = library.get_vocab_size()
         if found != vocab_size:
             raise UserError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # it imports torch
 HELP = """\
 Measure a checkpoint: how likely it finds text, how it decodes in every mode, how fast an oracle could.
 
-  nld eval likelihood out/demo/hf --data out/demo/data/stdlib
+  nld eval likelihood out/demo/hf --data out/demo/data/almanac
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode all --block 8,16 --threshold 0.5,0.7,0.9
   nld eval sol out/demo/hf --prompts prompts.jsonl --block 4,8,16
   nld eval tasks out/demo/hf --tasks nld_arithmetic,nld_cloze --mode self-spec

@@ -22,7 +22,7 @@ LAWS = ("uniform", "stratified", "complementary")
 HELP = """\
 How likely a model finds text: left to right, and by denoising, of which the ELBO is a bound.
 
-  nld eval likelihood out/demo/hf --data out/demo/data/stdlib --held-out 95,5,0
+  nld eval likelihood out/demo/hf --data out/demo/data/almanac --held-out 95,5,0
   nld eval likelihood out/demo/sft --data notes.txt articles.jsonl --rows 256 --draws 16 --noise complementary
 
 Documents are cut into windows of --length + 1 tokens, whose first is context, as in training: a window's AR figure

@@ -212,7 +212,7 @@ def run_generate(args: argparse.Namespace) -> int:
             print(sight_text(gap, infill_length, settings.block_length, model.config.block_size), flush=True)
         answers.append(answer_record(mode, result, to_text, sampled))
     if args.json is not None:
-        content = {"prompt": prompts[0], "answers": answers}
+        content: dict[str, object] = {"prompt": prompts[0], "chat": args.chat, "answers": answers}
         content |= {} if args.infill is None else {"text_behind": args.infill}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
     return FINISHED

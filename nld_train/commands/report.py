@@ -8,12 +8,14 @@ def add_report_parser(commands: argparse._SubParsersAction) -> None:
         "report",
         help="draw and tabulate the losses of runs",
         description="Print the table of one or more runs, and write a page with their curves.  Example: nld report "
-        "out/demo/stage1_ar out/demo/stage2_joint --data out/demo/data/stdlib --html out/demo/report.html",
+        "out/demo/stage1_ar out/demo/stage2_joint --data out/demo/data/almanac --html out/demo/report.html",
     )
     report.add_argument("output", nargs="+", help="output folders of `nld train`, in the order they were run")
     report.add_argument("--html", metavar="FILE", help="write the page there")
     report.add_argument("--data", nargs="+", metavar="PREFIX", help="token files to compare with: the unigram entropy")
-    report.add_argument("--answers", metavar="FILE", help="show answers that `nld generate --json FILE` wrote")
+    report.add_argument(
+        "--answers", nargs="+", default=[], metavar="FILE", help="show answers that `nld generate --json FILE` wrote"
+    )
     report.add_argument("--eval", nargs="+", default=[], metavar="DIR", help="show what `nld eval` wrote there")
     report.add_argument("--title", default="Training report", help="title of the page (default: %(default)s)")
     report.set_defaults(run=run_report)
@@ -37,7 +39,7 @@ def run_report(args: argparse.Namespace) -> int:
     print(text_table(stages, entropy))
     print(drafter_figures.drafter_text(stages) + sampler_figures.sampler_text(stages), end="")
     if args.html is not None:
-        extras = ReportExtras(None if args.answers is None else Path(args.answers), [Path(one) for one in args.eval])
+        extras = ReportExtras([Path(one) for one in args.answers], [Path(one) for one in args.eval])
         write_report(outputs, Path(args.html), entropy, args.title, extras)
         print(f"wrote {args.html}")
     return 0

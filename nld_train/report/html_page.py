@@ -1,4 +1,4 @@
-"""An HTML file that needs no other file, no network and no script."""
+"""An HTML file that needs no other file and no network."""
 
 from collections.abc import Sequence
 from html import escape

@@ -14,7 +14,7 @@ from nld_train.data.manifest import parse_blend
 from nld_train.dual_stream.picture import visibility_svg
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.files import check_output_file, write_text
-from nld_train.report import chart, decoded_answers, drafter_figures, sampler_figures
+from nld_train.report import chart, decoded_answers, drafter_figures, race, sampler_figures
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.evaluation_page import evaluation_sections
 from nld_train.report.history import Stage, read_stages, stage_losses
@@ -37,18 +37,21 @@ PICTURE = (16, 4)  # tokens and block size of the picture: small enough to be re
 class ReportExtras:
     """What a report shows beside the runs."""
 
-    answers: Path | None = None  # what `nld generate --json` wrote
+    answers: Sequence[Path] = ()  # what `nld generate --json` wrote, file by file
     evaluations: Sequence[Path] = ()  # what `nld eval` wrote, folder by folder
 
     def words(self) -> list[str]:
         """The words of `nld report` for them."""
-        shown = [] if self.answers is None else ["--answers", str(self.answers)]
+        shown = ["--answers", *map(str, self.answers)] if self.answers else []
         return [*shown, *(["--eval", *map(str, self.evaluations)] if self.evaluations else [])]
 
-    def sections(self) -> list[str]:
-        """The HTML of their parts. Raises: UserError."""
-        shown = [] if self.answers is None else [decoded_answers.decoded_section(self.answers)]
-        return [*shown, *([evaluation_sections(self.evaluations)] if self.evaluations else [])]
+    def race(self) -> list[str]:
+        """The HTML of the answers. Raises: UserError."""
+        return [decoded_answers.decoded_section(self.answers)] if self.answers else []
+
+    def measured(self) -> list[str]:
+        """The HTML of the evaluations. Raises: UserError."""
+        return [evaluation_sections(self.evaluations)] if self.evaluations else []
 
 
 NOTHING_ELSE = ReportExtras()
@@ -86,22 +89,24 @@ def report_command(
 def report_page(
     stages: Sequence[Stage], unigram_entropy: float | None, title: str, made_by: str, extras: ReportExtras
 ) -> str:
-    """The whole HTML file: it needs no other file, no network and no script."""
+    """The whole HTML file: it needs no other file and no network; its script moves the clock of the race alone."""
     body = [
         f"<h1>{escape(title)}</h1>",
+        *extras.race(),
+        "<h2>Training</h2>",
         loss_sentences(stages, unigram_entropy),
         report_figures(stages, unigram_entropy),
         "<h2>Stages</h2>",
         html_table(stages, unigram_entropy),
         drafter_figures.drafter_section(stages),
         sampler_figures.sampler_section(stages),
-        *extras.sections(),
+        *extras.measured(),
         visibility_figure(stages),
         "<h2>How this page was made</h2>",
         f"<pre>{escape(made_by)}</pre>",
         *[settings_html(stage) for stage in stages],
     ]
-    return html_page(title, decoded_answers.STYLE, body)
+    return html_page(title, decoded_answers.STYLE + race.STYLE, body)
 
 
 def loss_sentences(stages: Sequence[Stage], unigram_entropy: float | None) -> str:

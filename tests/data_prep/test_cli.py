@@ -80,6 +80,15 @@ def test_demo_conversations_become_a_file(tmp_path: Path, nld: Nld, capsys: pyte
     assert "conversations" in capsys.readouterr().out and (tmp_path / "chat.jsonl").is_file()
 
 
+def test_the_almanac_is_written_and_not_replaced_unasked(
+    tmp_path: Path, nld: Nld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nld("data", "almanac", "--output", tmp_path / "almanac") == 0
+    assert "held_out.jsonl with 36 lines" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists"):
+        nld("data", "almanac", "--output", tmp_path / "almanac")
+
+
 def test_a_tokenizer_folder_is_replaced_only_on_request(tmp_path: Path, corpus: Path, nld: Nld) -> None:
     words = ["data", "train-tokenizer", corpus, "--output", tmp_path / "made", "--vocab-size", 360]
     assert nld(*words) == 0
@@ -88,7 +97,9 @@ def test_a_tokenizer_folder_is_replaced_only_on_request(tmp_path: Path, corpus: 
     assert nld(*words, "--overwrite") == 0
 
 
-@pytest.mark.parametrize("command", ["prepare", "prepare-chat", "inspect", "train-tokenizer", "stdlib", "stdlib-chat"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "prepare-chat", "inspect", "train-tokenizer", "almanac", "stdlib", "stdlib-chat"]
+)
 def test_help_shows_an_example(command: str, nld: Nld, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         nld("data", command, "--help")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -303,3 +304,28 @@ def test_saved_truncation_and_padding_change_nothing(tmp_path: Path, tokenizer: 
     (folder / "tokenizer.json").write_text(json.dumps(content))
     prepare_chat([source], tmp_path / "saved" / "chat", folder, ONE)
     assert TokenFile(tmp_path / "saved" / "chat")[0].tolist() == TokenFile(output(tmp_path))[0].tolist()
+
+
+def test_a_conversation_is_filled_with_end_marks_to_whole_blocks(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [conversation(number) for number in range(20)])
+    plain, filled = tmp_path / "plain", tmp_path / "filled"
+    prepare_chat([source], plain, tokenizer, ONE)
+    manifest = prepare_chat([source], filled, tokenizer, ChatOptions(workers=1, fill_blocks=16))
+    assert manifest.chat is not None
+    end, added = manifest.chat.end_of_turn_id, 0
+    for number in range(20):
+        answered = int(np.flatnonzero(Supervision(plain).of(number))[-1]) + 1
+        tokens, supervised = TokenFile(filled)[number], Supervision(filled).of(number)
+        assert len(tokens) == len(supervised) == answered + -answered % 16
+        assert tokens[:answered].tolist() == TokenFile(plain)[number][:answered].tolist()
+        assert supervised[:answered].tolist() == Supervision(plain).of(number)[:answered].tolist()
+        assert set(tokens[answered - 1 :].tolist()) == {end} and supervised[answered - 1 :].all()
+        added += len(tokens) - answered
+    assert manifest.chat.losses == {"end marks that fill blocks of 16 tokens": added}
+    assert 0 < added < 20 * 16
+
+
+@pytest.mark.parametrize("length", [0, -1, 4097])
+def test_blocks_of_no_length_are_refused(length: int) -> None:
+    with pytest.raises(UserError, match=f"--fill-blocks {length}"):
+        ChatOptions(workers=1, fill_blocks=length)

@@ -88,3 +88,12 @@ def test_transformers_loads_the_folder_and_renders_chatml(tokenizer: Path) -> No
     assert told == "<|im_start|>system\nbe<|im_end|>\n" + turns + "<|im_start|>assistant\n<think></think>ho<|im_end|>\n"
     ids = theirs.encode(told)
     assert (ids.count(10), ids.count(11)) == (3, 3)
+
+
+def test_words_of_the_chat_template_are_tokens_on_request(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" ".join(map(str, range(500))) * 2)
+    lengths = []
+    for name, chat_words in (("plain", False), ("chat", True)):
+        train_tokenizer([tmp_path / "a.txt"], tmp_path / name, vocab_size=400, chat_words=chat_words)
+        lengths.append(len(load_tokenizer(tmp_path / name).encode("assistant")))
+    assert lengths == [len("assistant"), 1]

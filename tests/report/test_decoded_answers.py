@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ ANSWER = {
 def test_every_token_shows_its_forward(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     path.write_text(json.dumps({"prompt": "im<port", "answers": [ANSWER]}))
-    html = decoded_section(path)
+    html = decoded_section([path])
     assert 'title="forward 3">de</span>' in html
     assert 'title="forward 1">f &lt;x&gt;</span>' in html
     assert "im&lt;port" in html
@@ -29,10 +30,27 @@ def test_every_token_shows_its_forward(tmp_path: Path) -> None:
     assert "1.50 tokens per verification" in html
 
 
+def test_the_race_has_a_frame_for_every_forward_of_the_slowest_mode(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    slow = ANSWER | {"mode": "ar", "forwards": 9, "order": [1, 9]}
+    path.write_text(json.dumps({"prompt": "", "answers": [ANSWER, slow]}))
+    html = decoded_section([path, path])
+    assert html.count('min="0" max="9" value="9"') == 2 and html.count("<script>") == 1
+    assert re.findall(r'data-forward="(\d+)"', html) == ["3", "1", "1", "9"] * 2
+    assert re.findall(r'data-forwards="(\d+)"', html) == ["4", "9"] * 2
+
+
+def test_an_answer_stands_below_a_turn_and_right_behind_a_text(tmp_path: Path) -> None:
+    for chat, between in ((True, "\n"), (False, "")):
+        path = tmp_path / "answers.json"
+        path.write_text(json.dumps({"prompt": "Who?", "chat": chat, "answers": [ANSWER]}))
+        assert f"Who?{between}</span>" in decoded_section([path])
+
+
 def test_later_tokens_are_darker(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     path.write_text(json.dumps({"prompt": "", "answers": [ANSWER]}))
-    html = decoded_section(path)
+    html = decoded_section([path])
     late, early = (float(html.split(f'" title="forward {step}"')[0].rsplit("/ ", 1)[1][:4]) for step in (3, 1))
     assert late > early
 
@@ -42,7 +60,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "answers.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"answers\.json"):
-        decoded_section(path)
+        decoded_section([path])
 
 
 @pytest.mark.parametrize(
@@ -63,9 +81,9 @@ def test_an_answer_with_a_field_of_another_kind_is_refused(tmp_path: Path, chang
     path = tmp_path / "answers.json"
     path.write_text(json.dumps({"prompt": "", "answers": [ANSWER | change]}))
     with pytest.raises(UserError, match=r"answers\.json holds no answers"):
-        decoded_section(path)
+        decoded_section([path])
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
-        decoded_section(tmp_path / "none.json")
+        decoded_section([tmp_path / "none.json"])

@@ -72,7 +72,7 @@ def test_the_page_is_well_formed_and_stands_alone(outputs, tmp_path) -> None:
     assert not checker.open
     assert "A &lt;title&gt; &amp; more" in html
     assert "prefers-color-scheme: dark" in html
-    assert not re.search(r"<script|<link|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", html)
+    assert not re.search(r"<script|src=(?!.data:)|<link|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", html)
 
 
 def test_every_logged_value_can_be_read_from_the_page(outputs, tmp_path) -> None:
@@ -155,7 +155,7 @@ def test_the_command_on_the_page_makes_the_page_again(outputs, tmp_path, monkeyp
 
 
 def test_the_command_names_the_data_of_the_entropy(outputs, tmp_path) -> None:
-    assert "--data out/demo/data/stdlib</pre>" in written(outputs, tmp_path)
+    assert "--data out/demo/data/almanac</pre>" in written(outputs, tmp_path)
 
 
 def test_the_text_table_is_aligned(outputs) -> None:
@@ -183,7 +183,7 @@ def test_losses_on_answers_are_told_apart_from_losses_on_text(outputs, folder, t
     assert "AR loss at the end of tiny_stage2_joint: <b>3.500</b>" in page, "the entropy is that of the text"
     assert "AR loss on answers at the end of tiny_sft: <b>2.500</b> nats per token (3.900 at its start)" in page
     assert "tiny_sft starts from" not in page, "other data: the two losses are not to be compared"
-    assert "--data out/demo/data/stdlib</pre>" in page
+    assert "--data out/demo/data/almanac</pre>" in page
     row = text_table(read_stages(stages), 6.3).splitlines()[-1].split()
     assert row[:7] == ["tiny_sft", "20", "81,920", "3.900", "2.500", "-", "-"]
 
