@@ -4,6 +4,7 @@
 #   make demo       trains a tiny model in three stages on facts that every machine has, exports it and lets it answer
 #                   new questions in every mode; ends with out/demo/report.html, where the modes race
 #   make demo-eval  evaluates the demo's model: likelihood, every mode, speed of light, tasks; ends with out/demo/eval/report.html
+#   make demo-sampler  trains a sampler for the demo's model and measures it; ends with out/demo/sampler.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
 #   make test-cluster   all tests on a real Slurm of two nodes; run by root, it installs Debian's packages for it
@@ -21,7 +22,7 @@ PLATFORM := x86_64-manylinux_2_39
 JOBS := $(shell awk -v cores=$$(nproc) '/MemAvailable/ {jobs = int($$2 / 2097152); if (jobs > cores) jobs = cores; \
   print jobs < 1 ? 1 : jobs}' /proc/meminfo)
 
-.PHONY: setup demo demo-eval test test-pure test-long test-cluster lint format lock picture
+.PHONY: setup demo demo-eval demo-sampler test test-pure test-long test-cluster lint format lock picture
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -91,6 +92,17 @@ demo-eval: | .venv/.ready
 	$(NLD) eval decode $(DEMO)/hf $(PROMPTS) --mode all --block 8,16 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
 	$(NLD) eval sol $(DEMO)/hf $(PROMPTS) --block 4,8,16,32 --threshold 0.1,0.2,0.4,0.9 $(EVALUATE)
 	$(NLD) eval tasks $(DEMO)/hf --tasks nld_cloze,nld_arithmetic --mode ar,diffusion,self-spec,quadratic $(EVALUATE)
+
+# Its trajectories stand behind questions that nobody trained on; it is measured behind those that `make demo` asks.
+SAMPLED = $(DEMO)/hf --chat --max-new-tokens 96 --dtype float32
+demo-sampler: | .venv/.ready
+	@[ -f $(DEMO)/hf/config.json ] || $(MAKE) demo
+	$(NLD) sampler collect $(SAMPLED) --prompts $(DEMO)/almanac/unasked.jsonl --block 8,16 --output $(DEMO)/trajectories
+	$(NLD) train tiny_sampler
+	$(NLD) convert sampler $(DEMO)/sampler --to $(DEMO)/hf --overwrite
+	$(NLD) eval decode $(SAMPLED) --prompts $(DEMO)/almanac/held_out.jsonl --mode diffusion --block 8,16 \
+	  --threshold 0.1,0.2,0.3,0.5,0.7,0.9,0.97,0.99 --sampler --output $(DEMO)/sampled
+	$(NLD) report $(DEMO)/sampler --eval $(DEMO)/sampled --title "A trained sampler" --html $(DEMO)/sampler.html
 
 # Two test files at a time, one thread each: more would keep each other from the cores.
 test: setup

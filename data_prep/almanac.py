@@ -59,32 +59,35 @@ def is_taken(question: str, of: int) -> bool:
 
 
 def write_almanac(target: str | Path, overwrite: bool = False) -> dict[str, int]:
-    """Write a folder of three files; the same Python gives the same bytes. Whole or not at all.
+    """Write a folder of four files; the same Python gives the same bytes. Whole or not at all.
 
     text.jsonl and chat.jsonl hold the entries that are trained on, as text and as conversations; held_out.jsonl holds
-    some questions of neither, with their answers. Returns: how many lines each has.
+    some questions of neither, with their answers, and unasked.jsonl the others of neither: a sampler is trained behind
+    those. Returns: how many lines each has.
     """
     entries = sorted(almanac_entries(), key=lambda entry: question_number(entry.question))
     trained = [entry for entry in entries if not entry.held_out]
     asked = [entry for kind in ("character", "day", "month") for entry in held_out_entries(entries, kind)]
+    unasked = [entry for entry in entries if entry.held_out and entry not in asked]
     files = {
         "text.jsonl": [{"text": f"{entry.question}\n{entry.answer}"} for entry in trained],
         "chat.jsonl": [{"question": entry.question, "answer": entry.answer} for entry in trained],
-        "held_out.jsonl": [
-            {
-                "id": str(number),
-                "category": entry.kind,
-                "prompt": entry.question,
-                "reference": entry.answer,
-            }
-            for number, entry in enumerate(asked, start=1)
-        ],
+        "held_out.jsonl": prompt_rows(asked),
+        "unasked.jsonl": prompt_rows(unasked),
     }
     with staged_folder(Path(target), overwrite) as partial:
         for name, lines in files.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (partial / name).write_text(text, encoding="utf-8")
     return {name: len(lines) for name, lines in files.items()}
+
+
+def prompt_rows(entries: list[Entry]) -> list[dict[str, str]]:
+    """Entries as rows of a file of prompts, numbered from 1 on."""
+    return [
+        {"id": str(number), "category": entry.kind, "prompt": entry.question, "reference": entry.answer}
+        for number, entry in enumerate(entries, start=1)
+    ]
 
 
 def held_out_entries(entries: list[Entry], kind: str) -> list[Entry]:

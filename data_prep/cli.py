@@ -346,7 +346,7 @@ def add_almanac(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "almanac",
         "write the demo's questions and answers on characters, days and months",
         "Facts of this Python's own unicodedata and calendar.\n"
-        "text.jsonl and chat.jsonl are trained on; held_out.jsonl holds questions that neither has.",
+        "text.jsonl and chat.jsonl are trained on; held_out.jsonl and unasked.jsonl hold questions that neither has.",
         "nld data almanac --output out/demo/almanac",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")

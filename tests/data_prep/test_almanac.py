@@ -39,6 +39,8 @@ def test_what_is_asked_at_the_end_stands_in_no_trained_file(tmp_path: Path, entr
     assert all(answers[row["prompt"]] == row["reference"] for row in asked)
     held_out = {entry.question for entry in filter_held_out(entries)}
     assert {row["prompt"] for row in asked} < held_out
+    unasked = {json.loads(line)["prompt"] for line in read["unasked.jsonl"]}
+    assert not unasked & {row["prompt"] for row in asked} and len(unasked) + len(asked) == len(held_out)
     text = [json.loads(line)["text"].split("\n", 1)[0] for line in read["text.jsonl"]]
     chat = [json.loads(line)["question"] for line in read["chat.jsonl"]]
     assert text == chat and not set(chat) & held_out and len(chat) + len(held_out) == len(entries)

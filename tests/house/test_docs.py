@@ -40,7 +40,7 @@ def test_commands_are_found() -> None:
     assert len(named) > 30 and "README.md" in named and "running.md" in named
 
 
-@pytest.mark.parametrize("target", ["demo", "demo-eval"])
+@pytest.mark.parametrize("target", ["demo", "demo-eval", "demo-sampler"])
 def test_a_command_of_the_makefile_is_taken(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [line.strip() for line in done.stdout.replace("\\\n", " ").splitlines()]
