@@ -247,11 +247,11 @@ class RunConfig:
         check_ranges("", self)
         named = self.init_step is None or self.init is not None
         require(named, f"init_step={self.init_step}, init={self.init!r}", "a step of a run that init names", "set both")
+        if self.objective is not None:
+            self.objective.check_run(self)
         check_layout(self)
         check_fp8(self.train.fp8, self.train.precision, self.drafter is not None, fp8_sizes(self))
         check_training(self)
-        if self.objective is not None:
-            self.objective.check_run(self)
 
     @property
     def objective(self) -> ObjectiveSection | None:

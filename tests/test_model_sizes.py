@@ -23,8 +23,8 @@ def test_the_shapes_are_the_published_ones(model, shape, theta) -> None:
     assert rope.query_scale_beta == 0.1
 
 
-def test_tiny_has_about_4_3_million_parameters_and_all_the_parts() -> None:
-    assert model_parameters(TINY).total == pytest.approx(4.3e6, rel=0.01)
+def test_tiny_has_about_1_3_million_parameters_and_all_the_parts() -> None:
+    assert model_parameters(TINY).total == pytest.approx(1.31e6, rel=0.01)
     assert TINY.vocab_size == 2048
     assert TINY.heads > TINY.kv_heads > 1  # grouped, and cut by tensor parallelism
     assert TINY.layers % 4 == 0  # pipeline 2 with two chunks

@@ -9,13 +9,14 @@ from nld_train.config import DrafterConfig, RunConfig
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.fields import leaf_types, optional_type, replace_leaves
+from nld_train.objective_sections import SamplerConfig
 from nld_train.recipe import load_recipe, replace_settings
 from nld_train.setting_ranges import RANGES
 
 TINY = "tiny_stage1_ar"
 NUMBERS = [
     *(key for key, kind in leaf_types(RunConfig).items() if (optional_type(kind) or kind) in (int, float)),
-    *(f"decode.{key}" for key, kind in leaf_types(DecodeConfig).items() if (optional_type(kind) or kind) is not str),
+    *(f"decode.{key}" for key, kind in leaf_types(DecodeConfig).items() if (optional_type(kind) or kind) is not bool),
 ]
 # Of the settings that take it: 0 as a value of its own, and nothing below 0 but one mark.
 TAKE_ZERO = {
@@ -29,6 +30,7 @@ TAKE_ZERO = {
         "optimizer.weight_decay",
     ),
     *("optimizer.decay_iterations", "optimizer.beta1", "optimizer.beta2", "log.spike", "drafter.dropout"),
+    *("sampler.dropout", "sampler.patience"),
     *("drafter.sampled_share", "model.rope.mscale", "model.rope.mscale_all_dim", "model.rope.query_scale_beta"),
     *(
         "init_step",
@@ -51,8 +53,9 @@ def is_taken(key: str, value: float) -> bool:
         settings: object = DecodeConfig()
     else:
         run = load_recipe(TINY, ["diffusion.block_size=2"])
-        settings = DrafterConfig() if section == "drafter" else run
-        name = name if section == "drafter" else key
+        sections = {"drafter": DrafterConfig(), "sampler": SamplerConfig()}
+        settings = sections.get(section, run)
+        name = name if section in sections else key
     try:
         if isinstance(settings, RunConfig) and key.startswith("model.rope."):
             replace(

@@ -65,11 +65,14 @@ def test_an_export_is_verified_and_then_takes_its_name(random_run, tmp_path, cap
         "modeling_nemotron_labs_diffusion.py",
         "objective_nemotron_labs_diffusion.py",
         "rows_nemotron_labs_diffusion.py",
+        "sampler_features_nemotron_labs_diffusion.py",
+        "sampler_network_nemotron_labs_diffusion.py",
         "sampling_nemotron_labs_diffusion.py",
         "sglang_dllm.yaml",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "trained_sampler_nemotron_labs_diffusion.py",
     ]
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}

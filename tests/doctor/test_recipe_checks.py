@@ -100,7 +100,7 @@ def test_a_file_read_many_times_is_noted(run: RunConfig) -> None:
 
 
 def test_a_validation_part_shorter_than_an_evaluation_is_noted(run: RunConfig, folder: Path) -> None:
-    few = replace(run, data=replace(run.data, blend=(f"{folder}/data/b",)))
+    few = replace(run, data=replace(run.data, blend=(f"{folder}/data/b",)), train=replace(run.train, eval_batches=8))
     (noted,) = check_validation_rows(few)
     assert noted.verdict == "note"
     assert re.search(

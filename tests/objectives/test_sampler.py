@@ -71,7 +71,7 @@ def test_the_loss_of_a_batch_is_that_of_its_steps_one_by_one() -> None:
     want = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor(logits), torch.tensor(labels).float(), reduction="sum"
     )
-    assert float(total) == pytest.approx(float(want), rel=1e-5) and int(count) == len(labels)
+    assert float(total.detach()) == pytest.approx(float(want), rel=1e-5) and int(count) == len(labels)
     assert reported["predictions right"].tolist() == [sum(labels), len(labels)]
     assert reported["judged rightly"][0] == sum((z > 0) == y for z, y in zip(logits, labels, strict=True))
 
@@ -121,7 +121,7 @@ def test_the_terminal_shows_no_bands() -> None:
         ("sampler.heads=0", "sampler.heads=0"),
         ("sampler.policies=greedy", "one or more of confidence, hybrid"),
         ("checkpoint.keep=4", "a checkpoint at every evaluation"),
-        ("checkpoint.interval=50", "a checkpoint at every evaluation"),
+        ("checkpoint.interval=25", "a checkpoint at every evaluation"),
         ("train.eval_batches=0", "set sampler.patience=0"),
         ("drafter.rank=8", "drafter"),
     ],
@@ -133,6 +133,6 @@ def test_what_a_sampler_cannot_be_trained_with_is_refused(override: str, said: s
 
 
 def test_without_patience_checkpoints_are_free() -> None:
-    run = load_recipe("tiny_sampler", ["sampler.patience=0", "checkpoint.keep=1", "checkpoint.interval=50"])
+    run = load_recipe("tiny_sampler", ["sampler.patience=0", "checkpoint.keep=1", "checkpoint.interval=25"])
     assert SamplerObjective(run).patience is None
     assert SamplerObjective(replace(RUN)).patience == (AUC, 4)

@@ -32,7 +32,7 @@ def overrides(folder: Path) -> list[str]:
         *data,
         f"output={folder}/out",
         "init=none",
-        "train.iterations=100",
+        "train.iterations=200",
         "data.skip_rows=0",
         "log.wandb=disabled",
     ]

@@ -45,7 +45,7 @@ def test_the_model_must_be_there_at_every_start(run: RunConfig) -> None:
 def test_a_drafters_run_is_no_model_to_start_from(run: RunConfig, tmp_path: Path) -> None:
     open_output(run)
     save_checkpoint(run.output, 10)
-    with pytest.raises(UserError, match="its checkpoints hold an adapter and no model"):
+    with pytest.raises(UserError, match="is a drafter's run: its checkpoints hold no model"):
         open_output(replace(run, init=run.output, output=str(tmp_path / "other")))
 
 

@@ -40,7 +40,7 @@ def test_cudnn_takes_every_piece_of_a_recipe(name: str, backward: bool, monkeypa
     assert len(pieces) >= (3 if run.diffusion.dual else 1)
     for piece in pieces:
         queries, keys = piece.segments.queries, piece.segments.keys
-        tokens = (sum(queries), sum(keys)) if run.diffusion.document_mask else None
-        assert tokens is not None or piece.segments.same_shape
+        tokens = None if piece.segments.one_fixed_shape else (sum(queries), sum(keys))
+        assert tokens is None or run.diffusion.document_mask
         graph = cudnn_graph.Graph(len(queries), max(queries), max(keys), tokens=tokens)
         graph.build(backward, **diagonals(piece.window, max(queries)))
