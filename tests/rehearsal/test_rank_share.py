@@ -67,7 +67,7 @@ def test_the_ranks_asked_are_all_that_share_a_model_and_a_few_readers() -> None:
 
 @pytest.mark.megatron
 @pytest.mark.parametrize(
-    "readers", [pytest.param(3, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.long, id="all 32")]
+    "readers", [pytest.param(3, marks=pytest.mark.long), pytest.param(32, marks=pytest.mark.long, id="all 32")]
 )
 def test_of_256_ranks_every_reader_has_its_own_rows_and_all_weights_are_whole(readers: int) -> None:
     """The eight ranks of one model, and readers: all 32 read every row once."""
