@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nld_train.config import RunConfig, require
+from nld_train.config import require
 from nld_train.convert.config_json import read_folder_config
 from nld_train.convert.hf_folder import HFWeights
 from nld_train.convert.import_checkpoint import require_finite
@@ -16,7 +16,6 @@ from nld_train.convert.torch_dist import StoredWeights
 from nld_train.convert.weight_table import NLD, WeightMapping
 from nld_train.errors import UserError
 from nld_train.files import staged_folder
-from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
 from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
 from nld_train.hf.trained_sampler_nemotron_labs_diffusion import (
     SAMPLER_FOLDER,
@@ -24,7 +23,7 @@ from nld_train.hf.trained_sampler_nemotron_labs_diffusion import (
     load_trained_sampler,
     save_trained_sampler,
 )
-from nld_train.objectives.sampler import AUC
+from nld_train.objectives.sampler import AUC, sampler_shape
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, complete_steps, step_to_read
 from nld_train.run_folder.early_end import best_evaluation
 from nld_train.run_folder.frozen import read_frozen_run
@@ -50,7 +49,8 @@ def export_sampler(output: Path, folder: Path, step: int | None, overwrite: bool
     chosen = best_step(output) if step is None else step_to_read(output, step, "--step ")
     pca = read_pca(locate_named_path(output, run, run.data.blend[0]))
     check_same_embedding(folder, pca)
-    shape = stored_shape(run, pca)
+    assert run.sampler is not None, "it was looked at"
+    shape = sampler_shape(run.sampler, pca.coordinates.shape[1])
     state = read_network(step_folder(output, chosen), shape)
     with staged_folder(folder / SAMPLER_FOLDER, overwrite) as partial:
         save_trained_sampler(partial, shape, state, pca.coordinates)
@@ -92,21 +92,6 @@ def check_same_embedding(folder: Path, pca: EmbeddingPCA) -> None:
         worst = max(worst, float((coordinates - pca.coordinates[first : first + PIECE].double()).abs().max()))
     do = "give the export that `nld sampler collect` was given"
     require(same and worst <= SAME_EMBEDDING, got, "an embedding with the same PCA", do)
-
-
-def stored_shape(run: RunConfig, pca: EmbeddingPCA) -> NetworkShape:
-    """The shape of a run's network; nothing is dropped when it decodes."""
-    asked = run.sampler
-    assert asked is not None, f"{run.name} trains no sampler"
-    return NetworkShape(
-        feature_count(pca.coordinates.shape[1]),
-        asked.layers,
-        asked.width,
-        asked.ffn,
-        asked.heads,
-        attention=asked.attention,
-        top_embedding=asked.top_embedding,
-    )
 
 
 def read_network(checkpoint: Path, shape: NetworkShape) -> dict[str, Tensor]:

@@ -7,10 +7,10 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nld_train.config import RunConfig
-from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
 from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape, SamplerNetwork
 from nld_train.model.provider import model_provider
 from nld_train.model.provider_config import DualStreamConfig
+from nld_train.objectives.sampler import sampler_shape
 
 
 class SamplerModule(MegatronModule):
@@ -46,22 +46,7 @@ class SamplerProvider(DualStreamConfig):
 
 def sampler_provider(run: RunConfig, components: int) -> SamplerProvider:
     """The provider of a run's network, for embeddings of P components."""
+    assert run.sampler is not None, f"{run.name} trains no sampler"
     base = model_provider(run)
     settings = {each.name: vars(base)[each.name] for each in fields(base) if each.init}
-    return SamplerProvider(**settings, network_shape=network_shape(run, components))
-
-
-def network_shape(run: RunConfig, components: int) -> NetworkShape:
-    """The shape of a run's network, for embeddings of P components."""
-    asked = run.sampler
-    assert asked is not None, f"{run.name} trains no sampler"
-    return NetworkShape(
-        features=feature_count(components),
-        layers=asked.layers,
-        width=asked.width,
-        ffn=asked.ffn,
-        heads=asked.heads,
-        dropout=asked.dropout,
-        attention=asked.attention,
-        top_embedding=asked.top_embedding,
-    )
+    return SamplerProvider(**settings, network_shape=sampler_shape(run.sampler, components))

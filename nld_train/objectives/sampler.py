@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nld_train.dual_stream.context_shard import ContextShard
+    from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape
     from nld_train.objectives.contract import LossFunction
     from nld_train.trajectories.sampler_batch import SamplerBatch, TrajectoryRow
     from nld_train.types import Row
@@ -21,6 +22,23 @@ AUC, CONFIDENCE_AUC = "AUC", "AUC of confidence"
 BAND = "band "  # followed by the number of a band of probability from 1 on, and one of:
 BAND_FIGURES = ("count", "said", "right")
 LOG_ODDS = "log(p_1 / (1 - p_1)) within -CAP..CAP"  # the statistic that is the model's own confidence, as a score
+
+
+def sampler_shape(asked: SamplerConfig, components: int) -> "NetworkShape":
+    """The shape of the network that a run trains, for embeddings of P components."""
+    from nld_train.hf.sampler_features_nemotron_labs_diffusion import feature_count
+    from nld_train.hf.sampler_network_nemotron_labs_diffusion import NetworkShape
+
+    return NetworkShape(
+        features=feature_count(components),
+        layers=asked.layers,
+        width=asked.width,
+        ffn=asked.ffn,
+        heads=asked.heads,
+        dropout=asked.dropout,
+        attention=asked.attention,
+        top_embedding=asked.top_embedding,
+    )
 
 
 class SamplerObjective(Objective):

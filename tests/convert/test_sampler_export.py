@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from nld_train.cli import main
 from nld_train.config import DiffusionConfig
 from nld_train.convert.hf_folder import HFWeights
-from nld_train.convert.sampler_export import best_step, export_sampler, read_network, stored_shape
+from nld_train.convert.sampler_export import best_step, export_sampler, read_network
 from nld_train.convert.torch_dist import TensorRange, write_torch_dist
 from nld_train.convert.weight_table import NLD
 from nld_train.errors import UserError
 from nld_train.hf.sampler_network_nemotron_labs_diffusion import SamplerNetwork
 from nld_train.hf.trained_sampler_nemotron_labs_diffusion import load_trained_sampler
 from nld_train.objective_sections import SamplerConfig
+from nld_train.objectives.sampler import sampler_shape
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.frozen import read_frozen_run
@@ -51,7 +52,7 @@ def sampler_run(random_run: Path, model: Path, tmp_path: Path) -> Path:
     (output / "run.json").write_text(run_to_json(run))
     for step in AUCS:
         torch.manual_seed(step)
-        network = SamplerNetwork(stored_shape(run, read_pca(collected))).state_dict()
+        network = SamplerNetwork(sampler_shape(SHAPE, read_pca(collected).coordinates.shape[1])).state_dict()
         pieces = [
             TensorRange(
                 f"network.{name}", tuple(each.shape), (0,) * each.dim(), tuple(each.shape), each.dtype, each.clone
@@ -77,7 +78,7 @@ def test_the_best_kept_step_is_exported_and_a_better_one_that_is_gone_is_named(
     run = read_frozen_run(sampler_run)
     found = load_trained_sampler(model, run.model.vocab_size)
     pca = read_pca(Path(run.data.blend[0]))
-    want = read_network(step_folder(sampler_run, 20), stored_shape(run, pca))
+    want = read_network(step_folder(sampler_run, 20), sampler_shape(SHAPE, pca.coordinates.shape[1]))
     assert all(torch.equal(found.network.state_dict()[name], each) for name, each in want.items())
     assert torch.equal(found.coordinates, pca.coordinates)
     assert set(load_file(model / "sampler" / "model.safetensors")) == {*want, "coordinates"}

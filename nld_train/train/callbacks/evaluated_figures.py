@@ -26,8 +26,9 @@ class EvaluatedFigures(Callback):
     def __init__(self, run: RunConfig, objective: Objective, terminal: TextIO) -> None:
         self.run, self.objective, self.terminal = run, objective, terminal
         self.patience = objective.patience
-        before = entries_of_kind(read_metrics_so_far(Path(run.output) / METRICS), "validation")
-        self.evaluated: list[Entry] = list(before)  # ascending in steps
+        self.evaluated: list[Entry] = []  # ascending in steps; of a run that its evaluations may end
+        if self.patience is not None:
+            self.evaluated += entries_of_kind(read_metrics_so_far(Path(run.output) / METRICS), "validation")
         self.ended = False
 
     def on_eval_end(self, context: CallbackContext) -> None:
