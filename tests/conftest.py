@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,15 +36,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer of 400 tokens and two token files of real text: data/a of long documents, data/b of
-    short ones, several to a row."""
+    short ones, several to a row. The text is Python's library: our own code would be another text after every commit."""
     folder = tmp_path_factory.mktemp("prepared")
-    package = Path(__file__).resolve().parents[1] / "nld_train"
-    train_tokenizer([package], folder / "tokenizer", vocab_size=400)
-    lines = [line for path in sorted(package.rglob("*.py")) for line in path.read_text().splitlines() if line.strip()]
+    library = Path(sysconfig.get_path("stdlib"))
+    text = [library / name for name in ("asyncio", "email", "importlib", "json", "logging", "unittest", "xml")]
+    train_tokenizer(text, folder / "tokenizer", vocab_size=400)
+    lines = [line for path in sorted(text[0].rglob("*.py")) for line in path.read_text().splitlines() if line.strip()]
     snippets = folder / "snippets.jsonl"
     snippets.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 2])}) + "\n" for i in range(0, 3000, 2)))
-    for name, text in (("a", package), ("b", snippets)):
-        prepare_text([text], folder / "data" / name, folder / "tokenizer", TextOptions(workers=1))
+    for name, source in (("a", text), ("b", [snippets])):
+        prepare_text(source, folder / "data" / name, folder / "tokenizer", TextOptions(workers=1))
     return folder
 
 

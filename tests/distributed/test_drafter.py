@@ -37,7 +37,9 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     whole = drafter("resumed")
     half = with_train(replace(whole, name="half"), iterations=2)
     half = replace(half, optimizer=replace(half.optimizer, decay_iterations=0))
-    alone = [base, drafter("one"), half, whole]
+    learning = with_train(drafter("learning"), iterations=24, eval_interval=24, eval_batches=4)
+    learning = replace(learning, optimizer=replace(learning.optimizer, lr=1e-2, decay_iterations=0))
+    alone = [base, drafter("one"), half, whole, learning]
     together = [with_train(drafter(name, 2, **cut), eval_batches=0) for name, cut in LAYOUTS.items()]
     train_together(alone, folder)
     train_together(together, folder)
@@ -62,8 +64,8 @@ def test_a_resumed_run_continues_bit_for_bit(trained: dict[str, RunConfig]) -> N
 
 
 def test_training_moves_the_loss(trained: dict[str, RunConfig]) -> None:
-    first, last = figures(trained["one"], "validation")
-    assert last[0] < first[0]
+    first, last = figures(trained["learning"], "validation")
+    assert last[0] < 0.95 * first[0]  # 2.91 to 2.66 nats: the base is hardly trained, and there is little to learn
 
 
 def test_evaluations_say_how_far_drafts_are_kept_and_training_does_not(trained: dict[str, RunConfig]) -> None:
