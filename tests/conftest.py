@@ -36,7 +36,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer of 400 tokens and two token files of real text: data/a of long documents, data/b of
-    short ones, several to a row. The text is Python's library: our own code would be another text after every commit."""
+    short ones, several to a row. The text is Python's library: our own code changes with every commit."""
     folder = tmp_path_factory.mktemp("prepared")
     library = Path(sysconfig.get_path("stdlib"))
     text = [library / name for name in ("asyncio", "email", "importlib", "json", "logging", "unittest", "xml")]
