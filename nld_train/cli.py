@@ -21,6 +21,7 @@ COMMANDS = {
     "sampler": "data for the trained sampler",
     "show": "draw who may see whom",
     "report": "draw and tabulate the losses of runs",
+    "study": "try the recipe's choices in miniature",
     "bench": "measure attention, loss or a step",
     "doctor": "check this machine, and what a recipe needs of it",
     "launch": "submit a recipe to a cluster",

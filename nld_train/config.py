@@ -26,11 +26,15 @@ class DiffusionConfig:
     """The objective and its noise [paper eq. 2, eq. 5, table 1]."""
 
     alpha: float = 0.3  # weight of the diffusion term; 0: only the clean half is run (plain AR)
+    ar_weight: float = 1.0  # weight of the AR term; 0: diffusion alone, for comparison
     block_size: int = 32  # tokens denoised together
     mask_token_id: int = 100
     noise_law: NoiseLaw = "uniform"
     noise_eps: float = 1e-3  # p = (1 - eps) * t + eps
     noise_seed: int = 1234
+    level_rows: int = (
+        1  # consecutive rows that share one noise level, with the uniform law; more than 1: for comparison
+    )
     average: LossAverage = "token"  # token: the global batch has one denominator [eq. 5]; sequence: each row [eq. 4]
     document_mask: bool = False  # packed documents of a row do not see each other
 
@@ -38,6 +42,18 @@ class DiffusionConfig:
         require_choice("diffusion.noise_law", self.noise_law, NoiseLaw)
         require_choice("diffusion.average", self.average, LossAverage)
         check_ranges("diffusion", self)
+        require(
+            self.ar_weight > 0 or self.alpha > 0,
+            "diffusion.ar_weight=0 with diffusion.alpha=0",
+            "one of the two terms at least",
+            "set one of them above 0",
+        )
+        require(
+            self.level_rows == 1 or self.noise_law == "uniform",
+            f"diffusion.level_rows={self.level_rows} with diffusion.noise_law={self.noise_law}",
+            "1: the other laws say themselves which levels belong together",
+            "set diffusion.level_rows=1, or diffusion.noise_law=uniform",
+        )
 
     @property
     def dual(self) -> bool:
@@ -312,6 +328,12 @@ def check_training(run: RunConfig) -> None:
         f"diffusion.mask_token_id={mask}",
         f"ids below model.vocab_size={run.model.vocab_size}",
         "use the tokenizer's mask id",
+    )
+    require(
+        run.train.global_batch % run.diffusion.level_rows == 0,
+        f"diffusion.level_rows={run.diffusion.level_rows} with train.global_batch={run.train.global_batch}",
+        "a divisor of the global batch, so that no two steps share a level",
+        "change one of them",
     )
     require(
         run.diffusion.block_size <= run.data.sequence_length,

@@ -49,6 +49,8 @@ SIZE = whole_from(1)
 RANGES = {
     "init_step": whole_from(0, STEPS),
     "diffusion.alpha": NumberRange(0, FACTOR),
+    "diffusion.ar_weight": NumberRange(0, FACTOR),
+    "diffusion.level_rows": whole_from(1, 10**7),
     "diffusion.block_size": whole_from(1, BLOCK),
     "diffusion.mask_token_id": COUNT,
     "diffusion.noise_eps": NumberRange(0, 1, low_excluded=True, high_excluded=True),

@@ -56,7 +56,7 @@ def micro_batch_objective(network: "PlainNetwork", batch: Batch, run: RunConfig,
     """The objective of one micro-batch, scalar []: the same number, whether `naive` or not."""
     nll = _every_nll(network, batch) if naive else _needed_nll(network, batch)
     ar_nll, diffusion_nll = nll.split([batch.ar_targets.numel(), batch.diffusion_targets.numel()])
-    return objective_value([loss_terms(ar_nll, diffusion_nll, batch)], run.diffusion.alpha)
+    return objective_value([loss_terms(ar_nll, diffusion_nll, batch)], run.diffusion.alpha, run.diffusion.ar_weight)
 
 
 def _needed_nll(network: "PlainNetwork", batch: Batch) -> Tensor:

@@ -83,7 +83,8 @@ def draw_window_noise(number: int, counted: Tensor, noise: NoiseSettings) -> Win
     """
     blocks = torch.zeros(len(counted), dtype=torch.int64)  # these laws have one t a draw
     samples = (
-        NoiseSample(noise.seed, f"likelihood/{number}", draw, noise.draws, blocks) for draw in range(noise.draws)
+        NoiseSample(noise.seed, f"likelihood/{number}", draw, noise.draws, blocks, level_rows=1)
+        for draw in range(noise.draws)
     )
     drawn = [draw_mask(noise.law, noise.eps, sample) for sample in samples]
     level = torch.stack([p[0] for p, _ in drawn]).double()

@@ -25,18 +25,21 @@ def sum_loss_terms(terms: Sequence[LossTerms]) -> LossTerms:
     )
 
 
-def loss_numerator(terms: LossTerms, alpha: float) -> Tensor:
-    """What a micro-batch adds to the objective before the division by N: ar_sum + alpha * diffusion_sum. Scalar."""
-    return terms.ar_sum + alpha * terms.diffusion_sum
+def loss_numerator(terms: LossTerms, alpha: float, ar_weight: float) -> Tensor:
+    """What a micro-batch adds to the objective before the division by N. Scalar.
+
+    ar_weight * ar_sum + alpha * diffusion_sum; ar_weight is 1 [paper eq. 5] but for comparison.
+    """
+    return ar_weight * terms.ar_sum + alpha * terms.diffusion_sum
 
 
-def objective_value(terms: Sequence[LossTerms], alpha: float) -> Tensor:
-    """(ar_sum + alpha * diffusion_sum) / N over the whole global batch: one denominator for both terms. Scalar."""
+def objective_value(terms: Sequence[LossTerms], alpha: float, ar_weight: float) -> Tensor:
+    """(ar_weight * ar_sum + alpha * diffusion_sum) / N of the whole global batch: one denominator for both. Scalar."""
     whole = sum_loss_terms(terms)
-    return _per(loss_numerator(whole, alpha), whole.denominator)
+    return _per(loss_numerator(whole, alpha, ar_weight), whole.denominator)
 
 
-def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
+def reported_pairs(terms: LossTerms, alpha: float, ar_weight: float) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count) of every figure that is shown of a step, scalars []. Both add up over micro-batches and ranks.
 
     Losses are in nats per supervised token; under sequence averaging they are the mean of the rows' means. The AR loss
@@ -46,14 +49,14 @@ def reported_pairs(terms: LossTerms, alpha: float) -> dict[str, tuple[Tensor, Te
     return {
         "AR loss": (terms.ar_sum, terms.ar_weight),
         "diffusion loss": (terms.diffusion_sum, terms.denominator),
-        "total loss": (loss_numerator(terms, alpha), terms.denominator),
+        "total loss": (loss_numerator(terms, alpha, ar_weight), terms.denominator),
         "mask ratio": (terms.masked, terms.maskable),
     }
 
 
-def reported_figures(terms: LossTerms, alpha: float) -> dict[str, Tensor]:
+def reported_figures(terms: LossTerms, alpha: float, ar_weight: float) -> dict[str, Tensor]:
     """The figures themselves, from the terms summed over the global batch: scalars [], left on their device."""
-    return {name: _per(*pair) for name, pair in reported_pairs(terms, alpha).items()}
+    return {name: _per(*pair) for name, pair in reported_pairs(terms, alpha, ar_weight).items()}
 
 
 def drafter_numerator(terms: DrafterTerms) -> Tensor:

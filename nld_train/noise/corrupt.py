@@ -27,7 +27,7 @@ def corrupt_row(row: Row, config: DiffusionConfig, purpose: str, global_batch: i
     clean = row.tokens[:-1]
     documents = row.documents if config.document_mask else None
     blocks = row_block_ids(clean.numel(), config.block_size, documents)
-    sample = NoiseSample(config.noise_seed, purpose, row.index, global_batch, blocks)
+    sample = NoiseSample(config.noise_seed, purpose, row.index, global_batch, blocks, config.level_rows)
     # Noise is drawn for every token and kept where the token may be masked, so that the supervision of one token never
     # moves the noise of another.
     p, drawn = draw_mask(config.noise_law, config.noise_eps, sample)

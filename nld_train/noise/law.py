@@ -5,7 +5,7 @@ unbiased. All laws are pure functions of the sample: the same on every machine, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,10 +27,12 @@ class NoiseSample:
     index: int  # global sample index
     global_batch: int  # rows per step, over all ranks
     blocks: Tensor  # [L] int64, non-decreasing: block number of every token
+    level_rows: int  # consecutive rows that share one level under the uniform law
 
     def level_uniforms(self, count: int = 1) -> Tensor:
         """Uniform numbers for the noise levels: [count] float64."""
-        return keyed_uniforms(self.seed, self.index, f"{self.purpose}/level", count)
+        first = self.index // self.level_rows * self.level_rows
+        return keyed_uniforms(self.seed, first, f"{self.purpose}/level", count)
 
     def token_uniforms(self) -> Tensor:
         """Uniform numbers for the masks: [L] float64."""
@@ -45,7 +47,7 @@ class NoiseDraw(NamedTuple):
 
 
 def _uniform_noise(sample: NoiseSample) -> NoiseDraw:
-    """Every row has one t ~ U(0, 1)."""
+    """Every row has one t ~ U(0, 1), which `level_rows` consecutive rows share."""
     return NoiseDraw(sample.level_uniforms(), sample.token_uniforms())
 
 
@@ -78,7 +80,7 @@ def _complementary_noise(sample: NoiseSample) -> NoiseDraw:
     the most that rounding p to float32 may take away. u' is mirrored within the multiples of 2**-53 below 1, so that
     it has exactly the distribution of u.
     """
-    even = NoiseSample(sample.seed, sample.purpose, sample.index // 2 * 2, sample.global_batch, sample.blocks)
+    even = replace(sample, index=sample.index // 2 * 2)
     level, threshold = _uniform_noise(even)
     if sample.index == even.index:
         return NoiseDraw(level, threshold)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class JointObjective(Objective):
-    """(AR sum + alpha * diffusion sum) / N, with one N for both terms."""
+    """(ar_weight * AR sum + alpha * diffusion sum) / N, with one N for both terms."""
 
     section = "diffusion"
 
@@ -70,10 +70,10 @@ class JointObjective(Objective):
         from nld_train.loss.objective import loss_numerator, reported_pairs
         from nld_train.loss.terms import loss_terms
 
-        alpha = self.run.diffusion.alpha
+        alpha, ar_weight = self.run.diffusion.alpha, self.run.diffusion.ar_weight
         ar_nll, diffusion_nll = nll.split([batch.ar_targets.numel(), batch.diffusion_targets.numel()])
         sums = loss_terms(ar_nll, diffusion_nll, batch)
-        pairs = reported_pairs(sums, alpha)
+        pairs = reported_pairs(sums, alpha, ar_weight)
         shown = {"AR loss": pairs["AR loss"]} if alpha == 0 else pairs
         reported = {name: torch.stack(pair).detach() for name, pair in shown.items()}
-        return loss_numerator(sums, alpha), sums.denominator.int(), reported
+        return loss_numerator(sums, alpha, ar_weight), sums.denominator.int(), reported

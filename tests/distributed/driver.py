@@ -11,19 +11,18 @@ write to the log. A line out: 0, or the status of a rank that failed.
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from nld_train.recipe import run_from_json
-from nld_train.signals import StopRequest, end_children
+from nld_train.signals import StopRequest
 from nld_train.start.output_folder import open_output
-from nld_train.train import cpu_runtime, patches
+from nld_train.train.forked_rank import fork_rank, free_port, load_megatron
 from nld_train.train.leave_watch import LeaveWatch
 from nld_train.train.rank import train_rank
 
@@ -43,21 +42,15 @@ def main() -> None:
         print(status, file=answers, flush=True)
 
 
-def load_megatron() -> None:
-    """Everything that a run imports, and none of it started: threads would not survive the fork."""
-    cpu_runtime.install_cpu_runtime()
-    patches.apply_patches()
-    import megatron.bridge.training.pretrain  # noqa: F401
-
-    import nld_train.train.bridge_config
-    import nld_train.train.callbacks.progress  # noqa: F401
-
-
 def fork_ranks(ranks: int, runs: Sequence[str], log: str) -> int:
     """0, or the status of the first rank that failed; the others are ended then."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        running = {fork_rank(rank, ranks, runs, Path(folder) / "store", port, log) for rank in range(ranks)}
+        store = Path(folder) / "store"
+        running = {
+            fork_rank(rank, ranks, port, Path(log), partial(train_all, rank, ranks, runs, store))
+            for rank in range(ranks)
+        }
         failed = 0
         while running:
             ended, status = os.wait()
@@ -67,39 +60,6 @@ def fork_ranks(ranks: int, runs: Sequence[str], log: str) -> int:
                 for rank in running:
                     os.kill(rank, signal.SIGKILL)
     return failed
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def fork_rank(rank: int, ranks: int, runs: Sequence[str], store: Path, port: int, log: str) -> int:
-    """The process number of a rank that trains the runs."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ |= {
-            **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
-            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks)),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        train_all(rank, ranks, runs, store)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        end_children()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def train_all(rank: int, ranks: int, runs: Sequence[str], store: Path) -> None:

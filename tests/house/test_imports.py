@@ -35,7 +35,7 @@ ORDER = [
     # The model's head calls the loss that needs no logits, so the losses, pure functions, come before the model.
     *["dual_stream", "attention", "loss", "objectives"],
     *["plan", "model", "report", "train", "bench", "convert", "decode", "evaluation", "sampler"],
-    *["doctor", "rehearsal", "node_check", "start", "launch", "commands", "cli"],
+    *["doctor", "rehearsal", "node_check", "start", "study", "launch", "commands", "cli"],
 ]
 
 

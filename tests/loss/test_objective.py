@@ -13,15 +13,22 @@ def hand_made(ar: float, diffusion: float, count: float, masked: float = 0.0, ma
 def test_one_denominator_divides_both_terms():
     """Not the mean of the micro-batches' means (which would be 2.4), and no division by the masked count."""
     parts = [hand_made(6.0, 10.0, 2.0, 1.0, 2.0), hand_made(2.0, 4.0, 6.0, 5.0, 6.0)]
-    assert objective_value(parts, 0.5) == (6 + 2 + 0.5 * (10 + 4)) / 8
-    assert loss_numerator(parts[0], 0.5) == 11
-    assert objective_value([sum_loss_terms(parts)], 0.5) == objective_value(parts, 0.5)
+    assert objective_value(parts, 0.5, 1.0) == (6 + 2 + 0.5 * (10 + 4)) / 8
+    assert loss_numerator(parts[0], 0.5, 1.0) == 11
+    assert objective_value([sum_loss_terms(parts)], 0.5, 1.0) == objective_value(parts, 0.5, 1.0)
+
+
+def test_each_term_has_its_weight():
+    part = hand_made(6.0, 10.0, 2.0)
+    assert loss_numerator(part, 0.5, 0.25) == 0.25 * 6 + 0.5 * 10
+    assert objective_value([part], 0.5, 0.0) == 2.5
+    assert reported_figures(part, 0.5, 0.0)["total loss"] == 2.5 and reported_figures(part, 0.5, 0.0)["AR loss"] == 3
 
 
 def test_report_is_per_supervised_token_whatever_alpha_is():
-    shown = reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.5)
+    shown = reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.5, 1.0)
     assert shown == {"AR loss": 2.0, "diffusion loss": 3.0, "total loss": 3.5, "mask ratio": 0.5}
-    assert reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.1)["diffusion loss"] == 3.0
+    assert reported_figures(hand_made(16.0, 24.0, 8.0, 3.0, 6.0), 0.1, 1.0)["diffusion loss"] == 3.0
 
 
 def test_a_document_mask_takes_ar_terms_away_and_no_weight_from_the_others(settings, batches):
@@ -36,14 +43,14 @@ def test_a_document_mask_takes_ar_terms_away_and_no_weight_from_the_others(setti
         whole = loss_terms(torch.full((24,), 2.0), diffusion, apart)
         assert packed.denominator == whole.denominator == count
         assert packed.diffusion_sum == whole.diffusion_sum
-        shown = reported_figures(packed, 0.3)
+        shown = reported_figures(packed, 0.3, 1.0)
         assert shown["AR loss"] == pytest.approx(2.0) and packed.ar_sum / whole.ar_sum == pytest.approx(22 / 24)
         assert shown["total loss"] == pytest.approx(((2 * 22 / 24) + 0.3 * shown["diffusion loss"]).item())
 
 
 def test_nothing_supervised_is_zero_and_not_nan():
-    assert objective_value([hand_made(0.0, 0.0, 0.0)], 0.3) == 0
-    assert all(value == 0 for value in reported_figures(hand_made(0.0, 0.0, 0.0), 0.3).values())
+    assert objective_value([hand_made(0.0, 0.0, 0.0)], 0.3, 1.0) == 0
+    assert all(value == 0 for value in reported_figures(hand_made(0.0, 0.0, 0.0), 0.3, 1.0).values())
 
 
 @pytest.mark.parametrize("average", ["token", "sequence"])
@@ -58,10 +65,10 @@ def test_gradients_do_not_depend_on_how_the_global_batch_is_split(net, rows, set
         for count in ("masked", "maskable"):  # unequal masks and unequal supervision
             assert len(parts) == 1 or len({getattr(part, count).item() for part in parts}) > 1
         for part in parts:
-            loss_numerator(part, config.alpha).backward()
+            loss_numerator(part, config.alpha, 1.0).backward()
         count = sum_loss_terms(parts).denominator
         found.append(
-            (objective_value(parts, config.alpha).detach(), [gradient / count for gradient in model.gradients()])
+            (objective_value(parts, config.alpha, 1.0).detach(), [gradient / count for gradient in model.gradients()])
         )
     for loss, gradients in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-12, atol=0)
@@ -71,9 +78,9 @@ def test_gradients_do_not_depend_on_how_the_global_batch_is_split(net, rows, set
 
 def test_gradient_of_the_objective_is_the_accumulated_one(net, rows, settings, batches):
     model, accumulated = net(torch.float64), net(torch.float64)
-    objective_value([model.terms(batch) for batch in batches(rows, settings(), 2)], 0.3).backward()
+    objective_value([model.terms(batch) for batch in batches(rows, settings(), 2)], 0.3, 1.0).backward()
     parts = [accumulated.terms(batch) for batch in batches(rows, settings(), 8)]
-    (loss_numerator(parts[0], 0.3) / parts[0].denominator).backward()
+    (loss_numerator(parts[0], 0.3, 1.0) / parts[0].denominator).backward()
     for one, other in zip(model.gradients(), accumulated.gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-14)
 
@@ -100,7 +107,7 @@ def test_ar_term_of_a_joint_stage_is_the_ar_loss(net, rows, settings, batches):
         (batch,) = batches(rows, settings(alpha=alpha), 8)
         part = model.terms(batch)
         part.ar_sum.backward()
-        found.append((reported_figures(part, alpha)["AR loss"].detach(), model.gradients()))
+        found.append((reported_figures(part, alpha, 1.0)["AR loss"].detach(), model.gradients()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
 
 
@@ -113,7 +120,7 @@ def test_alpha_scales_the_diffusion_gradient_alone(net, rows, settings, batches)
 
     ar, diffusion = gradients(lambda part: part.ar_sum), gradients(lambda part: part.diffusion_sum)
     for alpha in (0.3, 1.0):
-        both = gradients(lambda part, alpha=alpha: loss_numerator(part, alpha))
+        both = gradients(lambda part, alpha=alpha: loss_numerator(part, alpha, 1.0))
         for whole, one, other in zip(both, ar, diffusion, strict=True):
             torch.testing.assert_close(whole, one + alpha * other, rtol=1e-9, atol=1e-12)
 
@@ -125,7 +132,7 @@ def test_alpha_zero_trains_plain_ar_bit_for_bit(net, rows, settings, batches):
     everything = [type(row)(row.index, row.tokens, torch.ones_like(row.supervised)) for row in rows]
     tokens = torch.stack([row.tokens for row in everything])
     for _ in range(3):
-        objective_value([ours.terms(batch) for batch in batches(everything, config, 8)], config.alpha).backward()
+        objective_value([ours.terms(batch) for batch in batches(everything, config, 8)], config.alpha, 1.0).backward()
         logits = plain.logits(tokens[:, :-1], dual=False).flatten(0, 1)
         losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
         (losses.sum() / losses.numel()).backward()

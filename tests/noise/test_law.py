@@ -8,8 +8,8 @@ EPS = 1e-3
 BLOCKS = torch.arange(24) // 4
 
 
-def sample(index: int, purpose: str = "train", global_batch: int = 16) -> NoiseSample:
-    return NoiseSample(1234, purpose, index, global_batch, BLOCKS)
+def sample(index: int, purpose: str = "train", global_batch: int = 16, level_rows: int = 1) -> NoiseSample:
+    return NoiseSample(1234, purpose, index, global_batch, BLOCKS, level_rows)
 
 
 def levels(law: NoiseLaw, indices: range) -> torch.Tensor:
@@ -33,6 +33,15 @@ def test_one_level_per_row(law):
     assert t[:, 0].unique().numel() == 50
 
 
+def test_rows_that_share_a_level_draw_masks_of_their_own():
+    drawn = [draw_mask("uniform", EPS, sample(index, level_rows=4)) for index in range(32)]
+    t = torch.stack([p for p, _ in drawn])[:, 0].view(8, 4)
+    assert torch.equal(t, t[:, :1].expand_as(t)) and t.unique().numel() == 8
+    assert torch.equal(t[1, :1], draw_mask("uniform", EPS, sample(4))[0][:1]), "the level is the first row's own"
+    # A level near 0 or 1 masks nothing or everything in all of its rows.
+    assert torch.stack([masked for _, masked in drawn]).unique(dim=0).shape[0] > 16
+
+
 def test_per_block_gives_every_block_a_level_of_its_own():
     t = levels("per_block", range(50))
     assert torch.equal(t, t[:, ::4].repeat_interleave(4, 1))
@@ -40,7 +49,7 @@ def test_per_block_gives_every_block_a_level_of_its_own():
 
 
 def test_per_block_follows_the_blocks_of_documents():
-    uneven = NoiseSample(1, "train", 0, 1, torch.tensor([0, 0, 1, 2, 2]))
+    uneven = NoiseSample(1, "train", 0, 1, torch.tensor([0, 0, 1, 2, 2]), 1)
     p = draw_mask("per_block", EPS, uneven)[0].tolist()
     assert p[0] == p[1] and p[3] == p[4] and len(set(p)) == 3
 

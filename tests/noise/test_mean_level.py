@@ -18,7 +18,7 @@ def test_every_law_has_a_mean() -> None:
 @pytest.mark.parametrize("law", list(LAWS))
 def test_the_mean_is_that_of_the_draws(law: NoiseLaw, eps: float) -> None:
     blocks = torch.arange(LENGTH) // 8
-    drawn = [draw_mask(law, eps, NoiseSample(1, "train", index, BATCH, blocks)) for index in range(ROWS)]
+    drawn = [draw_mask(law, eps, NoiseSample(1, "train", index, BATCH, blocks, 1)) for index in range(ROWS)]
     rows = torch.stack([p.mean() for p, _ in drawn])
     masked = torch.stack([masked.float().mean() for _, masked in drawn])
     expected = mean_mask_probability(DiffusionConfig(noise_law=law, noise_eps=eps))

@@ -31,7 +31,7 @@ def test_expected_head_rows_are_the_mean_over_every_noise_law(law, small_run) ->
     masked = 0
     for index in range(draws):
         blocks = torch.arange(length) // run.diffusion.block_size
-        sample = NoiseSample(seed=1, purpose="train", index=index, global_batch=8, blocks=blocks)
+        sample = NoiseSample(seed=1, purpose="train", index=index, global_batch=8, blocks=blocks, level_rows=1)
         masked += int(draw_mask(law, run.diffusion.noise_eps, sample)[1].sum())
     # A row's count has a standard deviation of at most L / 2: five of them, over the draws.
     assert abs(length + masked / draws - objective_of(run).expected_head_rows()) < 5 * (length / 2) / draws**0.5

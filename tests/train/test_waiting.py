@@ -71,7 +71,7 @@ def test_the_losses_stay_on_their_device() -> None:
     with NeverWaits():
         head_nll(hidden, head, torch.empty(9, dtype=torch.int64, device=META)).sum().backward()
         sums = loss_terms(batch.ar_weights.clone(), batch.diffusion_weights.clone(), batch)
-        assert loss_numerator(sums, 0.3).device == META
+        assert loss_numerator(sums, 0.3, 1.0).device == META
 
 
 def test_a_step_in_plain_torch_layers_never_waits() -> None:
