@@ -12,6 +12,9 @@ from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE
 if TYPE_CHECKING:
     from nld_train.config import RunConfig
     from nld_train.study.contract import Study
+    from nld_train.study.miniature import Miniature
+
+    Chains = dict[str, list[Sequence[RunConfig]]]  # arm -> the runs of every seed, in order
 
 HELP = """\
 Try a choice of the recipe in miniature: each arm is trained with several seeds on the demo's text, 1.3M parameters on
@@ -66,18 +69,18 @@ def run_study(args: argparse.Namespace) -> int:
     return _train_and_compare(chosen, chains, miniature, seeds, workers)
 
 
-def study_runs(study: "Study", miniature: object, seeds: Sequence[int]) -> "dict[str, list[Sequence[RunConfig]]]":
-    """Arm -> the runs of every seed, in order."""
-    return {arm.name: [arm.runs(miniature, seed) for seed in seeds] for arm in study.arms}  # type: ignore[arg-type]
+def study_runs(study: "Study", miniature: "Miniature", seeds: Sequence[int]) -> "Chains":
+    """The runs of every arm and seed."""
+    return {arm.name: [arm.runs(miniature, seed) for seed in seeds] for arm in study.arms}
 
 
-def distinct_runs(chains: "Sequence[dict[str, list[Sequence[RunConfig]]]]") -> "list[RunConfig]":
+def distinct_runs(chains: "Sequence[Chains]") -> "list[RunConfig]":
     """The runs of studies, each once, one that another starts from before it."""
     every = [run for arms in chains for seeds in arms.values() for chain in seeds for run in chain]
     return list({run.output: run for run in every}.values())
 
 
-def _listing(studies: "Sequence[Study]", chains: dict, workers: int) -> str:
+def _listing(studies: "Sequence[Study]", chains: "dict[str, Chains]", workers: int) -> str:
     from nld_train.report.columns import align_columns
     from nld_train.study.trainings import expected_seconds, is_trained
 
@@ -96,17 +99,19 @@ def _listing(studies: "Sequence[Study]", chains: dict, workers: int) -> str:
 
 
 def _train_and_compare(
-    studies: "Sequence[Study]", chains: dict, miniature: object, seeds: Sequence[int], workers: int
+    studies: "Sequence[Study]",
+    chains: "dict[str, Chains]",
+    miniature: "Miniature",
+    seeds: Sequence[int],
+    workers: int,
 ) -> int:
     from nld_train.files import write_text
     from nld_train.run_folder.output_lock import held_output
-    from nld_train.study.miniature import Miniature
     from nld_train.study.study_data import prepare_study_data
     from nld_train.study.study_figures import collect_result
     from nld_train.study.study_table import study_html, study_markdown, study_text
     from nld_train.study.trainings import LOG_NAME, TrainingFailed, expected_seconds, is_trained, train_runs
 
-    assert isinstance(miniature, Miniature), miniature
     runs = distinct_runs(list(chains.values()))
     left = [run for run in runs if not is_trained(run)]
     minutes = sum(map(expected_seconds, left)) / workers / 60

@@ -1,1 +1,0 @@
-"""Miniature ablations: what the paper says of its choices, tried on two CPU cores with several seeds."""

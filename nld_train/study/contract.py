@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from nld_train.config import RunConfig
 from nld_train.study.miniature import Miniature
 
 # Which line of the last run's metrics an arm's figures are: its first or last evaluation, or all its steps.
-FIRST, LAST, STEPS = "first evaluation", "last evaluation", "all steps"
+FIRST: Final = "first evaluation"
+LAST: Final = "last evaluation"
+STEPS: Final = "all steps"
 Reading = Literal["first evaluation", "last evaluation", "all steps"]
 
 

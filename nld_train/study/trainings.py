@@ -4,6 +4,7 @@ Every run is an ordinary run: `nld report` reads its folder. A study that is sto
 the runs under way go on at their last checkpoint, which is their start where they are short.
 """
 
+import logging
 import os
 import signal
 import tempfile
@@ -20,6 +21,7 @@ from nld_train.run_folder.output_lock import held_output
 from nld_train.run_folder.paths import logs_folder
 from nld_train.signals import PARENT, StopRequest, die_with_parent
 
+logger = logging.getLogger(__name__)
 # Of the tiny model on one core of LOG's machine: 2,048 tokens of AR in 0.5 s, twice as many positions in 0.74 s.
 SECONDS_PER_POSITION = 2.1e-4
 START_SECONDS = 6.0  # of every run: its model is built, its data opened, its checkpoint written
@@ -54,7 +56,7 @@ def train_runs(runs: Sequence[RunConfig], workers: int, log: Path) -> None:
     from nld_train.train import patches
     from nld_train.train.forked_rank import load_megatron, output_into
 
-    print("loading Megatron", flush=True)
+    logger.info("loading Megatron")
     with output_into(log):
         patches.leave_wandb_out()
         load_megatron()
@@ -84,7 +86,7 @@ def train_runs(runs: Sequence[RunConfig], workers: int, log: Path) -> None:
             left = (time.monotonic() - began) * (whole / done - 1)
             number = count - len(waiting) - len(running)
             took = f"{time.monotonic() - since:.0f} s, {usage.ru_utime + usage.ru_stime:.0f} s of CPU"
-            print(f"[{number}/{count}] {run.name}: {took}; {left / 60:.0f} min left", flush=True)
+            logger.info("[%d/%d] %s: %s; %.0f min left", number, count, run.name, took, left / 60)
 
 
 def is_awaited(
