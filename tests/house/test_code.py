@@ -9,7 +9,10 @@ LONGEST_FUNCTION, NINE_IN_TEN = 80, 45  # lines
 # Catch-all handlers: (file, function) -> why.
 CATCH_ALL = {
     ("nld_train/train/rank.py", "rank_main"): "the top of a rank: says what failed and exits with status 1",
-    ("nld_train/train/forked_rank.py", "fork_rank"),
+    (
+        "nld_train/train/forked_rank.py",
+        "fork_rank",
+    ): "the top of a forked rank: its log says what failed, its status is 1",
 }
 # What a person reads on the terminal comes from the commands; everything else is `logging`.
 PRINTS = {"nld_train/cli.py", "data_prep/cli.py"}
