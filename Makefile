@@ -68,11 +68,14 @@ $(DEMO)/data/chat.idx: | $(DEMO)/tokenizer
 DECODE = --max-new-tokens 96 --dtype float32
 RACE = $(NLD) generate --model $(DEMO)/hf --chat --mode all --block-length 16 $(DECODE)
 
+# Another run of the same recipes: `make demo SEED=2`, where out/demo is not there yet.
+SEEDED = $(if $(SEED),train.seed=$(SEED) data.shuffle_seed=$(SEED) diffusion.noise_seed=$(SEED))
+
 # A stage that was interrupted resumes; a finished one says so.
 demo: $(DEMO)/data/almanac.idx $(DEMO)/data/chat.idx
-	$(NLD) train tiny_stage1_ar
-	$(NLD) train tiny_stage2_joint
-	$(NLD) train tiny_sft
+	$(NLD) train tiny_stage1_ar $(SEEDED)
+	$(NLD) train tiny_stage2_joint $(SEEDED)
+	$(NLD) train tiny_sft $(SEEDED)
 	$(NLD) convert export $(DEMO)/sft --to $(DEMO)/hf --overwrite
 	$(RACE) --json $(DEMO)/month.json --prompt "Print the calendar of November 2036, which begins on a Saturday."
 	$(RACE) --json $(DEMO)/day.json --prompt "Which day is one week after 30 April 2038?"

@@ -61,8 +61,8 @@ def run(size: str) -> RunConfig:
             document_mask=True,  # conversations of a row do not see each other
         ),
         data=DataConfig(
-            # Placeholders: make your own with `nld data prepare-chat`, then name them here or by override. Several:
-            # data.blend=0.7:data/sft/chat,0.3:data/sft/code
+            # Placeholders: make your own with `nld data prepare-chat --fill-blocks 32`, then name them here or by
+            # override. Several: data.blend=0.7:data/sft/chat,0.3:data/sft/code
             blend=("data/sft/chat",),
             tokenizer="data/tokenizer",
             sequence_length=16_384,  # tokens [paper sec. 5]
