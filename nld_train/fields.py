@@ -59,6 +59,19 @@ def leaf_values(section: object) -> dict[str, Any]:
     return found
 
 
+def changed_settings(section: object) -> dict[str, Any]:
+    """The settings of a dataclass instance, and of the instances inside it, that are not at their defaults, by dotted
+    key; those that have no default are among them."""
+    found: dict[str, Any] = {}
+    for field in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            found |= {f"{field.name}.{key}": leaf for key, leaf in changed_settings(value).items()}
+        elif value != field.default:
+            found[field.name] = value
+    return found
+
+
 def replace_leaves[Section](section: Section, values: Mapping[str, object]) -> Section:
     """Copy a dataclass instance with the settings under the dotted keys replaced.
 

@@ -17,8 +17,8 @@ from nld_train.config import (
     RunConfig,
     TrainConfig,
 )
+from nld_train.fields import changed_settings
 from nld_train.model_sizes import TINY
-from nld_train.recipe import run_to_json
 
 ROW = 128  # tokens
 BATCH = 16  # rows
@@ -127,7 +127,10 @@ class Miniature:
         )
 
     def _placed(self, run: RunConfig) -> RunConfig:
-        """The run with its output folder: a name, and a digest of all its settings but where the study lies."""
-        settings = run_to_json(replace(run, output="")).replace(str(self.folder), "")
-        digest = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
+        """The run with its output folder: a name, and a digest of its settings but where the study lies.
+
+        Settings at their defaults are left out, so that a setting that comes new moves no folder.
+        """
+        stated = {key: value for key, value in changed_settings(run).items() if key != "output"}
+        digest = hashlib.blake2b(repr(stated).replace(str(self.folder), "").encode(), digest_size=4).hexdigest()
         return replace(run, output=str(self.folder / "runs" / f"{run.name}_{digest}"))

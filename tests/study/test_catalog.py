@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.fields import leaf_values
+from nld_train.fields import changed_settings, leaf_values
 from nld_train.study.catalog import STUDIES
 from nld_train.study.contract import Study
 from nld_train.study.miniature import Miniature
@@ -63,6 +63,14 @@ def test_a_run_starts_from_the_one_before_it():
         for arm in study.arms:
             chain = arm.runs(MINIATURE, 3)
             assert [run.init for run in chain] == [None, *(run.output for run in chain[:-1])]
+
+
+def test_folders_are_named_by_the_settings_that_are_not_at_their_defaults():
+    run = STUDIES["alpha"].arms[0].runs(MINIATURE, 1)[1]
+    stated, every = changed_settings(run), leaf_values(run)
+    assert stated.items() <= every.items()
+    assert {"diffusion.alpha", "train.seed", "model.hidden", "data.blend", "init"} <= stated.keys()
+    assert not {"diffusion.level_rows", "data.verify", "log.spike", "checkpoint.asynchronous"} & stated.keys()
 
 
 def test_shared_runs_are_one_folder_wherever_the_study_lies():
