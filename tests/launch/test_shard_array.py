@@ -1,4 +1,4 @@
-"""The scripts of an array of shards and of its merge, for preparations and evaluations; golden files as in
+"""The scripts of an array of shards and of its merge, for preparations, evaluations and collections; golden files as in
 test_sbatch_script.py."""
 
 import argparse
@@ -12,6 +12,7 @@ import pytest
 
 from nld_train.commands.launch_data import preparation_work
 from nld_train.commands.launch_eval import check_evaluation_array, evaluation_work
+from nld_train.commands.launch_sampler import collection_work
 from nld_train.errors import UserError
 from nld_train.launch.shard_array import (
     ShardArray,
@@ -40,6 +41,9 @@ def asked(**changes: object) -> argparse.Namespace:
 def work(kind: str = "data") -> ShardedWork:
     if kind == "eval":
         return evaluation_work("decode", EVAL_WORDS, asked())
+    if kind == "sampler":
+        words = ("out/hf", "--prompts", "my prompts.jsonl", "--output", "out/trajectories")
+        return collection_work(words, asked(output="out/trajectories"))
     return preparation_work(DATA_WORDS, prepared())
 
 
@@ -60,7 +64,7 @@ def is_bash(script: str) -> bool:
     return subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kind", ["data", "eval"])
+@pytest.mark.parametrize("kind", ["data", "eval", "sampler"])
 def test_the_scripts_are_the_golden_ones(kind: str) -> None:
     site = Site(Path("slurm/site.env"), H100, {"NCCL_IB_HCA": "mlx5"})
     path, scripts = (
