@@ -1,9 +1,11 @@
 """The losses of a drafter against slow transcriptions of their formulas, in loops over places and tokens in float64."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from nld_train.config import DrafterConfig
 from nld_train.loss.drafter_choices import LOSSES, PlaceTerms, expected_drafts
@@ -29,7 +31,7 @@ def chosen(loss: DrafterLoss, decay: float = 1.0, stress: float = 1.0) -> Drafte
     return DrafterConfig(top_k=TOP, tau=TAU, loss=loss, place_decay=decay, first_error_weight=stress)
 
 
-def given(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def given(seed: int) -> tuple[Tensor, Tensor]:
     """Logits of verifier and drafter, [R, V]; at three places the verifier's argmax is the mask, no candidate."""
     generator = torch.Generator().manual_seed(seed)
     p, q = 2 * torch.randn(2, BLOCKS * PLACES, VOCABULARY, dtype=torch.float64, generator=generator)
@@ -37,17 +39,17 @@ def given(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return p, q.requires_grad_()
 
 
-def terms(p: torch.Tensor, q: torch.Tensor, drafter: DrafterConfig):
+def terms(p: Tensor, q: Tensor, drafter: DrafterConfig):
     verdicts = DraftVerdicts(p.argmax(-1).view(BLOCKS, PLACES), torch.tensor(ACCEPTED))
     return drafter_terms(p, q, verdicts, drafter, MASK, VocabularyShard())
 
 
-def slow_place(p: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+def slow_place(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """(hybrid, cross-entropy or None, acceptance) of one place, token by token, from its logits [V] each."""
     tokens = [token for token in range(VOCABULARY) if token != MASK]
     union = {token for logits in (p, q) for token in sorted(tokens, key=lambda token: -logits[token].item())[:TOP]}
 
-    def shares(logits: torch.Tensor, tau: float) -> dict[int, torch.Tensor]:
+    def shares(logits: Tensor, tau: float) -> dict[int, Tensor]:
         total = sum(torch.exp(logits[token] / tau) for token in union)
         return {token: torch.exp(logits[token] / tau) / total for token in union}
 
@@ -62,13 +64,13 @@ def slow_place(p: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return lam * divergence + (1 - lam) * variation, entropy, 1 - distance
 
 
-def slow_mean(values: list[tuple[float, torch.Tensor]]) -> torch.Tensor:
+def slow_mean(values: list[tuple[float, Tensor]]) -> Tensor:
     """The mean of (weight, value); 0 of none."""
     none = torch.zeros((), dtype=torch.float64)
     return sum((weight * value for weight, value in values), none) / (sum(weight for weight, _ in values) or 1)
 
 
-def slow_block(places: list, accepted: int, loss: str, decay: float, stress: float) -> torch.Tensor:
+def slow_block(places: list, accepted: int, loss: str, decay: float, stress: float) -> Tensor:
     """The loss of one block from the `slow_place` of its places."""
     if loss == "accepted_length":
         lost = torch.tensor(float(PLACES), dtype=torch.float64)
@@ -177,6 +179,20 @@ def test_the_expected_length_is_the_mean_of_sampled_lengths() -> None:
     stands = torch.rand(200_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) < chance
     sampled = stands.long().cumprod(1).sum(1).double().mean().item()
     assert expected_drafts(chance[None]).item() == pytest.approx(sampled, abs=0.01)
+
+
+def operators(act: Callable[[], Tensor]) -> set[str]:
+    """Names of the operators of a forward and its backward. (torch's cumprod does not read zeros where `NeverWaits`
+    looks on.)"""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        act().sum().backward()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_the_expected_length_reads_nothing_from_the_device() -> None:
+    acceptance = torch.rand(3, 4, requires_grad=True)
+    assert "aten::item" in operators(lambda: acceptance.cumprod(1))
+    assert "aten::item" not in operators(lambda: expected_drafts(acceptance))
 
 
 def test_equal_models_lose_no_draft_and_certain_ones_have_no_cross_entropy() -> None:
