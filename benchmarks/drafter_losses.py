@@ -5,7 +5,8 @@
 
 Every run has the rows, the steps, the learning rate and the start of the others of its seed; only the loss differs.
 The learning rate was chosen with the paper's loss. A seed gives the adapter another start, its blocks other draws, and
-other rows first. The table goes to the terminal and to table.md in the output folder. A run that is finished is not
+other rows first. The table goes to the terminal and to table.md in the output folder: the accepted length of greedy
+drafts, and the expected length, an estimate of that of drafts sampled at temperature 1. A run that is finished is not
 trained again, and one that was interrupted goes on: its seconds are then those since.
 """
 
@@ -17,11 +18,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from nld_train.files import write_text
-from nld_train.report.drafter_figures import first_and_last_drafts
+from nld_train.loss.objective import ACCEPTED, EXPECTED
 from nld_train.report.history import read_stage
 
 RECIPE = "tiny_drafter"
@@ -41,8 +42,9 @@ ONE_RANK = ("parallel.world_size=1", "train.micro_batch=8")
 class TrainedDrafter:
     """What came of one run."""
 
-    before: float  # accepted length, tokens a round
+    before: float  # accepted length of greedy drafts, tokens a round
     after: float
+    expected: float  # length, after
     seconds: float  # wall clock
     cpu_seconds: float
 
@@ -76,19 +78,17 @@ def seed_settings(seed: int) -> list[str]:
 def train_once(folder: Path, settings: Sequence[str]) -> TrainedDrafter:
     """Train a run, unless its record says that it is finished. The settings of the two must be the same."""
     record = folder.with_suffix(".json")
-    if record.is_file():
-        kept = json.loads(record.read_text())
-        assert kept.pop("settings") == list(settings), f"{record} is of other settings: choose another --output"
-        return TrainedDrafter(**kept)
-    began, spent = time.monotonic(), child_seconds()
-    command = [sys.executable, "-m", "nld_train.cli", "train", RECIPE, *settings, f"output={folder}"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    drafts = first_and_last_drafts(read_stage(folder))
-    assert drafts is not None, f"{folder}: no evaluation"
-    before, after = (each.accepted for each in drafts)
-    trained = TrainedDrafter(before, after, time.monotonic() - began, child_seconds() - spent)
-    write_text(record, json.dumps({**asdict(trained), "settings": list(settings)}, indent=2) + "\n")
-    return trained
+    if not record.is_file():
+        began, spent = time.monotonic(), child_seconds()
+        command = [sys.executable, "-m", "nld_train.cli", "train", RECIPE, *settings, f"output={folder}"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        cost = {"seconds": time.monotonic() - began, "cpu_seconds": child_seconds() - spent}
+        write_text(record, json.dumps({**cost, "settings": list(settings)}, indent=2) + "\n")
+    kept = json.loads(record.read_text())
+    assert kept["settings"] == list(settings), f"{record} is of other settings: choose another --output"
+    evaluated = [entry for entry in read_stage(folder).validation if ACCEPTED in entry]
+    first, last = evaluated[0], evaluated[-1]
+    return TrainedDrafter(first[ACCEPTED], last[ACCEPTED], last[EXPECTED], kept["seconds"], kept["cpu_seconds"])
 
 
 def child_seconds() -> float:
@@ -102,25 +102,35 @@ def described(run: TrainedDrafter) -> str:
 
 
 def markdown_table(found: Mapping[str, Mapping[int, TrainedDrafter]]) -> str:
-    """Loss x seed -> accepted length before and after; mean, standard error and seconds of the runs there are."""
+    """Loss x seed -> accepted length before and after, and means with standard errors over the seeds there are."""
     seeds = sorted({seed for runs in found.values() for seed in runs})
-    head = ["loss", *(f"seed {seed}" for seed in seeds), "mean after", "standard error", "mean gain", "wall s", "CPU s"]
-    rows = [head, ["---"] * len(head)]
-    for name, runs in found.items():
-        if not runs:
-            continue
-        each = [f"{runs[seed].before:.2f} -> {runs[seed].after:.2f}" if seed in runs else "" for seed in seeds]
-        after = [run.after for run in runs.values()]
-        gains = [run.after / run.before - 1 for run in runs.values()]
-        error = f"{statistics.stdev(after) / len(after) ** 0.5:.2f}" if len(after) > 1 else ""
-        rows.append(
-            [
-                *(name, *each, f"{statistics.mean(after):.2f}", error, f"{statistics.mean(gains):+.1%}"),
-                f"{statistics.mean(run.seconds for run in runs.values()):.0f}",
-                f"{statistics.mean(run.cpu_seconds for run in runs.values()):.0f}",
-            ]
-        )
+    measured = ["mean after", "more than the first, same seeds", "expected length", "wall s", "CPU s"]
+    head = ["loss", *(f"seed {seed}" for seed in seeds), *measured]
+    rows = [head, ["---"] * len(head), *(table_row(name, runs, found, seeds) for name, runs in found.items() if runs)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def table_row(
+    name: str,
+    runs: Mapping[int, TrainedDrafter],
+    found: Mapping[str, Mapping[int, TrainedDrafter]],
+    seeds: Sequence[int],
+) -> list[str]:
+    first = next(iter(found.values()))
+    each = [f"{runs[seed].before:.2f} -> {runs[seed].after:.2f}" if seed in runs else "" for seed in seeds]
+    more = [run.after - first[seed].after for seed, run in runs.items()]
+    return [
+        *(name, *each, mean_text([run.after for run in runs.values()]), "" if runs is first else mean_text(more)),
+        mean_text([run.expected for run in runs.values()]),
+        f"{statistics.mean(run.seconds for run in runs.values()):.0f}",
+        f"{statistics.mean(run.cpu_seconds for run in runs.values()):.0f}",
+    ]
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """ "9.29 +- 0.11": the mean and its standard error; of one value itself alone."""
+    error = f" +- {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{error}"
 
 
 if __name__ == "__main__":

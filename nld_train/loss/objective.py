@@ -9,7 +9,9 @@ from nld_train.types import DrafterTerms, LossTerms
 
 KEPT = "drafts kept up to "  # followed by a place in the block, counted from 1; the figure is a share of the blocks
 ACCEPTED = "accepted length"  # tokens that a round of drafting and verifying adds
-EXPECTED = "expected length"  # the same in expectation, were all drafts sampled at temperature 1
+# The same in expectation, were all drafts sampled at temperature 1: an estimate, for the verifier reads each place
+# behind the drafts as they were made, in evaluations the greedy ones.
+EXPECTED = "expected length"
 DRAFTER_LOSS = "drafter loss"  # what drafter.loss names
 PER_FORWARD = "tokens per forward"  # of such a round
 ROUND_FORWARDS = 2  # one drafts, one verifies

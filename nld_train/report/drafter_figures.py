@@ -19,8 +19,8 @@ NOTE = (
     "two forwards, and the prefill is not counted. Every whole block of the validation rows is a held-out prompt; of a "
     "joint stage those of the first rows alone (train.eval_decode). "
     "Kept: share of the blocks whose drafts up to this place were all accepted. "
-    "Expected length: the accepted length in expectation, were all drafts sampled at temperature 1; it and the loss "
-    "are of a drafter alone, and losses of different names do not compare."
+    "Expected length: the accepted length in expectation, were all drafts sampled at temperature 1, estimated behind "
+    "the greedy drafts. It and the loss are of a drafter alone, and losses of different names do not compare."
 )
 
 
