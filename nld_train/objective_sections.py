@@ -1,13 +1,15 @@
 """The optional sections of a run: what it trains in place of the joint objective."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from nld_train.errors import require
+from nld_train.errors import require, require_choice
 from nld_train.setting_ranges import check_ranges
 
 # How the trajectories that a sampler is trained on come about (nld_train/sampler).
 CONFIDENCE, HYBRID = POLICIES = ("confidence", "hybrid")
+# What a drafter is trained to lower (nld_train/loss/drafter_choices.py).
+DrafterLoss = Literal["lk_hybrid", "first_failure", "all_places", "accepted_length"]
 COMPONENTS = 44  # P: numbers of a compressed embedding; the paper's features are 144 = 3 P + 12
 
 
@@ -31,14 +33,26 @@ class DrafterConfig(ObjectiveSection):
     rank: int = 128  # [release]
     alpha: float = 512.0  # the adapter's output is scaled by alpha / rank [release]
     dropout: float = 0.0  # of the adapter's input [release]
-    tau: float = 3.0  # temperature of both distributions in the loss
+    loss: DrafterLoss = "lk_hybrid"  # [paper]; the others were published since
+    place_decay: float = 1.0  # weight of a place in the loss over that of the place before it; 1: all alike [paper]
+    first_error_weight: float = 1.0  # of the first rejected place, times its weight as a place; 1: as any [paper]
+    tau: float = 3.0  # temperature of both distributions in the hybrid loss and in the overlap
     top_k: int = 200  # most probable tokens of each model that the loss looks at
     sampled_share: float = 0.9  # of the blocks, drafted by sampling at temperature 1; the others by argmax
     adapter: str | None = None  # PEFT folder to start from, of this rank and alpha; none: from zero, the base's drafts
     blocks_per_row: int | None = None  # at most so many count, drawn at random; none: all; fewer save LM-head memory
 
     def __post_init__(self) -> None:
+        require_choice("drafter.loss", self.loss, DrafterLoss)
         check_ranges("drafter", self)
+        for name in ("place_decay", "first_error_weight"):
+            weight = vars(self)[name]
+            require(
+                self.loss != "accepted_length" or weight == 1,
+                f"drafter.{name}={weight} with drafter.loss=accepted_length",
+                "1: the product of the acceptances weighs the places",
+                f"leave drafter.{name} out, or set another drafter.loss",
+            )
 
     def check_run(self, run: Any) -> None:
         """Refuse what a drafter cannot be trained with."""

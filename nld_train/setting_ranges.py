@@ -108,6 +108,8 @@ RANGES = {
     "drafter.rank": SIZE,
     "drafter.alpha": above_zero(FACTOR),
     "drafter.dropout": BELOW_ONE,
+    "drafter.place_decay": above_zero(1),
+    "drafter.first_error_weight": above_zero(FACTOR),
     "drafter.tau": above_zero(FACTOR),
     "drafter.top_k": SIZE,
     "drafter.sampled_share": SHARE,

@@ -137,11 +137,13 @@ class HeadRequest:
 
 @dataclass(frozen=True)
 class DrafterTerms:
-    """What one micro-batch adds to the drafter's objective: sums over its blocks of each block's mean, and counts."""
+    """What one micro-batch adds to the drafter's objective and to its figures: sums over its blocks, and counts."""
 
+    loss_sum: Tensor  # [] what drafter.loss names; the others are only shown
     hybrid_sum: Tensor  # [] lam * KL + (1 - lam) * TV
     argmax_sum: Tensor  # [] cross-entropy to the verifier's argmax, nats
     overlap_sum: Tensor  # [] sum of min(p, q), at most 1 a block
+    expected_sum: Tensor  # [] drafts of a block that are expected to be accepted at temperature 1
     kept_by_place: Tensor  # [n] float32: blocks whose drafts up to this one were all accepted
     blocks: Tensor  # [] float32
 

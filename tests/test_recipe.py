@@ -359,6 +359,10 @@ def test_a_section_that_is_not_there_cannot_be_overridden() -> None:
         ("drafter.dropout=1", "drafter.dropout=1"),
         ("drafter.sampled_share=2", "drafter.sampled_share=2"),
         ("drafter.blocks_per_row=0", "drafter.blocks_per_row=0"),
+        ("drafter.loss=hybrid", "allowed: lk_hybrid, first_failure, all_places, accepted_length"),
+        ("drafter.place_decay=0", "drafter.place_decay=0"),
+        ("drafter.place_decay=1.1", "drafter.place_decay=1.1"),
+        ("drafter.first_error_weight=0", "drafter.first_error_weight=0"),
         ("init=none", "without init"),
         ("diffusion.alpha=0", "diffusion.alpha=0 with a drafter"),
         ("diffusion.block_size=1", "diffusion.block_size=1 with a drafter"),
@@ -368,3 +372,10 @@ def test_a_section_that_is_not_there_cannot_be_overridden() -> None:
 )
 def test_what_a_drafter_cannot_be_trained_with_is_refused(override, said) -> None:
     assert said in message("tiny_drafter", override, "parallel.world_size=2")
+
+
+@pytest.mark.parametrize("weight", ["place_decay=0.5", "first_error_weight=2"])
+def test_a_drafters_loss_that_weighs_places_itself_takes_no_weights(weight: str) -> None:
+    text = message("tiny_drafter", "drafter.loss=accepted_length", f"drafter.{weight}")
+    assert f"drafter.{weight} with drafter.loss=accepted_length" in text.replace("2.0", "2")
+    load_recipe("tiny_drafter", ["drafter.loss=all_places", f"drafter.{weight}"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nld_train.config import DrafterConfig
+from nld_train.loss.drafter_choices import LOSSES, PlaceTerms, expected_drafts, weighted_means
 from nld_train.loss.vocabulary import VocabularyShard, largest_token_ids, log_normalizer, logits_at, sample_token_ids
 from nld_train.types import DraftDraws, DrafterTerms
 
@@ -110,6 +111,7 @@ class DraftPositionTerms:
     overlap: Tensor  # sum of min(p, q)
     cross_entropy: Tensor  # nats; 0 where not `counted`
     counted: Tensor  # bool: whether the verifier's argmax is among the candidates
+    acceptance: Tensor  # sum of min(p, q) at temperature 1: how likely speculative sampling accepts a draft there
 
 
 def draft_position_terms(p: Tensor, q: Tensor, best: Tensor, chosen: CandidateTokens, tau: float) -> DraftPositionTerms:
@@ -119,7 +121,8 @@ def draft_position_terms(p: Tensor, q: Tensor, best: Tensor, chosen: CandidateTo
     With P_j = softmax(p_j / tau) and Q_j = softmax(q_j / tau) over the candidates U_j:
     1. overlap_j = SUM_u min(P_j(u), Q_j(u)) and lam_j = exp(-0.5 * overlap_j), both constants to the gradient;
     2. hybrid_j = lam_j * KL(P_j || Q_j) + (1 - lam_j) * TV(P_j, Q_j), with TV = 0.5 * SUM_u |P_j(u) - Q_j(u)|;
-    3. cross_entropy_j = -log softmax(q_j)(best_j), at temperature 1; counted where best_j is in U_j.
+    3. cross_entropy_j = -log softmax(q_j)(best_j), at temperature 1; counted where best_j is in U_j;
+    4. acceptance_j = SUM_u min(softmax(p_j)(u), softmax(q_j)(u)), at temperature 1.
     The gradient goes through q alone.
     """
     p = p.detach().masked_fill(~chosen.valid, -torch.inf)
@@ -130,8 +133,12 @@ def draft_position_terms(p: Tensor, q: Tensor, best: Tensor, chosen: CandidateTo
     overlap = torch.minimum(prob_p, prob_q).sum(-1).detach()
     lam = torch.exp(-DECAY * overlap)
     is_best = (chosen.ids == best[:, None]) & chosen.valid
-    cross_entropy = -torch.where(is_best, _log_softmax(q, chosen.valid), 0.0).sum(-1)
-    return DraftPositionTerms(lam * divergence + (1 - lam) * variation, overlap, cross_entropy, is_best.any(-1))
+    log_q = _log_softmax(q, chosen.valid)
+    cross_entropy = -torch.where(is_best, log_q, 0.0).sum(-1)
+    drawn_p = _log_softmax(p, chosen.valid).exp() * chosen.valid
+    acceptance = torch.minimum(drawn_p, log_q.exp() * chosen.valid).sum(-1)
+    hybrid = lam * divergence + (1 - lam) * variation
+    return DraftPositionTerms(hybrid, overlap, cross_entropy, is_best.any(-1), acceptance)
 
 
 def _log_softmax(logits: Tensor, valid: Tensor) -> Tensor:
@@ -144,9 +151,9 @@ def drafter_terms(
 ) -> DrafterTerms:
     """The terms of N blocks, from logits p (verifier) and q (drafter), [R, W] of this rank; the same on every rank.
 
-    Active are the accepted drafts of a block and the first rejected one. Each term is its mean over the active
-    positions of a block, summed over the blocks. The mean of the cross-entropy is taken over those positions whose
-    argmax is a candidate, and a block without any adds 0.
+    Active are the accepted drafts of a block and the first rejected one. What is shown is the same whatever loss is
+    chosen: each term is its mean over the active positions of a block, summed over the blocks. The mean of the
+    cross-entropy is taken over those positions whose argmax is a candidate, and a block without any adds 0.
     """
     # 1. The candidates of every position, and both models' logits of them.
     chosen = union_candidates(p, q, drafter.top_k, forbidden, shard)
@@ -154,19 +161,22 @@ def drafter_terms(
     p_logits, q_logits = logits_at(p.detach(), ids, shard), logits_at(q, ids, shard)
     # 2. The loss of every position.
     found = draft_position_terms(p_logits, q_logits, verdicts.best.flatten(), chosen, drafter.tau)
-    # 3. Means over the active positions of each block, summed over the blocks.
+    # 3. The chosen loss of each block, and means over its active positions, summed over the blocks.
     shape = verdicts.best.shape
-    places = torch.arange(shape[1], device=p.device)
-    active = places <= verdicts.accepted[:, None]
+    terms = PlaceTerms(
+        hybrid=found.hybrid.view(shape),
+        cross_entropy=found.cross_entropy.view(shape),
+        counted=found.counted.view(shape),
+        acceptance=found.acceptance.view(shape),
+        accepted=verdicts.accepted,
+    )
+    active = terms.active
     return DrafterTerms(
-        hybrid_sum=_block_means(found.hybrid.view(shape), active),
-        argmax_sum=_block_means(found.cross_entropy.view(shape), active & found.counted.view(shape)),
-        overlap_sum=_block_means(found.overlap.view(shape), active),
+        loss_sum=LOSSES[drafter.loss](terms, drafter),
+        hybrid_sum=weighted_means(terms.hybrid, active),
+        argmax_sum=weighted_means(terms.cross_entropy, active & terms.counted),
+        overlap_sum=weighted_means(found.overlap.view(shape), active),
+        expected_sum=expected_drafts(terms.acceptance.detach()).sum(),
         kept_by_place=count_kept_by_place(verdicts.accepted, shape[1]),
         blocks=torch.full((), float(shape[0]), device=p.device),  # made there: a copy would wait for the device
     )
-
-
-def _block_means(values: Tensor, active: Tensor) -> Tensor:
-    """The mean of values [N, n] over the active places [N, n] of each block, summed over the blocks. Scalar."""
-    return ((values * active).sum(1) / active.sum(1).clamp(min=1)).sum()

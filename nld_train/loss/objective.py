@@ -9,6 +9,10 @@ from nld_train.types import DrafterTerms, LossTerms
 
 KEPT = "drafts kept up to "  # followed by a place in the block, counted from 1; the figure is a share of the blocks
 ACCEPTED = "accepted length"  # tokens that a round of drafting and verifying adds
+# The same in expectation, were all drafts sampled at temperature 1: an estimate, for the verifier reads each place
+# behind the drafts as they were made, in evaluations the greedy ones.
+EXPECTED = "expected length"
+DRAFTER_LOSS = "drafter loss"  # what drafter.loss names
 PER_FORWARD = "tokens per forward"  # of such a round
 ROUND_FORWARDS = 2  # one drafts, one verifies
 
@@ -60,18 +64,22 @@ def reported_figures(terms: LossTerms, alpha: float, ar_weight: float) -> dict[s
 
 
 def drafter_numerator(terms: DrafterTerms) -> Tensor:
-    """What a micro-batch adds to the drafter's objective before the division by the blocks of the global batch:
-    hybrid_sum + argmax_sum [paper sec. 3.3]. Scalar."""
-    return terms.hybrid_sum + terms.argmax_sum
+    """What a micro-batch adds to the drafter's objective before the division by the blocks of the global batch.
+    Scalar."""
+    return terms.loss_sum
 
 
 def drafter_pairs(terms: DrafterTerms) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks."""
+    """(sum, count) of every figure that is shown of a drafter's step, scalars []. All figures are means over blocks.
+
+    Whatever the loss is, the same are shown: hybrid and argmax loss are the two terms of the paper's.
+    """
     return {
-        "drafter loss": (drafter_numerator(terms), terms.blocks),
+        DRAFTER_LOSS: (drafter_numerator(terms), terms.blocks),
         "hybrid loss": (terms.hybrid_sum, terms.blocks),
         "argmax loss": (terms.argmax_sum, terms.blocks),
         "overlap": (terms.overlap_sum, terms.blocks),
+        EXPECTED: (terms.expected_sum + terms.blocks, terms.blocks),
         **acceptance_pairs(terms.kept_by_place, terms.blocks),
     }
 

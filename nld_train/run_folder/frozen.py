@@ -25,6 +25,9 @@ CAME_LATER: Mapping[str, object] = {
     "sampler": None,
     "train.fp8": "none",
     "train.memory_trial": "never",
+    "drafter.loss": "lk_hybrid",
+    "drafter.place_decay": 1.0,
+    "drafter.first_error_weight": 1.0,
 }
 
 

@@ -18,7 +18,10 @@ LAYOUTS: dict[str, dict[str, int | bool | str]] = {
     "tensor2": {"tensor": 2},
     "tensor2_sequence": {"tensor": 2, "sequence": True, "recompute": "full"},
 }
-FIGURES = ("drafter loss", "hybrid loss", "argmax loss", "overlap", "accepted length", "gradient norm")
+FIGURES = (
+    *("drafter loss", "hybrid loss", "argmax loss", "overlap", "expected length", "accepted length"),
+    "gradient norm",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,19 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     half = replace(half, optimizer=replace(half.optimizer, decay_iterations=0))
     learning = with_train(drafter("learning"), iterations=24, eval_interval=24, eval_batches=4)
     learning = replace(learning, optimizer=replace(learning.optimizer, lr=1e-2, decay_iterations=0))
-    alone = [base, drafter("one"), half, whole, learning]
+    alone = [base, drafter("one"), half, whole, learning, of_another_loss(drafter("one, another loss"))]
     together = [with_train(drafter(name, 2, **cut), eval_batches=0) for name, cut in LAYOUTS.items()]
+    together += [of_another_loss(drafter("tensor2, another loss", 2, tensor=2))]
     train_together(alone, folder)
     train_together(together, folder)
     return {each.name: each for each in [*alone, *together]}
+
+
+def of_another_loss(run: RunConfig) -> RunConfig:
+    assert run.drafter is not None
+    run = with_train(run, iterations=2, eval_batches=0)
+    run = replace(run, optimizer=replace(run.optimizer, decay_iterations=0))
+    return replace(run, drafter=replace(run.drafter, loss="accepted_length"))
 
 
 def figures(run: RunConfig, kind: str = "train") -> list[tuple[float, ...]]:
@@ -56,6 +67,15 @@ def test_the_layout_does_not_change_training(trained: dict[str, RunConfig], layo
     assert len(one) == len(cut) == 4 and len(one[0]) == len(FIGURES)
     for expected, got in zip(one, cut, strict=True):
         assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_layout_does_not_change_training_by_another_loss(trained: dict[str, RunConfig]) -> None:
+    one, cut, paper = (figures(trained[name]) for name in ("one, another loss", "tensor2, another loss", "one"))
+    assert len(one) == len(cut) == 2
+    for expected, got in zip(one, cut, strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
+    # The first step's figures but the loss and its gradient are the paper's: the weights are the same.
+    assert one[0][0] != pytest.approx(paper[0][0], rel=1e-3) and one[0][1:-1] == paper[0][1:-1]
 
 
 def test_a_resumed_run_continues_bit_for_bit(trained: dict[str, RunConfig]) -> None:

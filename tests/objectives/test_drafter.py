@@ -9,7 +9,7 @@ from nld_train.objectives.drafter import DrafterObjective
 from nld_train.recipe import load_recipe
 from nld_train.types import HeadRequest, Row
 
-RUN = load_recipe("tiny_drafter", ["data.sequence_length=32", "drafter.top_k=20"])
+RUN = load_recipe("tiny_drafter", ["data.sequence_length=32", "diffusion.block_size=4", "drafter.top_k=20"])
 MASK, VOCABULARY = RUN.diffusion.mask_token_id, 300
 
 

@@ -1,3 +1,5 @@
+import json
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from nld_train.report.history import read_stages
 
 def evaluation(step: int, kept: list[float]) -> dict:
     shares = {f"drafts kept up to {place}": share for place, share in enumerate(kept, start=1)}
-    return {"step": step, "kind": "validation", "drafter loss": 3.0, "accepted length": 1 + sum(kept), **shares}
+    loss = 3.0 - step / 10
+    return {"step": step, "kind": "validation", "drafter loss": loss, "accepted length": 1 + sum(kept), **shares}
 
 
 @pytest.fixture
@@ -31,6 +34,23 @@ def test_the_first_and_the_last_evaluation_are_compared(output: Path) -> None:
     assert "before   0.400  0.100" in shown
 
 
+def test_the_loss_that_was_chosen_is_named_with_its_own_figures(folder) -> None:
+    expected = {"expected length": 1.25}
+    entries = [evaluation(0, [0.4, 0.1]) | expected, evaluation(10, [0.6, 0.3]) | {"expected length": 1.5}]
+    output = folder("drafter", entries)
+    tree = json.loads((output / "run.json").read_text())
+    tree["drafter"]["loss"] = "accepted_length"
+    (output / "run.json").write_text(json.dumps(tree))
+    said = "trained by drafter.loss=accepted_length: drafter loss 3.000 -> 2.000, expected length 1.250 -> 1.500"
+    stages = read_stages([output])
+    assert f"\n{said}\n" in drafter_text(stages) and f"<p>{escape(said)}</p>" in drafter_section(stages)
+
+
+def test_an_older_versions_metrics_have_no_expected_length(output: Path) -> None:
+    shown = drafter_text(read_stages([output]))
+    assert "trained by drafter.loss=lk_hybrid: drafter loss 3.000 -> 2.000\n" in shown
+
+
 def test_places_are_in_the_order_of_their_numbers(folder) -> None:
     kept = [1 - place / 20 for place in range(12)]
     (stage,) = read_stages([folder("drafter", [evaluation(0, kept)])])
@@ -46,6 +66,7 @@ def test_a_joint_stage_shows_the_curve_of_its_own_drafts(folder) -> None:
         drafter_text(stages)
     )
     page = drafter_section(stages)
+    assert "drafter.loss" not in drafter_text(stages)
     assert "step 70: 1.750" in page and "place 2: 0.250" in page and "prefill is not counted" in page
 
 

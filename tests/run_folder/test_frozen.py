@@ -29,9 +29,20 @@ def test_settings_that_came_later_are_what_older_versions_did(tmp_path: Path, ca
     )
     freeze_run(run)
     assert read_frozen_run(tmp_path) == run and caplog.text == ""
-    without(tmp_path, *CAME_LATER)
+    of_drafters = {key for key in CAME_LATER if key.startswith("drafter.")}
+    without(tmp_path, *CAME_LATER.keys() - of_drafters)
     assert read_frozen_run(tmp_path) == run
-    assert all(key in caplog.text for key in CAME_LATER)
+    assert all((key in caplog.text) == (key not in of_drafters) for key in CAME_LATER)
+
+
+def test_a_drafter_of_an_older_version_was_trained_by_the_papers_loss(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    run = recipe.load_recipe("tiny_drafter", [f"output={tmp_path}"])
+    freeze_run(run)
+    keys = ("drafter.loss", "drafter.place_decay", "drafter.first_error_weight")
+    without(tmp_path, *keys)
+    assert read_frozen_run(tmp_path) == run and run.drafter is not None and run.drafter.loss == "lk_hybrid"
+    assert all(key in caplog.text for key in keys)
 
 
 def test_other_settings_that_are_missing_are_refused(tmp_path: Path) -> None:

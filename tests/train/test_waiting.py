@@ -3,7 +3,7 @@ makes is made where it is used. On a CPU nothing waits; what would is found by t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from nld_train.bench.plain_model import PlainNetwork, micro_batch_objective
 from nld_train.config import DrafterConfig
 from nld_train.loss.drafter_loss import drafter_terms, draw_drafts, judge_drafts
 from nld_train.loss.lm_head import head_nll
-from nld_train.loss.objective import drafter_pairs, loss_numerator
+from nld_train.loss.objective import drafter_numerator, drafter_pairs, loss_numerator
 from nld_train.loss.terms import loss_terms
 from nld_train.loss.vocabulary import VocabularyShard
+from nld_train.objective_sections import DrafterLoss
 from nld_train.objectives.joint import JointObjective
 from nld_train.types import DraftDraws
 from tests.model.build import build
@@ -84,8 +85,9 @@ def test_a_step_in_plain_torch_layers_never_waits() -> None:
     assert all(weight.grad is not None for weight in network.parameters())
 
 
-def test_the_drafters_loss_stays_on_its_device() -> None:
-    settings, blocks, drafted = DrafterConfig(top_k=5), 3, 4
+@pytest.mark.parametrize("loss", get_args(DrafterLoss))
+def test_the_drafters_loss_stays_on_its_device(loss: DrafterLoss) -> None:
+    settings, blocks, drafted = DrafterConfig(top_k=5, loss=loss), 3, 4
     p, q = (torch.empty(blocks * drafted, 40, device=META) for _ in range(2))
     draws = DraftDraws(
         *(torch.empty(blocks, drafted, dtype=torch.float64, device=META) for _ in range(2)),
@@ -97,6 +99,8 @@ def test_the_drafters_loss_stays_on_its_device() -> None:
         verdicts = judge_drafts(p, q, tokens, draws, VocabularyShard())
         sums = drafter_terms(p, q, verdicts, settings, 7, VocabularyShard())
         shown = drafter_pairs(sums)
+        drafter_numerator(sums).backward()
+    assert q.grad is not None
     assert all(part.device == META for pair in shown.values() for part in pair)
 
 
