@@ -41,7 +41,7 @@ def add_study_parser(commands: argparse._SubParsersAction) -> None:
     )
     study.add_argument("name", nargs="*", help="studies, or all; none: list them")
     study.add_argument("--output", default="out/study", metavar="DIR", help="default: %(default)s")
-    study.add_argument("--steps", type=int, default=200, metavar="N", help="of a stage (default: %(default)s)")
+    study.add_argument("--steps", type=int, default=100, metavar="N", help="of a stage (default: %(default)s)")
     study.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
     study.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one a core)")
     study.set_defaults(run=run_study)
