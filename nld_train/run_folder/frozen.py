@@ -25,6 +25,8 @@ CAME_LATER: Mapping[str, object] = {
     "sampler": None,
     "train.fp8": "none",
     "train.memory_trial": "never",
+    "diffusion.ar_weight": 1.0,
+    "diffusion.level_rows": 1,
     "drafter.loss": "lk_hybrid",
     "drafter.place_decay": 1.0,
     "drafter.first_error_weight": 1.0,

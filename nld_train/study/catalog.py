@@ -9,6 +9,7 @@ from nld_train.study.contract import (
     ACCEPTED_LENGTH,
     AR_LOSS,
     DIFFUSION_LOSS,
+    EXPECTED_LENGTH,
     FIRST,
     LAST,
     PER_FORWARD,
@@ -163,6 +164,28 @@ def drafter_study() -> Study:
     return Study("drafter", "Does a LoRA that drafts raise the accepted length?", arms, (ACCEPTED_LENGTH,), claims)
 
 
+def drafter_loss_study() -> Study:
+    chosen = {
+        "lk_hybrid": DrafterConfig(),
+        "accepted_length": DrafterConfig(loss="accepted_length"),
+        "first_failure": DrafterConfig(loss="first_failure"),
+        "all_places, weighted": DrafterConfig(loss="all_places", place_decay=0.8, first_error_weight=2.0),
+    }
+    arms = [
+        StudyArm(
+            name, partial(drafter_runs, drafter, "drafter" if name == "lk_hybrid" else f"drafter_{drafter.loss}"), LAST
+        )
+        for name, drafter in chosen.items()
+    ]
+    figures = (ACCEPTED_LENGTH, EXPECTED_LENGTH)
+    claims = [StudyClaim(figure, name, "lk_hybrid", "") for name in list(chosen)[1:] for figure in figures]
+    note = (
+        "Accepted length: of greedy drafts. Expected length: an estimate of it, were all drafts sampled at temperature "
+        "1. The claims are those of arXiv 2606.11552 and 2607.01893, on other models; the weights 0.8 and 2 are ours."
+    )
+    return Study("drafter-loss", "Which loss should a drafter lower?", arms, figures, claims, note)
+
+
 STUDIES = {
     study.name: study
     for study in (
@@ -175,5 +198,6 @@ STUDIES = {
         noise_law_study(),
         noise_variance_study(),
         drafter_study(),
+        drafter_loss_study(),
     )
 }

@@ -25,6 +25,7 @@ class StudyFigure:
 AR_LOSS = StudyFigure("AR loss", higher_is_better=False)
 DIFFUSION_LOSS = StudyFigure("diffusion loss", higher_is_better=False)
 ACCEPTED_LENGTH = StudyFigure("accepted length", higher_is_better=True)
+EXPECTED_LENGTH = StudyFigure("expected length", higher_is_better=True)
 PER_FORWARD = StudyFigure("tokens per forward", higher_is_better=True)
 SQUARED_NORM = StudyFigure("squared gradient norm", higher_is_better=False)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from nld_train import recipe
+from nld_train.config import RunConfig
 from nld_train.errors import UserError
+from nld_train.fields import leaf_types
 from nld_train.run_folder.frozen import CAME_LATER, freeze_run, read_frozen_run
 from nld_train.run_folder.paths import RUN
 
@@ -50,3 +52,12 @@ def test_other_settings_that_are_missing_are_refused(tmp_path: Path) -> None:
     without(tmp_path, "train.seed")
     with pytest.raises(UserError, match="missing settings: train.seed"):
         read_frozen_run(tmp_path)
+
+
+def test_every_setting_that_came_later_says_what_older_versions_did() -> None:
+    """first_settings.txt: those of the first run.json files. A section that came later is None in older ones."""
+    first = Path(__file__).with_name("first_settings.txt").read_text().split()
+    sections = tuple(f"{key}." for key, value in CAME_LATER.items() if value is None)
+    later = [key for key in leaf_types(RunConfig) if key not in first and not key.startswith(sections)]
+    assert set(later) <= CAME_LATER.keys(), "add them to CAME_LATER: older run.json files would be refused"
+    assert not set(first) & CAME_LATER.keys()

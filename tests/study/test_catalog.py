@@ -21,6 +21,7 @@ CHOICES = {
     "noise-law": {"diffusion.noise_law"},
     "noise-variance": {"diffusion.noise_law", "train.global_batch", "train.iterations", "train.eval_interval"},
     "drafter": set(),
+    "drafter-loss": {"drafter.loss", "drafter.place_decay", "drafter.first_error_weight"},
 }
 
 
