@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -18,6 +19,7 @@ from nld_train.config import RunConfig
 from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.errors import UserError
 from nld_train.objectives.contract import MicroBatch, Objective
+from nld_train.run_folder.refusal import record_refusal
 from nld_train.train.before_training import weights_as_they_are
 from nld_train.train.forward_step import ObjectiveStep
 from nld_train.train.terminal import tell_line
@@ -61,7 +63,8 @@ class MemoryTrialBatch(Callback):
         self.run, self.forward_step, self.terminal = run, forward_step, terminal
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """Try it. Raises: UserError where the memory does not suffice."""
+        """Try it. Raises: UserError where the memory does not suffice; its line stays in the output folder, so that
+        every node ends with the status of bad input, and no scheduler starts the same again."""
         if context.state.train_state.step >= self.run.train.iterations:
             return
         try:
@@ -70,7 +73,9 @@ class MemoryTrialBatch(Callback):
         except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
             if not is_out_of_memory(error):
                 raise
-            raise not_enough_memory(self.run, error) from error
+            refusal = not_enough_memory(self.run, error)
+            record_refusal(Path(self.run.output), str(refusal))
+            raise refusal from error
         self._tell_peak()
 
     def _run_passes(self, context: CallbackContext) -> None:
