@@ -25,6 +25,7 @@ CAME_LATER: Mapping[str, object] = {
     "sampler": None,
     "train.fp8": "none",
     "train.memory_trial": "never",
+    "train.deterministic": False,
 }
 
 
