@@ -12,7 +12,9 @@ from nld_train.token_budget import derive_iterations
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
-AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod"]
+AttentionBackend = Literal[
+    "auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod", "cudnn_flex"
+]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]

@@ -33,7 +33,7 @@ EARLY = 2  # windows before the curves drift apart
 EARLY_BOUND, CURVE_BOUND = 0.01, 0.10
 NOT_COMPARED = "tokens/s"
 MOST_RANKS = 2  # on GPUs; the batch of the recipes divides by it
-EVERY_STEP = ("log.interval=1", "train.eval_batches=0", "train.eval_decode=0", "optimizer.warmup_iterations=5")
+EVERY_STEP = ("log.interval=1", "train.eval_batches=0", "train.eval_decode=0", "optimizer.warmup_iterations=2")
 OK, WRONG, NOT_RUN = "ok", "WRONG", "not run"
 
 
