@@ -33,7 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Part:
-    name: str
+    name: str  # on the command line
+    title: str  # in the table
     share: int  # of the time
     least: int  # seconds without which it is not begun; of the dry run a tenth
     options: tuple[str, ...]
@@ -42,10 +43,11 @@ class Part:
 
 
 PARTS = (
-    Part("check", 30, 60, (), ("--draws=1",)),
-    Part("attention", 25, 50, ("--rounds=15", "--profile"), ("--length=96", "--rounds=2", "--profile")),
-    Part("loss", 8, 20, ("--rounds=8",), ("--rows=64", "--vocabulary=2000", "--rounds=2")),
+    Part("check", "correctness", 30, 60, (), ("--draws=1",)),
+    Part("attention", "attention", 25, 50, ("--rounds=15", "--profile"), ("--length=96", "--rounds=2", "--profile")),
+    Part("loss", "LM-head loss", 8, 20, ("--rounds=8",), ("--rows=64", "--vocabulary=2000", "--rounds=2")),
     Part(
+        "step",
         "step",
         27,
         50,
@@ -57,7 +59,9 @@ PARTS = (
             *("train.micro_batch=1", "train.global_batch=4", "data.sequence_length=64"),
         ),
     ),
-    Part("training", 45, 90, (), ("--steps=4", "model.layers=1", "data.sequence_length=64"), megatron=True),
+    Part(
+        "training", "training", 60, 110, (), ("--steps=4", "model.layers=1", "data.sequence_length=64"), megatron=True
+    ),
 )
 
 
@@ -100,14 +104,14 @@ def run_parts(args: argparse.Namespace, folder: Path) -> tuple[list[SummaryLine]
     outcomes: list[BenchOutcome] = []
     for part in PARTS:
         if part.name in refused:
-            lines.append(SummaryLine(part.name, ALL, verdict=SKIPPED, reason=refused[part.name]))
+            lines.append(SummaryLine(part.title, ALL, verdict=SKIPPED, reason=refused[part.name]))
             continue
         later = sum(other.share for other in todo[todo.index(part) :])
         slice_ = (end - time.monotonic()) * part.share / later
         least = part.least / 10 if args.dry_run else part.least
         if slice_ < least:
             reason = f"{slice_:.0f} s were left for it, and it takes {least:.0f}"
-            lines.append(SummaryLine(part.name, ALL, verdict=SKIPPED, reason=reason))
+            lines.append(SummaryLine(part.title, ALL, verdict=SKIPPED, reason=reason))
             continue
         file = folder / f"{part.name}.json"
         said = run_part(part, slice_, file, args.dry_run)
@@ -116,7 +120,7 @@ def run_parts(args: argparse.Namespace, folder: Path) -> tuple[list[SummaryLine]
         lines += summary_lines(mine)
         # A part that found something wrong says so with its status too.
         if said is not None and not any(line.verdict in BAD for line in summary_lines(mine)):
-            lines.append(SummaryLine(part.name, ALL, verdict=FAILED, reason=said))
+            lines.append(SummaryLine(part.title, ALL, verdict=FAILED, reason=said))
     return lines, outcomes
 
 

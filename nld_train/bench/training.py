@@ -122,15 +122,15 @@ def _train_and_compare(
         trained = folder / "bf16_as_fast"
         commands.run("training in bf16", [*here, f"output={trained}"])
     curves["bf16"] = read_train_entries(trained)
-    # 4. The second half once more; meanwhile the CPU may still be busy with its curve.
-    if trained == folder / "bf16":
-        shutil.rmtree(step_folder(trained, asked.steps))
-        commands.run("resumed training", deterministic)
-        cases.append(resumed_case(curves["bf16"], read_train_entries(trained), half))
     if device.type != "cpu":
         commands.wait(cpu_run)
     curves["float32"] = read_train_entries(folder / "fp32")
     cases += curve_cases(curves["bf16"], curves["float32"])
+    # 4. The second half once more.
+    if trained == folder / "bf16":
+        shutil.rmtree(step_folder(trained, asked.steps))
+        commands.run("resumed training", deterministic)
+        cases.append(resumed_case(curves["bf16"], read_train_entries(trained), half))
 
 
 def _prepare_almanac(commands: NldCommands) -> None:

@@ -93,7 +93,7 @@ def _add_bench_parts(bench: argparse.ArgumentParser) -> None:
     step.add_argument("--recipe", metavar="NAME", help="default: nld_8b_stage2_joint; on a CPU tiny_stage2_joint")
     step.add_argument("--plain", action="store_true", help="plain torch layers, also where Megatron is installed")
     step.add_argument("override", nargs="*", metavar="key=value", help="settings to change; model.layers: all that fit")
-    training.add_argument("--steps", type=_positive_number, metavar="N", help="of stage 2 (default: 250; CPU: 40)")
+    training.add_argument("--steps", type=_positive_number, metavar="N", help="of stage 2 (default: 200; CPU: 40)")
     training.add_argument("override", nargs="*", metavar="key=value", help="settings to change in both recipes")
     runs = {attention: _run_attention, loss: _run_loss, step: _run_step, check: _run_check, training: _run_training}
     for part, run in runs.items():
@@ -180,7 +180,7 @@ def _run_training(args: argparse.Namespace) -> int:
 
     require(find_spec("megatron") is not None, "training without Megatron", "an environment with it", "make setup")
     device = _chosen_device(args)
-    steps = args.steps or (250 if device.type == "cuda" else 40)
+    steps = args.steps or (200 if device.type == "cuda" else 40)
     require(steps > 1, f"--steps {steps}", "2 or more: it is resumed half-way", "give more")
     return _show_outcome(bench_training(ShortTraining(steps, args.seconds, tuple(args.override)), device), args)
 
