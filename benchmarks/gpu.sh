@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks the GPU kernels, then measures them, on one GPU in under 8 minutes; see benchmarks/README.md.
+# Checks the GPU kernels, measures them, and trains, on one GPU in under 8 minutes; see benchmarks/README.md.
 #
 #   benchmarks/gpu.sh                     all of it; results under benchmarks/results/
-#   benchmarks/gpu.sh --dry-run           the same code at toy size on the CPU, under a minute
+#   benchmarks/gpu.sh --dry-run           the same code at toy size on the CPU
 #   PYTHON=.venv/bin/python benchmarks/gpu.sh --only check attention --output out/gpu
 #
 # Needs Python 3.12 and torch. Nothing need be installed of this project; Transformer Engine and Megatron take part

@@ -12,7 +12,9 @@ from nld_train.token_budget import derive_iterations
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
-AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod"]
+AttentionBackend = Literal[
+    "auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod", "cudnn_flex"
+]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 LongConversations = Literal["cut", "drop"]
@@ -147,6 +149,7 @@ class TrainConfig:
     fp8: Fp8Recipe = "none"  # the layers' linear maps in FP8, with precision bf16; which scaling: nld_train/fp8_recipes
     attention: AttentionBackend = "auto"  # auto: flex on GPUs, sdpa on CPUs
     memory_trial: MemoryTrial = "auto"  # a batch at full masking before the first step of a start; auto: on GPUs
+    deterministic: bool = False  # only kernels that give the same bits every time, which are slower; on GPUs
     seed: int = 1234  # weights and dropout; the noise has its own seed
 
     def __post_init__(self) -> None:

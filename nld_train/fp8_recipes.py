@@ -24,12 +24,13 @@ class Fp8Needs:
     multiple: int  # sizes of the linear maps and positions of a rank are multiples of it: the recipe's scaling block
     capability: tuple[int, int]  # CUDA compute capability, at least
     devices: str
+    below: tuple[int, int] | None = None  # and less than this one; None: any newer one
 
 
 NEEDS: Mapping[str, Fp8Needs] = {
     "tensorwise": Fp8Needs(16, (8, 9), "Ada, Hopper or newer: L40, H100, H200"),
     "blockwise": Fp8Needs(128, (9, 0), "Hopper or newer: H100, H200"),
-    "mxfp8": Fp8Needs(32, (10, 0), "Blackwell or newer: B200"),
+    "mxfp8": Fp8Needs(32, (10, 0), "Blackwell of data centers: B200, B300", below=(12, 0)),
 }
 
 
@@ -66,9 +67,10 @@ def check_fp8_device(recipe: str, capability: tuple[int, int] | None) -> None:
         return
     needs = NEEDS[recipe]
     there = "a machine without a GPU" if capability is None else f"a GPU of compute capability {capability}"
+    below = "" if needs.below is None else f", below {needs.below[0]}.{needs.below[1]}"
     require(
-        capability is not None and capability >= needs.capability,
+        capability is not None and capability >= needs.capability and (needs.below is None or capability < needs.below),
         f"train.fp8={recipe} on {there}",
-        f"compute capability {needs.capability[0]}.{needs.capability[1]} or more ({needs.devices})",
+        f"compute capability {needs.capability[0]}.{needs.capability[1]} or more{below} ({needs.devices})",
         "set train.fp8=none, or train it on such a machine",
     )

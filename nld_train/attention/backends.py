@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from nld_train.attention import flex, reference, sdpa
+from nld_train.attention import cudnn_flex, flex, reference, sdpa
 from nld_train.attention.fused import te
 from nld_train.config import AttentionBackend, RunConfig, require, require_choice
 from nld_train.dual_stream.mask_spec import MaskSpec
@@ -111,6 +111,14 @@ def _check_score_mod(request: BackendRequest) -> None:
     _require_package(request, "cudnn", "nvidia-cudnn-frontend")
 
 
+def _check_cudnn_flex(request: BackendRequest) -> None:
+    _require_dtype(request, HALF_DTYPES)
+    _require_head_dim(request, 8, 128, 8)
+    for package, wheel in (("cudnn", "nvidia-cudnn-frontend"), ("cutlass", "nvidia-cutlass-dsl")):
+        _require_package(request, package, wheel)
+    _require_package(request, "cudnn.flex_attention", "nvidia-cudnn-frontend 1.32 or newer")
+
+
 def refuse_packed_documents(request: BackendRequest) -> None:
     """Refuse rows of several documents where the backend has no way for them. Raises: UserError."""
     always, one_rank = (
@@ -143,6 +151,7 @@ BACKENDS: dict[AttentionBackend, Backend] = {
         Backend("te", te.attend_te, _ON_ENGINE, "on one context rank"),
         Backend("te+near_flex", te.attend_te_local_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
         Backend("te+flex", te.attend_te_noisy_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
+        Backend("cudnn_flex", cudnn_flex.attend_cudnn_flex, (_refuse_cpu, _check_cudnn_flex), "on one context rank"),
         Backend("te+mod", te.attend_te_score_mod, (*_ON_ENGINE, _check_score_mod), "never"),
     )
 }

@@ -22,6 +22,7 @@ from nld_train.loss.eager_head import eager_head_loss
 from nld_train.loss.lm_head import head_nll
 from nld_train.plan.flops import PASSES
 
+PLAIN, CHUNKED = "plain: all logits", "ours: in chunks"
 HEAD = ["LM-head loss", "ms (fastest to slowest)", "TFLOP/s, useful", "time / plain", "peak MiB", "memory / plain"]
 
 
@@ -77,8 +78,8 @@ def bench_loss(shape: HeadShape, dtype: torch.dtype, effort: Effort, device: tor
     # Three products of this size: the logits, and the gradients of hidden states and weight.
     useful = PASSES * 2.0 * shape.rows * shape.vocabulary * shape.hidden
     todo = [
-        Alternative("plain: all logits", lambda: lambda: given.gradients(plain_head_nll(given)), useful),
-        Alternative("ours: in chunks", lambda: lambda: given.gradients(chunked_head_nll(given)), useful),
+        Alternative(PLAIN, lambda: lambda: given.gradients(plain_head_nll(given)), useful),
+        Alternative(CHUNKED, lambda: lambda: given.gradients(chunked_head_nll(given)), useful),
         Alternative("gradients in the forward", lambda: lambda: given.gradients_of_sum(eager_head_sum(given)), useful),
     ]
     results = measure_in_turns(todo, effort, device)

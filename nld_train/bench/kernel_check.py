@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 HEAD = ["checked", "inputs", "draws", "worst whole", "worst row", "other bits", "result"]
 SHARPNESS = (1.0, 4.0)  # standard deviation of the scores, in turn
 PACKED = 4  # documents in a row
+ANY_INPUTS = "any"  # the inputs of a kernel that is refused whatever it is given
 MOST_PAIRS = 1 << 28  # pairs of one dense table; in float64 it takes 2 GiB
 KERNELS = 256  # how many kernels torch may compile for one function, which needs one for every shape
 
@@ -148,7 +149,7 @@ def check_kernels(plan: KernelCheckPlan, dtype: torch.dtype, device: torch.devic
                 attend = choose_backend(request)
             except UserError as error:
                 findings.append(
-                    KernelFinding(f"attention: {name}", "packed" if packed else "any", 0, refused=str(error))
+                    KernelFinding(f"attention: {name}", "packed" if packed else ANY_INPUTS, 0, refused=str(error))
                 )
                 break
             shapes = [replace(shape, documents=PACKED) for shape in plan.shapes] if packed else plan.shapes
@@ -180,7 +181,7 @@ def _check_outcome(findings: list[KernelFinding], asked: int, dtype: torch.dtype
         HEAD,
         [one.cells() for one in findings],
         notes,
-        {"findings": [vars(one) | {"verdict": one.verdict} for one in findings], "asked": asked},
+        {"findings": [vars(one) | {"verdict": one.verdict} for one in findings], "asked": asked, "bound": bound.whole},
         wrong=any(one.failed is not None for one in findings),
         environment=bench_environment(device),
     )

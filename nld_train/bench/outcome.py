@@ -20,7 +20,7 @@ NOTHING = "-"
 
 @dataclass
 class BenchOutcome:
-    """The outcome of one part: attention, LM-head loss, step or correctness."""
+    """The outcome of one part: attention, LM-head loss, step, correctness or training."""
 
     part: str
     subject: str  # the sizes, on one line

@@ -35,6 +35,8 @@ HEAD = ["step", "ms (fastest to slowest)", "row tokens/s", "TFLOP/s, useful", "M
 
 JOINT, AR = "ours, stage 2 (joint)", "ours, stage 1 (AR)"
 BRIDGE_JOINT, BRIDGE_AR = "Megatron-Bridge NemotronLabsDiffusion", "Megatron-Bridge GPT (AR)"
+# What the layers of a step are made of.
+MEGATRON_LAYERS, PLAIN_LAYERS = "Megatron's layers, schedule and optimizer", "plain torch layers, not Megatron's"
 # Without Megatron ours is compared with this.
 NAIVE = "KV heads repeated, logits of every position"
 # (above, below, the aim for the ratio of their times)
@@ -74,7 +76,13 @@ def bench_steps(
         HEAD,
         rows,
         notes,
-        {"results": result_figures(results), "layers": run.model.layers, "peak_flops": peak},
+        {
+            "results": result_figures(results),
+            "kind": kind,
+            "layers": run.model.layers,
+            "peak_flops": peak,
+            "planned": memory.worst_stage(run).total,
+        },
         environment=bench_environment(device),
     )
 

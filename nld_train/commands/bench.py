@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, require
 from nld_train.exit_status import REFUSED
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RAW = argparse.RawDescriptionHelpFormatter
 DTYPES = ("bf16", "fp32")
 
 BENCH_HELP = """\
-Measure attention, LM-head loss, or a whole training step, each against its alternatives in the same run.
+Measure attention, LM-head loss, or a whole training step, each against its alternatives in the same run; train.
 
   nld bench attention                      8B heads, rows of 4,096 on a GPU; a small shape on a CPU
   nld bench attention --length 16384 --documents 24 --json attention.json
@@ -32,6 +32,7 @@ Measure attention, LM-head loss, or a whole training step, each against its alte
   nld bench step                           the 8B shape with as many layers as fit; on a CPU the tiny one
   nld bench step --recipe nld_3b_stage2_joint train.micro_batch=2
   nld bench check                          are outputs and gradients right on this machine?
+  nld bench training                       tiny recipes by `nld train`: bf16 here beside float32 on the CPU; a resume
 
 Alternatives take turns, so that a busy machine slows them alike; figures are medians over the rounds. One that cannot
 run here says why. Ctrl-C prints what was measured until then. benchmarks/gpu.sh does all of it on a GPU.
@@ -75,6 +76,7 @@ def _add_bench_parts(bench: argparse.ArgumentParser) -> None:
     loss = parts.add_parser("loss", help="forward and backward of the LM-head loss alone")
     step = parts.add_parser("step", help="one training step, whole")
     check = parts.add_parser("check", help="outputs and gradients of every kernel against float64, on random draws")
+    training = parts.add_parser("training", help="a real short training: its curve, and whether it resumes bit for bit")
     for name, part in (("attention", attention), ("loss", loss)):
         for option, (gpu, cpu) in SIZES[name].items():
             words = f"{HELP[option]} (default: {gpu:,} on a GPU, {cpu:,} on a CPU)"
@@ -91,7 +93,10 @@ def _add_bench_parts(bench: argparse.ArgumentParser) -> None:
     step.add_argument("--recipe", metavar="NAME", help="default: nld_8b_stage2_joint; on a CPU tiny_stage2_joint")
     step.add_argument("--plain", action="store_true", help="plain torch layers, also where Megatron is installed")
     step.add_argument("override", nargs="*", metavar="key=value", help="settings to change; model.layers: all that fit")
-    for part, run in ((attention, _run_attention), (loss, _run_loss), (step, _run_step), (check, _run_check)):
+    training.add_argument("--steps", type=_positive_number, metavar="N", help="of stage 2 (default: 200; CPU: 40)")
+    training.add_argument("override", nargs="*", metavar="key=value", help="settings to change in both recipes")
+    runs = {attention: _run_attention, loss: _run_loss, step: _run_step, check: _run_check, training: _run_training}
+    for part, run in runs.items():
         part.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: a GPU if any")
         part.add_argument(
             "--seconds", type=_positive_number, default=240, metavar="S", help="at most (default: %(default)s)"
@@ -136,7 +141,13 @@ def _run_step(args: argparse.Namespace) -> int:
 
     from nld_train import recipe
     from nld_train.bench.plain_model import plain_steps
-    from nld_train.bench.step_bench import bench_steps, with_fitting_layers, with_one_rank
+    from nld_train.bench.step_bench import (
+        MEGATRON_LAYERS,
+        PLAIN_LAYERS,
+        bench_steps,
+        with_fitting_layers,
+        with_one_rank,
+    )
 
     device = _chosen_device(args)
     on_gpu = device.type == "cuda"
@@ -148,11 +159,11 @@ def _run_step(args: argparse.Namespace) -> int:
         run = with_fitting_layers(run, torch.cuda.get_device_properties(device).total_memory)
     effort = _chosen_effort(args, repetitions=3 if on_gpu else 1, resident=not on_gpu)
     if args.plain or find_spec("megatron") is None:
-        kind, steps = "plain torch layers, not Megatron's", plain_steps(run, device)
+        kind, steps = PLAIN_LAYERS, plain_steps(run, device)
     else:
         from nld_train.bench.megatron_rank import prepare_megatron_steps
 
-        kind, steps = "Megatron's layers, schedule and optimizer", prepare_megatron_steps(run, device)
+        kind, steps = MEGATRON_LAYERS, prepare_megatron_steps(run, device)
     return _show_outcome(bench_steps(run, kind, steps, effort, device, profiled=args.profile), args)
 
 
@@ -162,6 +173,16 @@ def _run_check(args: argparse.Namespace) -> int:
     device = _chosen_device(args)
     plan = default_check_plan(device, args.draws, args.seconds)
     return _show_outcome(check_kernels(plan, _chosen_dtype(args, device), device), args)
+
+
+def _run_training(args: argparse.Namespace) -> int:
+    from nld_train.bench.training import ShortTraining, bench_training
+
+    require(find_spec("megatron") is not None, "training without Megatron", "an environment with it", "make setup")
+    device = _chosen_device(args)
+    steps = args.steps or (200 if device.type == "cuda" else 40)
+    require(steps > 1, f"--steps {steps}", "2 or more: it is resumed half-way", "give more")
+    return _show_outcome(bench_training(ShortTraining(steps, args.seconds, tuple(args.override)), device), args)
 
 
 def _chosen_device(args: argparse.Namespace) -> "torch.device":

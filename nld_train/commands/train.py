@@ -28,7 +28,7 @@ OUTPUT/stop let it finish its step, save and leave. Exit status:
   {FINISHED:<5}finished
   {STOPPED:<5}stopped as asked, saved: the same command goes on
   {FAILED:<5}failed
-  {REFUSED:<5}refused by the start checks: nothing has started
+  {REFUSED:<5}refused by the start checks, or by the memory trial: no step was taken
   {UNHEALTHY_NODE:<5}a node failed its check before the start, and is named (on several nodes)
   {LEFT_AT_ONCE:<5}left at once, without saving: a second Ctrl-C, or ranks that give no answer
 """

@@ -18,6 +18,7 @@ from nld_train.run_folder.attempts import (
     starts_without_progress,
 )
 from nld_train.run_folder.checkpoints import step_reached
+from nld_train.run_folder.refusal import read_refusal
 from nld_train.run_folder.restart_limit import read_restart_limit, restart_limit_refusal
 
 CANCELLED = "cancelled"
@@ -105,12 +106,16 @@ def decide_requeue(
     # 2. A cancelled job does not go on: somebody wanted it to end.
     if ending.ended_by == CANCELLED:
         return RequeueDecision(CANCELLED, (), (), unhealthy)
-    # 3. At the restart limit the job stops, because the next start would end as the last ones did.
+    # 3. What a rank was refused for, the next start would be refused for too.
+    refusal = read_refusal(output)
+    if refusal is not None:
+        return RequeueDecision(f"refused: {refusal}", (), (), unhealthy)
+    # 4. At the restart limit the job stops, because the next start would end as the last ones did.
     count = starts_without_progress(attempts, job, step)
     if count >= restart_limit:
         got, _, do = restart_limit_refusal(output, job, count, step)
         return RequeueDecision(f"{got}; {do}", (), (), unhealthy)
-    # 4. Otherwise it goes on without the failed nodes, but for those that it could not run without.
+    # 5. Otherwise it goes on without the failed nodes, but for those that it could not run without.
     excluded = nodes_to_exclude(list(unhealthy), ending)
     kept = tuple(name for name in unhealthy if name not in excluded)
     return RequeueDecision("", excluded, kept, unhealthy)

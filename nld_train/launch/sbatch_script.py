@@ -52,7 +52,7 @@ status=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
   --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0 --wait=60 "${on_node[@]}" \\
   "${in_container[@]}" "$NLD_COMMAND" train "$@" --meet "$(hostname):$((20000 + SLURM_JOB_ID % 10000 * 2))" || status=$?
-# Finished, or refused by the start checks: nothing to go on with.
+# Finished, or refused: nothing to go on with.
 case "$status" in @FINISHED@ | @REFUSED@) exit "$status" ;; esac
 trap '' TERM
 

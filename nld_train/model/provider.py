@@ -120,6 +120,7 @@ def model_provider(run: RunConfig) -> DualStreamProvider:
         batch_p2p_comm=parallel.virtual_pipeline == 1,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
+        deterministic_mode=run.train.deterministic,
         recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
         recompute_method="uniform" if parallel.recompute == "full" else None,
         recompute_num_layers=1 if parallel.recompute == "full" else None,

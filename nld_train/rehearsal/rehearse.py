@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from nld_train.bench.nld_commands import failure_said
 from nld_train.config import RunConfig
 from nld_train.doctor.accelerator import Gpus
 from nld_train.doctor.finding import DoctorFinding, gb_text, refusal_finding
@@ -127,7 +128,8 @@ def short_run(run: RunConfig, output: str, world_size: int, steps: int) -> RunCo
 
 
 def _train(run: RunConfig, folder: Path) -> str | None:
-    """Train it by `nld train`. Returns: the last line of what went wrong, or None."""
+    """Train it by `nld train`. Returns: the line that says what went wrong, or None. Logs that the run's own last line
+    names are gone when it is read."""
     recipe = folder / "rehearsal.py"
     text = (
         f"from nld_train.recipe import run_from_json\n\n\ndef run():\n    return run_from_json({run_to_json(run)!r})\n"
@@ -140,5 +142,4 @@ def _train(run: RunConfig, folder: Path) -> str | None:
         return f"did not end within {MOST_SECONDS} s"
     if done.returncode == 0:
         return None
-    said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-    return f"status {done.returncode}: {said[-1] if said else 'without a word'}"
+    return f"status {done.returncode}: {failure_said(f'{done.stdout}\n{done.stderr}')}"

@@ -30,6 +30,7 @@ CAME_LATER: Mapping[str, object] = {
     "drafter.loss": "lk_hybrid",
     "drafter.place_decay": 1.0,
     "drafter.first_error_weight": 1.0,
+    "train.deterministic": False,
 }
 
 

@@ -13,6 +13,7 @@ OUTPUT/metrics.jsonl     one line per logged step and evaluation
 OUTPUT/jobs.jsonl        every submission, start and end
 OUTPUT/lock              names the start that writes into the folder
 OUTPUT/stop              while it is there, the run stops after its step
+OUTPUT/refused.txt       why the memory trial refused the last start
 OUTPUT/logs/             launcher.log of torchrun, and rank_N.log of every rank
 OUTPUT/tensorboard/  OUTPUT/wandb/  OUTPUT/slurm/  OUTPUT/nemo/
 """
@@ -24,7 +25,7 @@ DATA, EARLY_END = "data.json", "early_end.json"
 IMPORT, TOKENIZER = "import.json", "tokenizer"
 IMPORTED = "init"
 CHECKPOINTS, STEP_PREFIX, DATA_INDEX, LOGS = "checkpoints", "iter_", "data_index", "logs"
-STOP, LOCK = "stop", "lock"
+STOP, LOCK, REFUSAL = "stop", "lock", "refused.txt"
 TENSORBOARD, SLURM, NEMO = "tensorboard", "slurm", "nemo"
 TRACKER = "latest_checkpointed_iteration.txt"
 # Megatron-Bridge's state of a checkpoint, and its copy of the newest one's, from which it reads the step.

@@ -12,6 +12,7 @@ from nld_train.run_folder.early_end import forget_early_end
 from nld_train.run_folder.frozen import freeze_run, setting_differences
 from nld_train.run_folder.metrics import truncate_metrics
 from nld_train.run_folder.paths import METRICS
+from nld_train.run_folder.refusal import forget_refusal
 from nld_train.run_folder.stop_file import stop_file
 from nld_train.start.resume import resume_step
 
@@ -36,6 +37,7 @@ def open_output(run: RunConfig) -> int | None:
         check_init(run)
     output.mkdir(parents=True, exist_ok=True)
     stop_file(run.output).unlink(missing_ok=True)
+    forget_refusal(output)
     truncate_metrics(output / METRICS, step)
     forget_early_end(output, step)
     freeze_run(run)

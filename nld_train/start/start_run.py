@@ -15,13 +15,14 @@ from nld_train.data.identity import record_data_identity
 from nld_train.data.run_rows import open_run_rows
 from nld_train.data.verified import verified_run_data
 from nld_train.doctor.start_checks import check_ranks, check_run_data
-from nld_train.exit_status import FINISHED, LEFT_AT_ONCE, STOPPED
+from nld_train.exit_status import FAILED, FINISHED, LEFT_AT_ONCE, REFUSED, STOPPED
 from nld_train.node_check.nodes import ALONE, Nodes
 from nld_train.run_folder.attempts import record_end, record_start
 from nld_train.run_folder.checkpoints import complete_steps, step_reached
 from nld_train.run_folder.early_end import early_end_step
 from nld_train.run_folder.output_lock import held_output
 from nld_train.run_folder.paths import data_index_folder, launcher_log
+from nld_train.run_folder.refusal import read_refusal
 from nld_train.run_folder.stop_file import stop_file
 from nld_train.start.imported_init import with_imported_init
 from nld_train.start.output_folder import open_output
@@ -123,6 +124,8 @@ def train_ranks(run: RunConfig, nodes: Nodes, command: Sequence[str], supervisor
     """Run the command that starts this node's ranks to its end; returns the run's exit status."""
     log = launcher_log(run.output, nodes.node_rank)
     status = supervisor.run(command, {**os.environ, **rank_environment(run)}, log)
+    if status == FAILED and read_refusal(Path(run.output)) is not None:
+        return REFUSED
     return status or _exit_status_of(run)
 
 

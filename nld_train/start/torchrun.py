@@ -10,6 +10,9 @@ from nld_train.node_check.nodes import Nodes
 from nld_train.run_folder.paths import RUN
 
 ONE_QUEUE = "CUDA_DEVICE_MAX_CONNECTIONS"
+# What `train.deterministic` needs of the libraries beside torch's own switch, which Megatron-Bridge sets: cuBLAS with
+# workspaces of its own, Transformer Engine without sums of no order, NCCL with one algorithm whatever it measures.
+IN_ORDER = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "NCCL_ALGO": "Ring"}
 RANK_MODULE = "nld_train.train.rank"
 TORCHRUN_MODULE = "nld_train.start.torchrun_main"
 
@@ -37,6 +40,8 @@ def rank_environment(run: RunConfig) -> dict[str, str]:
         # Megatron and Transformer Engine start a transfer before the product that hides it; with more queues than one
         # the product could fill the GPU first.
         variables[ONE_QUEUE] = os.environ.get(ONE_QUEUE, "1")
+    if run.train.deterministic:
+        variables |= IN_ORDER
     if run.log.wandb != "disabled":
         variables["WANDB_MODE"] = _wandb_mode(run)
     return variables

@@ -17,6 +17,7 @@ from nld_train.launch.requeue_decision import (
     parse_node_states,
 )
 from nld_train.run_folder.attempts import read_attempts, record_end, record_start, starts_without_progress
+from nld_train.run_folder.refusal import forget_refusal, record_refusal
 from nld_train.run_folder.restart_limit import check_restart_limit
 
 NLD = Path(sys.executable).with_name("nld")
@@ -75,6 +76,17 @@ def test_a_start_that_left_no_word_is_written_down(tmp_path: Path) -> None:
 def test_a_cancelled_job_does_not_go_on(tmp_path: Path) -> None:
     start(tmp_path, 0)
     assert close_attempt(tmp_path, ending(status=75, how="cancelled"), job(0)).stop_reason == "cancelled"
+
+
+def test_a_job_that_a_rank_refused_does_not_go_on_whatever_srun_says(tmp_path: Path) -> None:
+    """The other nodes are killed while they wait for the rank, and srun's status is the highest of all."""
+    start(tmp_path, 0)
+    record_refusal(tmp_path, "out of memory on the largest batch")
+    decision = close_attempt(tmp_path, ending(status=143), job(0))
+    assert decision.stop_reason == "refused: out of memory on the largest batch"
+    start(tmp_path, 1)
+    forget_refusal(tmp_path)
+    assert not close_attempt(tmp_path, ending(status=143), job(1)).stop_reason
 
 
 def test_failed_nodes_are_left_out(tmp_path: Path) -> None:

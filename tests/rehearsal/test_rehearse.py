@@ -67,6 +67,16 @@ def test_a_training_that_fails_says_why(folder: Path) -> None:
     assert found.verdict == "FAIL" and "status 2" in found.found
 
 
+def test_a_rank_that_fails_is_quoted_and_not_the_log_that_is_gone(folder: Path, monkeypatch) -> None:
+    script = folder / "python"
+    said = "echo 'rank 0: out of memory on the largest batch'; echo '  full log: /tmp/gone'; echo 'x failed; see y' >&2"
+    script.write_text(f"#!/bin/sh\n{said}\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    found = training_finding(load_recipe("tiny_stage2_joint", overrides(folder)), NO_GPU)
+    assert (found.verdict, found.found) == ("FAIL", "status 2: rank 0: out of memory on the largest batch")
+
+
 def test_what_does_not_fit_one_node_is_left_out_and_said(folder: Path) -> None:
     run = load_recipe("nld_14b_sft")  # tensor 8
     assert training_finding(run, NO_GPU).verdict == "note"

@@ -9,6 +9,7 @@ from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
 from nld_train.run_folder.paths import TRACKER, checkpoints_folder
+from nld_train.run_folder.refusal import read_refusal, record_refusal
 from nld_train.start.output_folder import open_output
 from tests.saved import flip, save_checkpoint
 
@@ -21,6 +22,13 @@ def run(tmp_path: Path) -> RunConfig:
 def test_a_new_folder_starts_fresh_and_records_the_run(run: RunConfig) -> None:
     assert open_output(run) is None
     assert recipe.run_from_json(Path(run.output, "run.json").read_text()) == run
+
+
+def test_a_start_forgets_what_the_last_one_was_refused_for(run: RunConfig) -> None:
+    open_output(run)
+    record_refusal(Path(run.output), "out of memory on the largest batch")
+    open_output(run)
+    assert read_refusal(Path(run.output)) is None
 
 
 def test_an_own_checkpoint_is_resumed(run: RunConfig) -> None:

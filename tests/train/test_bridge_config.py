@@ -7,6 +7,7 @@ import torch
 
 from nld_train import recipe
 from nld_train.recipe import load_recipe
+from nld_train.start.torchrun import IN_ORDER, rank_environment
 from tests.convert.conftest import random_output
 from tests.distributed.ranks import on, small_run
 from tests.sampler_folder import write_collection
@@ -54,6 +55,29 @@ def test_a_gpu_recipe_is_taken(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert model.sequence_parallel == (run.parallel.tensor > 1) and config.dist.distributed_backend == "nccl"
     assert model.fp8 is None and not model.fp8_param
     assert config.data_parallel_size * run.parallel.tensor * run.parallel.pipeline == run.parallel.world_size
+
+
+def test_deterministic_kernels_are_asked_of_every_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_runtime: None
+) -> None:
+    from megatron.bridge.training.config import runtime_config_update
+
+    from nld_train.train.bridge_config import bridge_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    for word in ("false", "true"):
+        run = load_recipe("nld_8b_stage1_ar", [f"output={tmp_path}/out", "init=none", f"train.deterministic={word}"])
+        variables = rank_environment(run)
+        for name, value in {**variables, "WORLD_SIZE": str(run.parallel.world_size)}.items():
+            monkeypatch.setenv(name, value)
+        config = bridge_config(run)
+        runtime_config_update(config)  # refuses a deterministic mode without NCCL_ALGO
+        assert config.model.deterministic_mode == run.train.deterministic
+        assert (IN_ORDER.items() <= variables.items()) == run.train.deterministic
+    assert asked == [True]
 
 
 @pytest.mark.parametrize(

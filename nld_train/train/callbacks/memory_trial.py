@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -18,6 +19,8 @@ from nld_train.config import RunConfig
 from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.errors import UserError
 from nld_train.objectives.contract import MicroBatch, Objective
+from nld_train.recipe import parse_overrides, replace_settings
+from nld_train.run_folder.refusal import record_refusal
 from nld_train.train.before_training import weights_as_they_are
 from nld_train.train.forward_step import ObjectiveStep
 from nld_train.train.terminal import tell_line
@@ -25,7 +28,9 @@ from nld_train.types import Row
 
 logger = logging.getLogger(__name__)
 MOMENT_BYTES = 8  # of a trained parameter: Adam's two moments in float32
-CPU_ALLOCATOR = "DefaultCPUAllocator"  # in the message of torch's plain RuntimeError for a host that has no memory left
+# In the messages of plain RuntimeErrors: torch's for a host, and those of what allocates on a GPU beside torch (CUDA
+# itself and NCCL; cuBLAS and cuDNN), which comes too late where torch has taken nearly all.
+ALLOCATORS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def has_memory_trial(run: RunConfig) -> bool:
@@ -61,7 +66,8 @@ class MemoryTrialBatch(Callback):
         self.run, self.forward_step, self.terminal = run, forward_step, terminal
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """Try it. Raises: UserError where the memory does not suffice."""
+        """Try it. Raises: UserError where the memory does not suffice; its line stays in the output folder, so that
+        every node ends with the status of bad input, and no scheduler starts the same again."""
         if context.state.train_state.step >= self.run.train.iterations:
             return
         try:
@@ -70,7 +76,9 @@ class MemoryTrialBatch(Callback):
         except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
             if not is_out_of_memory(error):
                 raise
-            raise not_enough_memory(self.run, error) from error
+            refusal = not_enough_memory(self.run, error)
+            record_refusal(Path(self.run.output), str(refusal))
+            raise refusal from error
         self._tell_peak()
 
     def _run_passes(self, context: CallbackContext) -> None:
@@ -144,23 +152,34 @@ def missing_moment_bytes(optimizer: Any) -> dict[torch.device, int]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether it is memory that failed, of a device or of the host."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(name in str(error) for name in ALLOCATORS)
 
 
 def not_enough_memory(run: RunConfig, error: Exception) -> UserError:
-    """What a run is told whose largest batch does not fit: the settings that take less, the cheapest first."""
+    """What a run is told whose largest batch does not fit: the settings that take less and that it can have on as many
+    ranks, the cheapest first."""
     cut = run.parallel
-    advice = [
+    less = [
         f"train.micro_batch={run.train.micro_batch // 2}" if run.train.micro_batch > 1 else "",
         "parallel.recompute=selective" if cut.recompute == "none" else "",
         "parallel.recompute=full" if cut.recompute != "full" else "",
         f"parallel.tensor={2 * cut.tensor}",
         f"parallel.context={2 * cut.context}" if run.objective is None else "",
     ]
+    advice = [setting for setting in filter(None, less) if _is_possible(run, setting)]
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     batch = f"train.micro_batch={run.train.micro_batch} rows of {run.data.sequence_length:,} tokens, all of them masked"
     return UserError(
         f"out of memory on the largest batch, {batch}: {reason}",
         "a layout whose ranks hold such a batch: training meets it sooner or later",
-        f"try one of {', '.join(filter(None, advice))}; `nld train {run.name} --dry-run` plans each",
+        f"try one of {', '.join([*advice, 'more ranks'])}; `nld train {run.name} --dry-run` plans each",
     )
+
+
+def _is_possible(run: RunConfig, setting: str) -> bool:
+    """Whether the run could be started with this setting, "key=value"."""
+    try:
+        replace_settings(run, parse_overrides([setting]))
+    except UserError:
+        return False
+    return True

@@ -55,6 +55,21 @@ def test_memory_that_failed_is_known_from_other_errors() -> None:
     assert not is_out_of_memory(found.value)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error in: ProcessGroupNCCL.cpp, unhandled cuda error. Last error: Cuda failure 2 'out of memory'",
+    ],
+)
+def test_memory_that_failed_a_library_beside_torch_is_known_too(said: str) -> None:
+    from nld_train.train.callbacks.memory_trial import is_out_of_memory
+
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 def test_the_advice_names_what_this_run_can_change() -> None:
     from nld_train.train.callbacks.memory_trial import not_enough_memory
 
@@ -63,7 +78,11 @@ def test_the_advice_names_what_this_run_can_change() -> None:
     assert "train.micro_batch=2 rows of 256 tokens, all of them masked: CUDA out of memory. Tried 2 GiB.;" in said
     assert "train.micro_batch=1, parallel.recompute=selective, parallel.recompute=full, parallel.tensor=2" in said
     small = replace(run, train=replace(run.train, micro_batch=1), parallel=replace(run.parallel, recompute="full"))
-    assert "do: try one of parallel.tensor=2, parallel.context=2;" in str(not_enough_memory(small, MemoryError()))
+    assert "do: try one of parallel.tensor=2, parallel.context=2, more ranks;" in str(
+        not_enough_memory(small, MemoryError())
+    )
+    alone = replace(small, parallel=replace(small.parallel, world_size=1))
+    assert "do: try one of more ranks;" in str(not_enough_memory(alone, MemoryError())), "what the layout forbids"
 
 
 def test_gpus_try_it_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
