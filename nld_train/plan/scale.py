@@ -67,12 +67,12 @@ def step_seconds(run: RunConfig) -> float:
 
 
 def exposed_seconds(run: RunConfig, traffic: list[Traffic]) -> float:
-    """The least seconds of a step in which a GPU waits for the network.
+    """Seconds of a step in which a GPU waits for the network.
 
     Gradients are reduced while the last micro-batch runs its backward pass, and weights gathered while the first runs
-    its forward (train/bridge_config.py): what takes longer than that is exposed. So is, at any rate, the embedding's
-    part, whose gradient comes last and whose weights are needed first. The other purposes are exposed whole, although
-    Transformer Engine runs four of the ten collectives of a layer beside the products of the backward pass.
+    its forward (train/bridge_config.py), both at MFU: what takes longer than that is exposed. So is, at any rate, the
+    embedding's part, whose gradient comes last and whose weights are needed first. The other purposes are exposed
+    whole, although Transformer Engine can run four of the ten collectives of a layer beside products of the backward.
     """
     micro_batch, first = step_seconds(run) / micro_batches(run), rank_parameters(run.model, run.parallel, 0)
     forward = micro_batch / PASSES
@@ -85,7 +85,8 @@ def exposed_seconds(run: RunConfig, traffic: list[Traffic]) -> float:
 
 
 def reachable_mfu(run: RunConfig, exposed: float) -> float:
-    """The MFU of a GPU that computes at its peak and waits for the network alone: no run can be above it."""
+    """The MFU of a GPU that computes at its peak and waits for `exposed` alone. A run is above it only where more is
+    hidden than `exposed_seconds` takes to be."""
     computing = run_flops(run) / run.train.iterations / (run.parallel.world_size * H100_BF16)
     return computing / (computing + exposed)
 
@@ -140,7 +141,7 @@ def scale_lines(run: RunConfig) -> list[tuple[str, str]]:
     step = f"{plan.step:.3g} s at {MFU:.0%} MFU"
     if run.parallel.pipeline > 1:
         step += f"; filling and draining the pipeline adds {pipeline_bubble(run):.1%} of its work, not in it"
-    exposed = f"{plan.exposed:.3g} s of a step is not hidden behind computing, so MFU stays below "
+    exposed = f"{plan.exposed:.3g} s of a step is not hidden behind computing: MFU below "
     sent = [(each.purpose, traffic_text(each)) for each in plan.traffic]
     return [
         ("a step", step),

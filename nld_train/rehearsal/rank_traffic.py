@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from nld_train.config import RunConfig
 from nld_train.rehearsal.rank_memory import WEIGHTS, build_fake_rank, join_fake_groups, largest_batch, run_fake_step
 from nld_train.rehearsal.stand_ins import fake_gpu, install_stand_ins
-from nld_train.rehearsal.storage_meter import StorageMeter
+from nld_train.rehearsal.storage_meter import GATHERS, StorageMeter
 
 # Operators by the argument that is the whole tensor, and how often a ring sends (n - 1) / n of it.
 WHOLE = {
@@ -32,11 +32,12 @@ SILENT = {"recv_", "barrier"}  # what sends no bytes of its own
 
 
 class TrafficMeter(TorchDispatchMode):
-    """While this is entered, the bytes that this rank would send are counted by the name of the process group."""
+    """While this is entered, the bytes that this rank would send are counted by the name of the process group, and by
+    whether they are gathered."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent: Counter[str] = Counter()
+        self.sent: Counter[tuple[str, bool]] = Counter()
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function.namespace == "c10d":
@@ -49,10 +50,11 @@ class TrafficMeter(TorchDispatchMode):
         boxed = next(each for each in args if isinstance(each, torch.ScriptObject))
         group = torch.distributed.ProcessGroup.unbox(boxed)
         if name == "send":
-            self.sent[group.group_name] += _bytes_of(args[0])
+            self.sent[group.group_name, False] += _bytes_of(args[0])
             return
         argument, times = WHOLE[name]
-        self.sent[group.group_name] += times * _bytes_of(args[argument]) * (group.size() - 1) / group.size()
+        whole = times * _bytes_of(args[argument])
+        self.sent[group.group_name, name in GATHERS] += whole * (group.size() - 1) / group.size()
 
 
 def _bytes_of(nested: Any) -> int:
@@ -65,18 +67,14 @@ def count_traffic(run: RunConfig, rank: int) -> dict[str, float]:
 
     install_stand_ins()
     join_fake_groups(run, rank)
-    batch, step, gather = largest_batch(run), TrafficMeter(), TrafficMeter()
+    batch, sending = largest_batch(run), TrafficMeter()
     with fake_gpu(), StorageMeter(WEIGHTS) as memory:
         fake = build_fake_rank(run, memory)
         # As Megatron-Bridge sets it up: gradients are summed in the last micro-batch alone.
         quiet = [chunk.no_sync for chunk in fake.model]
         fake.config.no_sync_func = quiet if len(quiet) > 1 else quiet[0]
-        with step:
+        with sending:
             run_fake_step(run, fake, batch)
-        # What the next forward starts with under the distributed optimizer.
-        with gather:
-            for chunk in fake.model if run.parallel.distributed_optimizer else []:
-                chunk.start_param_sync(force_sync=True)
     purposes = {
         parallel_state.get_tensor_model_parallel_group().group_name: "tensor",
         parallel_state.get_context_parallel_group().group_name: "context",
@@ -84,7 +82,8 @@ def count_traffic(run: RunConfig, rank: int) -> dict[str, float]:
         parallel_state.get_data_parallel_group(with_context_parallel=True).group_name: "gradients",
     }
     found: Counter[str] = Counter()
-    for group, size in step.sent.items():
-        found[purposes.get(group, f"group {group}")] += size
-    found["weights"] += gather.sent.total()
+    for (group, gathered), size in sending.sent.items():
+        purpose = purposes.get(group, f"group {group}")
+        # What is gathered over the replicas of a weight is the distributed optimizer's work.
+        found["weights" if gathered and purpose == "gradients" else purpose] += size
     return {purpose: size for purpose, size in found.items() if size}

@@ -6,7 +6,7 @@ import pytest
 
 from nld_train.plan import network, scale
 from nld_train.plan.flops import H100_BF16, MFU
-from tests.plan.scale_page import PUBLISHED, all_tables, implied_mfu, planned
+from tests.plan.scale_page import PUBLISHED, RECIPES, all_tables, implied_mfu, planned
 
 PAGE = (Path(__file__).parents[2] / "docs/scale.md").read_text(encoding="utf-8")
 WORDS = " ".join(PAGE.split())  # lines may break anywhere
@@ -41,8 +41,9 @@ def test_the_sentences_say_what_the_tables_say() -> None:
     small, recipe, large = (planned("nld_8b_stage2_joint", gpus) for gpus in (8, 256, 1024))
     wide = planned("nld_14b_stage2_joint", 1024)
     busy = [sum(each.seconds for each in plan.traffic) / plan.step for _, plan in (large, wide)]
-    top = [scale.reachable_mfu(*planned(name, 32)[:1], planned(name, 32)[1].exposed) for name in SIZES_OF_TOP]
-    low = next(each for each in PUBLISHED if each.name == "Llama 3.1 8B")
+    middle = [planned(name, 32) for name in RECIPES]
+    top = [scale.reachable_mfu(run, plan.exposed) for run, plan in middle]
+    low = {each.name: implied_mfu(each) for each in PUBLISHED}
     alone = large[1].traffic[0].sent / network.NETWORK / (large[1].step * 2 / 3)
     for words in (
         f"{small[0].checkpoint.interval * small[1].step / 3600:.1f} hours on 8 GPUs",
@@ -52,10 +53,7 @@ def test_the_sentences_say_what_the_tables_say() -> None:
         f"for {busy[0]:.0%} of the step (8B) and {busy[1]:.0%} (14B)".replace("%", " %"),
         f"the {recipe[1].step:.3g} s at 256",
         f"would fill {alone:.0%} of the backward".replace("%", " %"),
-        f"above the {top[1]:.0%} of the last column, 8B above {top[0]:.0%}".replace("%", " %"),
-        f"{MFU / implied_mfu(low):.1f} times as high",
+        f"below an MFU of {top[1]:.0%}, 8B below {top[0]:.0%}".replace("%", " %"),
+        f"would be {MFU / low['Llama 3.1 8B']:.1f} times as high, by the 70B's {MFU / low['Llama 3.1 70B']:.1f} times",
     ):
         assert words in WORDS, words
-
-
-SIZES_OF_TOP = ("nld_8b_stage2_joint", "nld_14b_stage2_joint")
