@@ -3,7 +3,7 @@
 from nld_train.config import RunConfig
 from nld_train.fp8_recipes import SPEED
 from nld_train.objectives.choose import objective_of
-from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan
+from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan, scale
 
 Line = tuple[str, str]  # a label, and the text behind it
 
@@ -23,6 +23,7 @@ def dry_run_text(run: RunConfig) -> str:
             memory_report(run),
             "",
             aligned_lines(disk_lines(run)),
+            *scale_report(run),
         ]
     )
 
@@ -193,3 +194,10 @@ def disk_lines(run: RunConfig) -> list[Line]:
     size = memory.checkpoint_size(run)
     parts = f"weights {gb_number(size.weights)}, optimizer {gb_number(size.optimizer)}"
     return [("checkpoint", f"{gb_number(size.total)} GB on disk ({parts}); at most {run.checkpoint.keep} kept")]
+
+
+def scale_report(run: RunConfig) -> list[str]:
+    """The network, checkpoints, failures and dollars under a headline; nothing where they are not planned."""
+    lines = scale.scale_lines(run)
+    headline = f"at scale, on {run.parallel.world_size} H100 (what is assumed: docs/scale.md)"
+    return ["", headline, aligned_lines([(f"  {label}", text) for label, text in lines])] if lines else []

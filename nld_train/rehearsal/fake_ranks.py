@@ -20,15 +20,17 @@ QUESTIONS, ANSWER = "questions.json", "answer{}.json"
 
 
 class RankQuestion(NamedTuple):
-    """What is asked of one rank of a run: its peak of memory, or which rows and weights are its share."""
+    """What is asked of one rank of a run: its peak of memory, which rows and weights are its share, or what it
+    sends in a step."""
 
     run: RunConfig
     rank: int
-    kind: Literal["memory", "share"]
+    kind: Literal["memory", "share", "traffic"]
 
 
 def ask_ranks(questions: Sequence[RankQuestion]) -> list[Any]:
-    """The answers, one after another: `rank_memory.simulate_peak` or `rank_share.find_share`. The import takes 20 s."""
+    """The answers, one after another: `rank_memory.simulate_peak`, `rank_share.find_share` or
+    `rank_traffic.count_traffic`. The import takes 20 s."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         asked = [(run_to_json(each.run), each.rank, each.kind) for each in questions]

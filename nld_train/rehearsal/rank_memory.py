@@ -42,10 +42,10 @@ def simulate_peak(run: RunConfig, rank: int) -> dict[str, int]:
     join_fake_groups(run, rank)
     batch, meter = largest_batch(run), StorageMeter(WEIGHTS)
     with fake_gpu(), meter:
-        rank = _build_rank(run, meter)
+        rank = build_fake_rank(run, meter)
         meter.category, meter.peak = ACTIVATIONS, {}
         _watch_phases(rank.model, meter)
-        _run_step(run, rank, batch)
+        run_fake_step(run, rank, batch)
     return {category: size for category, size in meter.peak.items() if size}
 
 
@@ -92,7 +92,7 @@ def _all_masked(draw: Any, mask: int) -> Any:
     return replace(draw, noisy=torch.full_like(draw.noisy, mask), masked=everywhere, p=torch.ones_like(draw.p))
 
 
-def _build_rank(run: RunConfig, meter: StorageMeter) -> FakeRank:
+def build_fake_rank(run: RunConfig, meter: StorageMeter) -> FakeRank:
     """The model with its gradient buffers and its optimizer, counted under their categories."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import get_megatron_optimizer
@@ -146,7 +146,7 @@ def _watch_phases(model: list[torch.nn.Module], meter: StorageMeter) -> None:
         chunk.decoder.register_forward_hook(behind_layers)
 
 
-def _run_step(run: RunConfig, rank: FakeRank, batch: MicroBatch) -> None:
+def run_fake_step(run: RunConfig, rank: FakeRank, batch: MicroBatch) -> None:
     """Forward and backward of all micro-batches, by Megatron's schedule. Two stand for all where nothing is
     pipelined: the second finds what the first leaves."""
     from megatron.core.num_microbatches_calculator import get_num_microbatches

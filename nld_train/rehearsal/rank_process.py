@@ -43,6 +43,7 @@ def _import_megatron() -> None:
 
     import nld_train.rehearsal.rank_memory
     import nld_train.rehearsal.rank_share
+    import nld_train.rehearsal.rank_traffic
     import nld_train.train.bridge_config
     import nld_train.train.forward_step  # noqa: F401
 
@@ -51,9 +52,10 @@ def _answer(question: Sequence[Any], path: Path) -> int:
     """Write the answer of one rank. Returns: the exit status of this process."""
     from nld_train.rehearsal.rank_memory import simulate_peak
     from nld_train.rehearsal.rank_share import find_share
+    from nld_train.rehearsal.rank_traffic import count_traffic
 
     text, rank, kind = question
-    answers = {"memory": simulate_peak, "share": find_share}
+    answers = {"memory": simulate_peak, "share": find_share, "traffic": count_traffic}
     write_text(path, json.dumps(answers[kind](run_from_json(text), rank)))
     return FINISHED
 
