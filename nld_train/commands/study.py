@@ -98,6 +98,11 @@ def _listing(studies: "Sequence[Study]", chains: "dict[str, Chains]", workers: i
     return align_columns(rows, left=2)
 
 
+def _give_way(owner: object) -> None:
+    print(f"nld: the folder is now in use by {owner or 'nobody'}: left to it", flush=True)
+    os._exit(FAILED)
+
+
 def _train_and_compare(
     studies: "Sequence[Study]",
     chains: "dict[str, Chains]",
@@ -116,7 +121,7 @@ def _train_and_compare(
     left = [run for run in runs if not is_trained(run)]
     minutes = sum(map(expected_seconds, left)) / workers / 60
     print(f"{len(runs)} runs, {len(left)} to train: about {minutes:.0f} minutes on {workers} core(s)", flush=True)
-    with held_output(miniature.folder, lambda owner: os._exit(FAILED)):
+    with held_output(miniature.folder, _give_way):
         prepare_study_data(miniature.folder)
         try:
             train_runs(runs, workers, miniature.folder / LOG_NAME)
