@@ -13,7 +13,7 @@ from nld_train.token_budget import derive_iterations
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
 AttentionBackend = Literal[
-    "auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod", "cudnn_flex"
+    "auto", "reference", "sdpa", "flex", "flex+fa4", "te", "te+near_flex", "te+flex", "te+mod", "cudnn_flex", "fa3"
 ]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]

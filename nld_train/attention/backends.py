@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nld_train.attention import cudnn_flex, flex, reference, sdpa
-from nld_train.attention.fused import te
+from nld_train.attention.fused import fa3, te
 from nld_train.config import AttentionBackend, RunConfig, require, require_choice
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.errors import UserError
@@ -101,6 +101,19 @@ def _check_flash(request: BackendRequest) -> None:
     _require_package(request, "flash_attn.cute", "flash-attn-4")
 
 
+def _check_flash_3(request: BackendRequest) -> None:
+    _require_dtype(request, HALF_DTYPES)
+    _require_head_dim(request, 8, 256, 8)
+    _require_package(request, fa3.MODULE, "flash-attn-3, from the hopper folder of flash-attention's sources")
+    capability = torch.cuda.get_device_capability()
+    require(
+        capability == (9, 0),
+        f"train.attention='fa3' on compute capability {capability[0]}.{capability[1]}",
+        "9.0, a Hopper GPU",
+        "set train.attention=auto",
+    )
+
+
 def _check_transformer_engine(request: BackendRequest) -> None:
     _require_dtype(request, HALF_DTYPES)
     _require_head_dim(request, 16, 256, 8)
@@ -152,6 +165,7 @@ BACKENDS: dict[AttentionBackend, Backend] = {
         Backend("te+near_flex", te.attend_te_local_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
         Backend("te+flex", te.attend_te_noisy_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
         Backend("cudnn_flex", cudnn_flex.attend_cudnn_flex, (_refuse_cpu, _check_cudnn_flex), "on one context rank"),
+        Backend("fa3", fa3.attend_fa3, (_refuse_cpu, _check_flash_3), "on one context rank"),
         Backend("te+mod", te.attend_te_score_mod, (*_ON_ENGINE, _check_score_mod), "never"),
     )
 }

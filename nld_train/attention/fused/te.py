@@ -25,6 +25,7 @@ from torch import Tensor
 from nld_train.attention import flex
 from nld_train.attention.fused import local, lse_merge, score_mod, te_call
 from nld_train.attention.fused.kernel import CAUSAL, QKV, MergedResult, Segments, Window
+from nld_train.attention.fused.kernel_causal import attend_causal_segments
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.errors import UserError
 
@@ -71,35 +72,13 @@ class TransformerEngineKernel:
         Packed documents do not go through DotProductAttention, which would choose a kernel anew whenever their lengths
         differ from those of the call before.
         """
-        output: Tensor
         if not segments.one_fixed_shape:
-            output = _RaggedCausal.apply(*qkv, segments, scale)
-            return output
+            return attend_causal_segments(self, qkv, segments, scale)
         call = te_call.TransformerEngineCall.of_piece(qkv, segments, CAUSAL, scale)
         attention = _dot_product_attention(call.heads, scale, call.mask()["attn_mask_type"], call.format)
-        output = attention(*(call.to_kernel_layout(x) for x in qkv))
+        output: Tensor = attention(*(call.to_kernel_layout(x) for x in qkv))
         _refuse_unfused()
         return output.view(qkv.query.shape)
-
-
-class _RaggedCausal(torch.autograd.Function):
-    """Causal attention within segments of any lengths, by the kernels of the pieces."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-        """query [T, N, D]; key, value [U, M, D]. Returns: [T, N, D]."""
-        output, lse = KERNEL.forward(QKV(query, key, value), segments, CAUSAL, scale)
-        ctx.save_for_backward(query, key, value, output, lse)
-        ctx.settings = (segments, scale)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of query, key and value."""
-        query, key, value, output, lse = ctx.saved_tensors
-        segments, scale = ctx.settings
-        merged = MergedResult(output, lse, gradient.contiguous())
-        return *KERNEL.backward(QKV(query, key, value), merged, segments, CAUSAL, scale), None, None
 
 
 def _attend_noisy_score_mod(qkv: QKV, spec: MaskSpec, scale: float) -> Tensor:

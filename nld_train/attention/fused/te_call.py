@@ -93,7 +93,11 @@ class TransformerEngineCall:
 
     def lengths(self) -> tuple[int, int, Tensor, Tensor]:
         """`longest`, and where the segments start and end: both [P + 1] int32."""
-        return *self.longest, _ends(self.segments.queries, self.device), _ends(self.segments.keys, self.device)
+        return (
+            *self.longest,
+            segment_ends(self.segments.queries, self.device),
+            segment_ends(self.segments.keys, self.device),
+        )
 
     def mask(self) -> dict[str, Any]:
         """The mask's name and window. window_size = (left, right) is `Window`'s, with -1 for no bound.
@@ -194,7 +198,7 @@ def size_class(count: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def segment_ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where segments of these lengths start and end: [P + 1] int32."""
     with torch.inference_mode(False):
         return copy_to_device(torch.tensor((0, *lengths)).cumsum(0).int(), device)
