@@ -15,6 +15,7 @@ from nld_train.study.contract import (
     PER_FORWARD,
     SQUARED_NORM,
     STEPS,
+    USUAL_NORM,
     Study,
     StudyArm,
     StudyClaim,
@@ -147,14 +148,16 @@ def noise_variance_study() -> Study:
     many = StudyArm(
         f"uniform, {MANY} x the rows", partial(still_runs, "uniform", BATCH * MANY, STILL_STEPS // MANY), STEPS
     )
-    claims = [StudyClaim(SQUARED_NORM, law, "uniform", "") for law in LAWS[1:]]
+    figures = (SQUARED_NORM, USUAL_NORM)
+    claims = [StudyClaim(figure, law, "uniform", "") for law in LAWS[1:] for figure in figures]
     note = (
         "Of the diffusion term's gradient g at weights that stand still: E|g|^2 = |E g|^2 + the variance. All laws "
         f"have the same E g, so the differences are those of the variance. {MANY} times the rows have 1/{MANY} of the "
-        "variance, which tells how much of the first figure it is."
+        "variance, which tells how much of the first figure it is. A weight 1/p of up to 1,000 makes some steps very "
+        "large, so the mean is noisy; the median is what most steps have."
     )
     question = "Which noise law lowers the gradient's variance?"
-    return Study("noise-variance", question, (*arms, many), (SQUARED_NORM,), claims, note)
+    return Study("noise-variance", question, (*arms, many), figures, claims, note)
 
 
 def drafter_study() -> Study:

@@ -28,6 +28,7 @@ ACCEPTED_LENGTH = StudyFigure("accepted length", higher_is_better=True)
 EXPECTED_LENGTH = StudyFigure("expected length", higher_is_better=True)
 PER_FORWARD = StudyFigure("tokens per forward", higher_is_better=True)
 SQUARED_NORM = StudyFigure("squared gradient norm", higher_is_better=False)
+USUAL_NORM = StudyFigure("its median", higher_is_better=False)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 
 from nld_train.config import RunConfig, require
 from nld_train.run_folder.metrics import read_metrics
 from nld_train.run_folder.paths import METRICS
-from nld_train.study.contract import FIRST, SQUARED_NORM, STEPS, Reading, Study, StudyClaim
+from nld_train.study.contract import FIRST, SQUARED_NORM, STEPS, USUAL_NORM, Reading, Study, StudyClaim
 from nld_train.study.significance import MeanError, PairedDifference, mean_and_error, paired_difference
 
 
@@ -35,8 +36,8 @@ def arm_figures(run: RunConfig, reading: Reading) -> dict[str, float]:
     """The figures of one arm and seed, from its last run. Raises: UserError where its metrics lack them."""
     entries = read_metrics(Path(run.output) / METRICS)
     if reading == STEPS:
-        norms = [entry["gradient norm"] for entry in entries if entry["kind"] == "train"]
-        return {SQUARED_NORM.name: sum(norm**2 for norm in norms) / len(norms)}
+        squares = [entry["gradient norm"] ** 2 for entry in entries if entry["kind"] == "train"]
+        return {SQUARED_NORM.name: fmean(squares), USUAL_NORM.name: median(squares)}
     evaluations = [entry for entry in entries if entry["kind"] == "validation"]
     require(len(evaluations) > 0, f"no evaluation in {run.output}", "one at least", "remove the folder and go on")
     return dict(evaluations[0 if reading == FIRST else -1])
