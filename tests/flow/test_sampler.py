@@ -48,6 +48,7 @@ def nld(folder: Path) -> Callable[..., Said]:
     return run
 
 
+@pytest.mark.long
 def test_from_trajectories_to_text(folder: Path, nld: Callable[..., Said]) -> None:
     hf, trajectories, output = (str(folder / name) for name in ("hf", "trajectories", "run"))
     asked = ["--prompts", str(folder / "prompts.jsonl"), "--max-new-tokens", "16", "--block", "4,8"]

@@ -45,7 +45,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.megatron
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tiny_run_is_rehearsed_whole(folder: Path) -> None:
     words = ["doctor", "tiny_stage2_joint", "--rehearse", *overrides(folder)]
     done = subprocess.run([sys.executable, "-m", "nld_train.cli", *words], capture_output=True, text=True, check=False)

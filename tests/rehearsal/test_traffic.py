@@ -43,6 +43,7 @@ CASES = {
 USUAL = ("tensor 2 with sequence, data 8", "context 2, packed", "first stage of 2, two chunks")
 
 
+@pytest.mark.long
 @pytest.mark.megatron
 def test_a_rank_sends_what_the_plan_says() -> None:
     compare_cases(USUAL)

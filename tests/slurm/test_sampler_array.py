@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if ".partial-" not in path.name}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trajectories_of_shards_have_the_bytes_of_one_process(
     slurm: Cluster, shared: Path, folder: Path, nld: Callable, tmp_path: Path
 ) -> None:
