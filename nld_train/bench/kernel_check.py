@@ -26,7 +26,7 @@ from nld_train.bench.attention import ORACLE
 from nld_train.bench.head_loss import HeadInputs, HeadShape, chunked_head_nll, draw_head_inputs
 from nld_train.bench.inputs import AttentionInputs, AttentionShape, draw_attention_inputs
 from nld_train.bench.measure import FAILURES, TimeBudget, failure_line, free_device_memory
-from nld_train.bench.outcome import NOTHING, BenchOutcome, bench_environment
+from nld_train.bench.outcome import NOTHING, OK, BenchOutcome, bench_environment
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.errors import UserError
 from nld_train.loss.cross_entropy import cross_entropy
@@ -76,7 +76,7 @@ class KernelFinding:
             return f"WRONG: {self.failed}"
         if self.refused is not None:
             return "refused"
-        return "ok" if self.draws == self.asked else f"cut at {self.draws} of {self.asked}"
+        return OK if self.draws == self.asked else f"cut at {self.draws} of {self.asked}"
 
     def cells(self) -> list[str]:
         """The finding as a row of the table, in the columns of HEAD."""

@@ -16,6 +16,7 @@ from nld_train.bench.measure import Measurement
 
 PACKAGES = ("torch", "triton", "transformer-engine", "megatron-core", "megatron-bridge")
 NOTHING = "-"
+OK, WRONG = "ok", "WRONG"  # verdicts on results
 
 
 @dataclass

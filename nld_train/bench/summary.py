@@ -11,11 +11,11 @@ from typing import Any
 from nld_train.bench.attention import CAUSAL, OURS
 from nld_train.bench.head_loss import CHUNKED, PLAIN
 from nld_train.bench.kernel_check import ANY_INPUTS
-from nld_train.bench.outcome import NOTHING, BenchOutcome, aligned_table
+from nld_train.bench.outcome import NOTHING, OK, WRONG, BenchOutcome, aligned_table
 from nld_train.bench.step_bench import AR, BRIDGE_AR, BRIDGE_JOINT, JOINT, MEGATRON_LAYERS, NAIVE
 
 HEAD = ["part", "case", "figure", "bound", "verdict"]
-OK, WRONG, CUT, SKIPPED, FAILED = "ok", "WRONG", "cut short", "skipped", "FAILED"
+CUT, SKIPPED, FAILED = "cut short", "skipped", "FAILED"
 REACHED, SHORT, NO_GPU = "reached", "SHORT", "no GPU"  # verdicts on speed and memory
 BAD = (WRONG, FAILED)  # verdicts that make the exit status 1
 NEAR_PLAN = 0.1  # how far a step's memory may be from the plan

@@ -19,7 +19,7 @@ import torch
 
 from nld_train.bench.measure import TimeBudget
 from nld_train.bench.nld_commands import CommandFailure, NldCommands
-from nld_train.bench.outcome import BenchOutcome, bench_environment
+from nld_train.bench.outcome import OK, WRONG, BenchOutcome, bench_environment
 from nld_train.run_folder.metrics import Entry, entries_of_kind, read_metrics
 from nld_train.run_folder.paths import METRICS, step_folder
 
@@ -34,7 +34,7 @@ EARLY_BOUND, CURVE_BOUND = 0.01, 0.10
 NOT_COMPARED = "tokens/s"
 MOST_RANKS = 2  # on GPUs; the batch of the recipes divides by it
 EVERY_STEP = ("log.interval=1", "train.eval_batches=0", "train.eval_decode=0", "optimizer.warmup_iterations=2")
-OK, WRONG, NOT_RUN = "ok", "WRONG", "not run"
+NOT_RUN = "not run"  # the verdict on what there was no time for
 
 
 @dataclass(frozen=True)

@@ -82,19 +82,18 @@ def distinct_runs(chains: "Sequence[Chains]") -> "list[RunConfig]":
 
 def _listing(studies: "Sequence[Study]", chains: "dict[str, Chains]", workers: int) -> str:
     from nld_train.report.columns import align_columns
-    from nld_train.study.trainings import expected_seconds, is_trained
+    from nld_train.study.trainings import expected_minutes, untrained_runs
 
     rows = [["study", "question", "arms", "runs", "to train", "minutes"]]
     for study in studies:
         runs = distinct_runs([chains[study.name]])
-        left = [run for run in runs if not is_trained(run)]
-        minutes = sum(map(expected_seconds, left)) / workers / 60
+        left = untrained_runs(runs)
+        minutes = expected_minutes(left, workers)
         rows.append(
             [study.name, study.question, str(len(study.arms)), str(len(runs)), str(len(left)), f"{minutes:.0f}"]
         )
-    together = [run for run in distinct_runs(list(chains.values())) if not is_trained(run)]
-    minutes = sum(map(expected_seconds, together)) / workers / 60
-    rows.append([ALL, "", "", "", str(len(together)), f"{minutes:.0f}"])
+    together = untrained_runs(distinct_runs(list(chains.values())))
+    rows.append([ALL, "", "", "", str(len(together)), f"{expected_minutes(together, workers):.0f}"])
     return align_columns(rows, left=2)
 
 
@@ -115,11 +114,11 @@ def _train_and_compare(
     from nld_train.study.study_data import prepare_study_data
     from nld_train.study.study_figures import collect_result
     from nld_train.study.study_table import study_html, study_markdown, study_text
-    from nld_train.study.trainings import LOG_NAME, TrainingFailed, expected_seconds, is_trained, train_runs
+    from nld_train.study.trainings import LOG_NAME, TrainingFailed, expected_minutes, train_runs, untrained_runs
 
     runs = distinct_runs(list(chains.values()))
-    left = [run for run in runs if not is_trained(run)]
-    minutes = sum(map(expected_seconds, left)) / workers / 60
+    left = untrained_runs(runs)
+    minutes = expected_minutes(left, workers)
     print(f"{len(runs)} runs, {len(left)} to train: about {minutes:.0f} minutes on {workers} core(s)", flush=True)
     with held_output(miniature.folder, _give_way):
         prepare_study_data(miniature.folder)

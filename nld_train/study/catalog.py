@@ -24,6 +24,7 @@ from nld_train.study.miniature import BATCH, BLOCK, Miniature
 
 # What stage 2 is but for the choice that a study changes.
 PLAIN = DiffusionConfig(alpha=0.3, block_size=BLOCK, mask_token_id=100)
+JOINT = "joint"  # the folder of stage 2 begins so
 BOTH = (AR_LOSS, DIFFUSION_LOSS)
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 1.0)
 BLOCKS = (4, 8, 16, 32)
@@ -32,8 +33,9 @@ STILL_STEPS = 100
 MANY = 16  # times the batch, for the gradient that the noise blurs
 
 
-def joint_arm(name: str, diffusion: DiffusionConfig, what: str) -> StudyArm:
-    """Both stages, then the judge. what: the word for the folder of stage 2."""
+def joint_arm(name: str, diffusion: DiffusionConfig, choice: str) -> StudyArm:
+    """Both stages, then the judge. choice: the word for the folder of stage 2, where it is not PLAIN's."""
+    what = JOINT if diffusion == PLAIN else f"{JOINT}_{choice}"
 
     def runs(miniature: Miniature, seed: int) -> Sequence[RunConfig]:
         first, second = miniature.joint_stage(seed, diffusion, what)
@@ -42,25 +44,30 @@ def joint_arm(name: str, diffusion: DiffusionConfig, what: str) -> StudyArm:
     return StudyArm(name, runs)
 
 
+def plain_stages(miniature: Miniature, seed: int) -> tuple[RunConfig, RunConfig]:
+    """What other chains start from: both stages as `joint_arm` has them of PLAIN."""
+    return miniature.joint_stage(seed, PLAIN, JOINT)
+
+
 def one_stage_runs(miniature: Miniature, seed: int) -> Sequence[RunConfig]:
     only = miniature.only_joint_stage(seed, PLAIN)
     return only, miniature.judge(only)
 
 
 def chat_runs(diffusion: DiffusionConfig, what: str, miniature: Miniature, seed: int) -> Sequence[RunConfig]:
-    first, second = miniature.joint_stage(seed, PLAIN, "joint")
+    first, second = plain_stages(miniature, seed)
     third = miniature.chat_stage(seed, second, diffusion, what)
     return first, second, third, miniature.judge(third)
 
 
 def still_runs(law: NoiseLaw, batch: int, steps: int, miniature: Miniature, seed: int) -> Sequence[RunConfig]:
-    first, second = miniature.joint_stage(seed, PLAIN, "joint")
+    first, second = plain_stages(miniature, seed)
     alone = replace(PLAIN, alpha=1.0, ar_weight=0.0, noise_law=law)
     return first, second, miniature.held_still(seed, second, alone, batch, steps)
 
 
 def drafter_runs(drafter: DrafterConfig, what: str, miniature: Miniature, seed: int) -> Sequence[RunConfig]:
-    first, second = miniature.joint_stage(seed, PLAIN, "joint")
+    first, second = plain_stages(miniature, seed)
     return first, second, miniature.drafter_stage(seed, second, drafter, what)
 
 
@@ -79,9 +86,9 @@ def averaging_study() -> Study:
 def noise_sharing_study() -> Study:
     own, rank, step = "a level for every row", "one for each of two ranks", "one for the whole step"
     arms = (
-        joint_arm(own, PLAIN, "joint"),
-        joint_arm(rank, replace(PLAIN, level_rows=BATCH // 2), "joint_rank_level"),
-        joint_arm(step, replace(PLAIN, level_rows=BATCH), "joint_step_level"),
+        joint_arm(own, PLAIN, "row_level"),
+        joint_arm(rank, replace(PLAIN, level_rows=BATCH // 2), "rank_level"),
+        joint_arm(step, replace(PLAIN, level_rows=BATCH), "step_level"),
     )
     claims = (
         StudyClaim(DIFFUSION_LOSS, rank, step, "56.35 -> 57.06 points"),
@@ -93,7 +100,7 @@ def noise_sharing_study() -> Study:
 
 def stages_study() -> Study:
     two, one = "AR first, then both losses", "both losses from the start"
-    arms = (joint_arm(two, PLAIN, "joint"), StudyArm(one, one_stage_runs))
+    arms = (joint_arm(two, PLAIN, "two_stages"), StudyArm(one, one_stage_runs))
     claims = [StudyClaim(figure, two, one, "57.06 -> 62.80 points") for figure in BOTH]
     note = "At equal tokens; the one stage takes 1.3 times the compute, because all its rows are doubled."
     return Study("stages", "Are two stages better than one, at equal tokens?", arms, BOTH, claims, note)
@@ -101,18 +108,13 @@ def stages_study() -> Study:
 
 def ar_loss_study() -> Study:
     both, alone = "both losses in stage 2", "the diffusion loss alone"
-    arms = (joint_arm(both, PLAIN, "joint"), joint_arm(alone, replace(PLAIN, ar_weight=0.0), "joint_no_ar"))
+    arms = (joint_arm(both, PLAIN, "with_ar"), joint_arm(alone, replace(PLAIN, ar_weight=0.0), "no_ar"))
     claims = [StudyClaim(figure, both, alone, "62.80 -> 70.28 points") for figure in (DIFFUSION_LOSS, AR_LOSS)]
     return Study("ar-loss", "Does the AR loss help the diffusion mode?", arms, BOTH, claims)
 
 
 def alpha_study() -> Study:
-    arms = [
-        joint_arm(
-            f"{alpha:g}", replace(PLAIN, alpha=alpha), "joint" if alpha == PLAIN.alpha else f"joint_alpha{alpha:g}"
-        )
-        for alpha in ALPHAS
-    ]
+    arms = [joint_arm(f"{alpha:g}", replace(PLAIN, alpha=alpha), f"alpha{alpha:g}") for alpha in ALPHAS]
     claims = (
         StudyClaim(AR_LOSS, "0.3", "0.1", "68.71 -> 70.62 points"),
         StudyClaim(AR_LOSS, "0.3", "1", "67.22 -> 70.62 points"),
@@ -123,10 +125,7 @@ def alpha_study() -> Study:
 
 
 def block_size_study() -> Study:
-    arms = [
-        joint_arm(f"{size}", replace(PLAIN, block_size=size), "joint" if size == BLOCK else f"joint_block{size}")
-        for size in BLOCKS
-    ]
+    arms = [joint_arm(f"{size}", replace(PLAIN, block_size=size), f"block{size}") for size in BLOCKS]
     figures = (*BOTH, ACCEPTED_LENGTH, PER_FORWARD)
     paper = ("2.89 -> 4.17, of an oracle", "4.17 -> 5.68, of an oracle", "5.68 -> 7.60, of an oracle")
     pairs = zip(BLOCKS, BLOCKS[1:], paper, strict=False)
@@ -136,9 +135,7 @@ def block_size_study() -> Study:
 
 
 def noise_law_study() -> Study:
-    arms = [
-        joint_arm(law, replace(PLAIN, noise_law=law), "joint" if law == "uniform" else f"joint_{law}") for law in LAWS
-    ]
+    arms = [joint_arm(law, replace(PLAIN, noise_law=law), law) for law in LAWS]
     claims = [StudyClaim(figure, law, "uniform", "") for law in LAWS[1:] for figure in BOTH]
     return Study("noise-law", "Which noise law lowers the loss?", arms, BOTH, claims)
 

@@ -28,6 +28,16 @@ START_SECONDS = 6.0  # of every run: its model is built, its data opened, its ch
 LOG_NAME = "study.log"
 
 
+def untrained_runs(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Those of the runs that are still to be trained."""
+    return [run for run in runs if not is_trained(run)]
+
+
+def expected_minutes(runs: Sequence[RunConfig], workers: int) -> float:
+    """Minutes of all the runs, so many at a time, about."""
+    return sum(map(expected_seconds, runs)) / workers / 60
+
+
 class TrainingFailed(Exception):
     """A run of a study ended before its last step; the text says where to look."""
 
@@ -58,7 +68,7 @@ def train_runs(runs: Sequence[RunConfig], workers: int, log: Path) -> None:
 
     Raises: TrainingFailed; the runs that are finished stay.
     """
-    waiting = [run for run in runs if not is_trained(run)]
+    waiting = untrained_runs(runs)
     if not waiting:
         return
     from nld_train.train import patches

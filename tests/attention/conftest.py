@@ -1,6 +1,6 @@
 """Layouts and random tensors shared by the attention tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from nld_train.attention.fused import local, lse_merge
 from nld_train.attention.fused.kernel import PlainKernel
+from nld_train.attention.reference import attend_reference
+from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 
@@ -16,6 +18,15 @@ from nld_train.dual_stream.row_layout import RowLayout
 IN_PIECES = lse_merge.FusedAttention(
     PlainKernel(), lse_merge.MergedNoisyAttention(PlainKernel(), local.WindowedLocalAttention(PlainKernel()))
 )
+
+# With whole and cut blocks, a causal noisy half, one block alone, and without a noisy half.
+FUSED_LAYOUTS = [
+    RowLayout(24, 4, True),
+    RowLayout(21, 4, True),
+    RowLayout(24, 4, True, True),
+    RowLayout(3, 4, True),
+    RowLayout(9, 4, False),
+]
 
 
 @pytest.fixture
@@ -48,6 +59,21 @@ class Case:
         inputs = self.leaves()
         output = attend(*inputs, self.spec, self.scale)
         return output, *torch.autograd.grad(output, inputs, self.cotangent().to(output.device))
+
+    def assert_equals_reference(self, attend) -> None:
+        """Outputs and gradients of a backend called `attend` are those of the dense reference, in float64."""
+        fast, slow = self.output_and_gradients(attend), self.output_and_gradients(attend_reference)
+        for one, other in zip(fast, slow, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+    def assert_equals_on_context_ranks(self, attend) -> None:
+        """Each of two context ranks has its part of the reference's output."""
+        expected = attend_reference(self.query, self.key, self.value, self.spec, self.scale)
+        for shard in (ContextShard(2, 0), ContextShard(2, 1)):
+            queries, keys = shard.queries(self.layout), shard.keys(self.layout, packed=False)
+            here = (self.query[:, :, queries], self.key[:, :, keys], self.value[:, :, keys])
+            output = attend(*here, replace(self.spec, shard=shard), self.scale)
+            torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
 
     def cotangent(self) -> Tensor:
         """Random weights of the outputs, [B, H, S, D]."""

@@ -10,19 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.attention import cudnn_flex, reference
+from nld_train.attention import cudnn_flex
 from nld_train.attention.cudnn_flex import attend_cudnn_flex, key_intervals
 from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.dual_stream.visibility import visible_between
-
-LAYOUTS = [
-    RowLayout(24, 4, True),
-    RowLayout(21, 4, True),
-    RowLayout(24, 4, True, True),
-    RowLayout(3, 4, True),
-    RowLayout(9, 4, False),
-]
+from tests.attention.conftest import FUSED_LAYOUTS
 
 
 def seen_table(ends: Tensor, keys: int) -> Tensor:
@@ -37,7 +30,7 @@ def seen_table(ends: Tensor, keys: int) -> Tensor:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", FUSED_LAYOUTS, ids=str)
 def test_the_intervals_are_the_mask(case, layout: RowLayout, packed: bool) -> None:
     spec = case(layout, packed=packed).spec
     documents = spec.document_numbers() if packed else None
@@ -83,22 +76,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", FUSED_LAYOUTS, ids=str)
 def test_calls_the_library_so_that_it_equals_the_reference(case, stand_in, layout: RowLayout, packed: bool) -> None:
-    c = case(layout, packed=packed)
-    fast, slow = c.output_and_gradients(attend_cudnn_flex), c.output_and_gradients(reference.attend_reference)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    case(layout, packed=packed).assert_equals_reference(attend_cudnn_flex)
 
 
 def test_on_two_context_ranks(case, stand_in) -> None:
-    c = case(RowLayout(24, 3, True))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
-    for shard in (ContextShard(2, 0), ContextShard(2, 1)):
-        queries, keys = shard.queries(c.layout), shard.keys(c.layout, packed=False)
-        here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
-        output = attend_cudnn_flex(*here, replace(c.spec, shard=shard), c.scale)
-        torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
+    case(RowLayout(24, 3, True)).assert_equals_on_context_ranks(attend_cudnn_flex)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,11 @@ class Cluster:
         running = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
         return [process for process in running if mark in environment_of(process)]
 
+    def shard_processes(self, shard: str) -> list[int]:
+        """The Python processes of a shard, "1/2"."""
+        words = {process: Path(f"/proc/{process}/cmdline").read_text().split("\0") for process in self.processes()}
+        return [process for process, said in words.items() if shard in said and said[0].endswith("python")]
+
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])

@@ -57,12 +57,23 @@ def write_site(folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture
-def launch(slurm: Cluster, shared: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def nld(slurm: Cluster) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `nld` as on a login node of the cluster."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [str(NLD), *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture
+def launch(
+    nld: Callable[..., subprocess.CompletedProcess[str]], shared: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`nld launch --executor slurm` on the cluster."""
 
     def run(recipe: str, *words: object, nodes: int = 2) -> subprocess.CompletedProcess[str]:
-        placed = ["--executor", "slurm", "--nodes", str(nodes), "--site", str(shared / "site.env")]
-        command = [str(NLD), "launch", recipe, *map(str, words), *placed]
-        return subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False)
+        return nld("launch", recipe, *words, "--executor", "slurm", "--nodes", nodes, "--site", shared / "site.env")
 
     return run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import NLD, ROOT
+from tests.slurm.conftest import NLD
 from tests.slurm.test_launch import ENDED, STARTED, wait_until
 
 SHARDS = 4
@@ -18,14 +18,9 @@ LaunchData = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def launch_data(slurm: Cluster, shared: Path) -> LaunchData:
+def launch_data(nld: LaunchData, shared: Path) -> LaunchData:
     """`nld launch data` on the cluster, from a site file of this machine."""
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [str(NLD), "launch", "data", *map(str, words), "--site", str(shared / "site.env")]
-        return subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False)
-
-    return run
+    return lambda *words: nld("launch", "data", *words, "--site", shared / "site.env")
 
 
 def corpus(folder: Path, lines: int) -> Path:
@@ -105,12 +100,7 @@ def test_a_lost_node_and_a_failed_shard_change_nothing(slurm: Cluster, shared: P
 
     def encoding() -> list[int]:
         """Processes of a shard that is not the lost one: killed, they end with another status than 0 or 2."""
-        return [
-            process
-            for process in slurm.processes()
-            for words in [Path(f"/proc/{process}/cmdline").read_text().split("\0")]
-            if f"{killed}/{SHARDS}" in words and words[0].endswith("python")
-        ]
+        return slurm.shard_processes(f"{killed}/{SHARDS}")
 
     def running() -> bool:
         found = task_states(slurm, array)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,22 +9,10 @@ import pytest
 
 from tests.evaluation.test_shards import without_times
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import NLD, ROOT
 from tests.slurm.test_data_array import task_states
 from tests.slurm.test_launch import ENDED, STARTED, wait_until
 
 TEXTS = ("def f(x):", "import os", "class A:", "for i in", "return", "if x:", "while", "print(")
-
-
-@pytest.fixture
-def nld(slurm: Cluster) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `nld` as on a login node of the cluster."""
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [str(NLD), *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False)
-
-    return run
 
 
 def written_prompts(folder: Path) -> Path:
@@ -51,10 +38,8 @@ def test_prompts_are_answered_in_shards_and_merged(
     array, merge = done.stdout.split()
     first = output / "decode.1-of-2.jsonl"
     wait_until(lambda: first.exists() and first.read_text().count("\n") > 2, "records of the first shard")
-    for process in slurm.processes():
-        words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-        if "1/2" in words and words[0].endswith("python"):
-            os.kill(process, 9)
+    for process in slurm.shard_processes("1/2"):
+        os.kill(process, 9)
     assert slurm.wait(merge, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
     log = (tmp_path / "in shards.slurm" / f"{array}_1.log").read_text()
     assert "shard 1/2 ended with status" in log and "are there already, and are kept" in log

@@ -8,10 +8,8 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_data_array import task_states
-from tests.slurm.test_eval_array import nld, written_prompts
+from tests.slurm.test_eval_array import written_prompts
 from tests.slurm.test_launch import ENDED, STARTED, wait_until
-
-__all__ = ["nld"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,10 +28,8 @@ def test_trajectories_of_shards_have_the_bytes_of_one_process(
     assert done.returncode == 0, done.stderr
     array, merge = done.stdout.split()
     wait_until(lambda: (output / "part-00000.json").exists(), "the first part")
-    for process in slurm.processes():
-        words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-        if "1/2" in words and words[0].endswith("python"):
-            os.kill(process, 9)
+    for process in slurm.shard_processes("1/2"):
+        os.kill(process, 9)
     assert slurm.wait(merge, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
     log = (tmp_path / "in shards.slurm" / f"{array}_1.log").read_text()
     assert "shard 1/2 ended with status" in log

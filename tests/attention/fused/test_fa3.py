@@ -4,7 +4,6 @@ Engine makes. The library itself wants a Hopper GPU."""
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,20 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nld_train.attention import reference
 from nld_train.attention.fused import fa3
 from nld_train.attention.fused.kernel import CAUSAL, QKV, MergedResult, PlainKernel, Segments, Window
-from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.row_layout import RowLayout
+from tests.attention.conftest import FUSED_LAYOUTS
 
 PLAIN = PlainKernel()
-LAYOUTS = [
-    RowLayout(24, 4, True),
-    RowLayout(21, 4, True),
-    RowLayout(24, 4, True, True),
-    RowLayout(3, 4, True),
-    RowLayout(9, 4, False),
-]
 
 
 def read_call(qkv: QKV, ends: tuple[Tensor, Tensor], longest: tuple[int, int], words: dict, causal: bool):
@@ -79,22 +70,13 @@ def library(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", FUSED_LAYOUTS, ids=str)
 def test_calls_the_library_so_that_it_equals_the_reference(case, library, layout: RowLayout, packed: bool) -> None:
-    c = case(layout, packed=packed)
-    fast, slow = c.output_and_gradients(fa3.attend_fa3), c.output_and_gradients(reference.attend_reference)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    case(layout, packed=packed).assert_equals_reference(fa3.attend_fa3)
 
 
 def test_on_two_context_ranks(case, library) -> None:
-    c = case(RowLayout(24, 3, True))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
-    for shard in (ContextShard(2, 0), ContextShard(2, 1)):
-        queries, keys = shard.queries(c.layout), shard.keys(c.layout, packed=False)
-        here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
-        output = fa3.attend_fa3(*here, replace(c.spec, shard=shard), c.scale)
-        torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
+    case(RowLayout(24, 3, True)).assert_equals_on_context_ranks(fa3.attend_fa3)
 
 
 # What Transformer Engine gives its own calls behind the tensors, with a name in the place of every value.

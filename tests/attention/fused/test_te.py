@@ -13,15 +13,14 @@ import cudnn
 import pytest
 import torch
 
-from nld_train.attention import reference
 from nld_train.attention.backends import BackendRequest, choose_backend
 from nld_train.attention.fused import te, te_call
 from nld_train.attention.fused.kernel import CAUSAL, Segments, Window
-from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.mask_spec import MaskSpec
 from nld_train.dual_stream.row_layout import RowLayout
 from nld_train.errors import UserError
 from tests.attention import stand_in
+from tests.attention.conftest import FUSED_LAYOUTS
 from tests.attention.cudnn_graph import Graph
 
 WAYS = {
@@ -30,13 +29,6 @@ WAYS = {
     "te+flex": te.attend_te_noisy_flex,
     "te+mod": te.attend_te_score_mod,
 }
-LAYOUTS = [
-    RowLayout(24, 4, True),
-    RowLayout(21, 4, True),
-    RowLayout(24, 4, True, True),
-    RowLayout(3, 4, True),
-    RowLayout(9, 4, False),
-]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -54,35 +46,23 @@ def library(monkeypatch: pytest.MonkeyPatch):
         cache.cache_clear()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", FUSED_LAYOUTS, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_the_library_so_that_it_equals_the_reference(
     case, library, cpu_backward, way: str, layout: RowLayout
 ) -> None:
-    c = case(layout)
-    fast, slow = c.output_and_gradients(WAYS[way]), c.output_and_gradients(reference.attend_reference)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    case(layout).assert_equals_reference(WAYS[way])
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_on_two_context_ranks(case, library, cpu_backward, way: str) -> None:
-    c = case(RowLayout(24, 3, True))
-    expected = reference.attend_reference(c.query, c.key, c.value, c.spec, c.scale)
-    for shard in (ContextShard(2, 0), ContextShard(2, 1)):
-        queries, keys = shard.queries(c.layout), shard.keys(c.layout, packed=False)
-        here = (c.query[:, :, queries], c.key[:, :, keys], c.value[:, :, keys])
-        output = WAYS[way](*here, replace(c.spec, shard=shard), c.scale)
-        torch.testing.assert_close(output, expected[:, :, queries], rtol=1e-10, atol=1e-12)
+    case(RowLayout(24, 3, True)).assert_equals_on_context_ranks(WAYS[way])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", FUSED_LAYOUTS, ids=str)
 @pytest.mark.parametrize("way", ["te", "te+near_flex", "te+flex"])
 def test_packed_documents_are_problems_of_any_length(case, library, cpu_backward, way: str, layout: RowLayout) -> None:
-    c = case(layout, packed=True)
-    fast, slow = c.output_and_gradients(WAYS[way]), c.output_and_gradients(reference.attend_reference)
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    case(layout, packed=True).assert_equals_reference(WAYS[way])
 
 
 def test_new_document_lengths_ask_for_no_new_kernels(library, monkeypatch) -> None:
