@@ -9,6 +9,7 @@ from nld_train.fp8_recipes import Fp8Recipe, check_fp8
 from nld_train.objective_sections import DrafterConfig, ObjectiveSection, SamplerConfig
 from nld_train.setting_ranges import DERIVED, check_ranges, split_shares
 from nld_train.token_budget import derive_iterations
+from nld_train.vision_config import VisionConfig
 
 NoiseLaw = Literal["uniform", "stratified", "per_block", "complementary"]
 LossAverage = Literal["token", "sequence"]
@@ -116,6 +117,7 @@ class DataConfig:
     blend: tuple[str, ...]  # "prefix" or "weight:prefix", e.g. ("0.7:data/web", "0.3:data/code")
     tokenizer: str  # folder with tokenizer.json: must be the one the files were made with
     sequence_length: int = 4096  # tokens
+    text_length: int | None = None  # with images: most text tokens of a row, its noisy half; none: sequence_length
     split: str = "99,1,0"  # shares of training, validation and test documents
     chat: bool = False  # files of `nld data prepare-chat`: whole conversations packed into rows, answers supervised
     long_conversations: LongConversations = "cut"  # chat: one longer than a row loses its end (cut), or is left out
@@ -126,12 +128,23 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges("data", self)
+        require(
+            self.text_length is None or self.text_length <= self.sequence_length,
+            f"data.text_length={self.text_length} with data.sequence_length={self.sequence_length}",
+            "at most the row's length",
+            "lower it, or leave it out",
+        )
         split_shares(self.split)
         require(
             len(self.blend) > 0, "data.blend is empty", "one prefix or more", "name the files of `nld data prepare`"
         )
         require_choice("data.long_conversations", self.long_conversations, LongConversations)
         require_choice("data.verify", self.verify, VerifyData)
+
+    @property
+    def noisy_length(self) -> int:
+        """L_text: tokens of a row's noisy half."""
+        return self.sequence_length if self.text_length is None else self.text_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +271,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     drafter: DrafterConfig | None = None  # train the drafter's adapter, and nothing else; none: the model itself
     sampler: SamplerConfig | None = None  # train the sampler's network, and nothing else; the model is not loaded
+    vision: VisionConfig | None = None  # a vision tower in front of the model; none: text alone
 
     def __post_init__(self) -> None:
         step_tokens = self.train.global_batch * self.data.sequence_length
@@ -268,9 +282,16 @@ class RunConfig:
         require(named, f"init_step={self.init_step}, init={self.init!r}", "a step of a run that init names", "set both")
         if self.objective is not None:
             self.objective.check_run(self)
+        if self.vision is not None:
+            self.vision.check_run(self)
         check_layout(self)
         check_fp8(self.train.fp8, self.train.precision, self.drafter is not None, fp8_sizes(self))
         check_training(self)
+
+    @property
+    def positions(self) -> int:
+        """S: positions of a row that the model is given, [noisy | clean] or the clean half alone."""
+        return (self.data.noisy_length if self.diffusion.dual else 0) + self.data.sequence_length
 
     @property
     def objective(self) -> ObjectiveSection | None:
@@ -292,6 +313,7 @@ def check_layout(run: RunConfig) -> None:
         vocab_size=model.vocab_size,
         length=run.data.sequence_length,
         angles=model.rope.original_max_position,
+        positions=run.positions,
         dual=run.diffusion.dual,
         block_size=run.diffusion.block_size,
         packed=run.diffusion.document_mask,
@@ -313,7 +335,7 @@ def check_layout(run: RunConfig) -> None:
 def fp8_sizes(run: RunConfig) -> dict[str, int]:
     """The sizes of a rank's linear maps, and its positions, as FP8 products see them."""
     model, cut = run.model, run.parallel
-    positions = run.train.micro_batch * run.data.sequence_length * (2 if run.diffusion.dual else 1) // cut.context
+    positions = run.train.micro_batch * run.positions // cut.context
     return {
         "model.hidden": model.hidden,
         "model.ffn / parallel.tensor": model.ffn // cut.tensor,
@@ -339,9 +361,15 @@ def check_training(run: RunConfig) -> None:
         "change one of them",
     )
     require(
-        run.diffusion.block_size <= run.data.sequence_length,
+        run.vision is not None or run.data.text_length is None,
+        f"data.text_length={run.data.text_length} without the section vision",
+        "none: all tokens of a row are text",
+        "leave it out",
+    )
+    require(
+        run.diffusion.block_size <= run.data.noisy_length,
         f"diffusion.block_size={run.diffusion.block_size}",
-        f"at most data.sequence_length={run.data.sequence_length}",
+        f"at most the row's {run.data.noisy_length} tokens of text",
         "lower the block size",
     )
     require(

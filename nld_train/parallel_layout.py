@@ -20,7 +20,8 @@ class LayoutConstraints:
     vocab_size: int
     length: int  # tokens in a row
     angles: int  # model.rope.original_max_position
-    dual: bool  # rows enter the model twice, as [noisy | clean]
+    positions: int  # of a row that enter the model: with a noisy half more than its tokens
+    dual: bool  # rows enter the model as [noisy | clean]
     block_size: int
     packed: bool  # documents kept apart start blocks anywhere, so that blocks may straddle the cuts of a row
     whole_network: bool  # a drafter: every rank holds all layers and whole rows
@@ -123,7 +124,7 @@ def _uncut_rows(needs: LayoutConstraints, choice: ParallelLayout) -> Iterator[Pr
                 f"parallel.context={choice.context} with model.rope.original_max_position={needs.angles}",
                 f"divisors of {needs.angles // 2}: Megatron cuts its table of rotary angles as well",
             )
-    positions = needs.length * (2 if needs.dual else 1) // choice.context
+    positions = needs.positions // choice.context
     if choice.sequence and positions % choice.tensor:
         yield (
             f"parallel.sequence=True with parallel.tensor={choice.tensor} and {positions} positions on a context rank",

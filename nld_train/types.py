@@ -4,8 +4,8 @@ B  rows in a micro-batch              V  vocabulary size (padded where a model p
 L  tokens in a row                    H  query heads
 S  positions the model is given:      G  key/value heads
    2L as [noisy | clean], L alone     D  head dimension
-R  positions sent to the LM head      E  hidden size
-c  context-parallel ranks
+   beside images, L_text + L          E  hidden size
+R  positions sent to the LM head      c  context-parallel ranks
 """
 
 from collections.abc import Callable
@@ -13,6 +13,14 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowImage:
+    """An image of a row, decoded. Its tokens stand in the row as `vision_config.VisionConfig` says."""
+
+    start: int  # the row's token that is the image's first cell
+    pixels: Tensor  # [3, rows * cell, columns * cell] float32, normalised
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class Row:
     documents: Tensor | None = (
         None  # [L] int64, non-decreasing: which packed document a token is of; None: one document
     )
+    images: tuple[RowImage, ...] = ()  # by ascending start
+    # [L] bool: tokens that stand in the clean half alone, those of images and of padding; None: there are none
+    clean_only: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ NEEDS = LayoutConstraints(
     vocab_size=131_072,
     length=4096,
     angles=16_384,
+    positions=8192,
     dual=True,
     block_size=32,
     packed=False,

@@ -31,6 +31,8 @@ CAME_LATER: Mapping[str, object] = {
     "drafter.place_decay": 1.0,
     "drafter.first_error_weight": 1.0,
     "train.deterministic": False,
+    "data.text_length": None,
+    "vision": None,
 }
 
 

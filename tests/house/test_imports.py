@@ -23,6 +23,7 @@ ORDER = [
         "token_budget",
         "objective_sections",
         "fp8_recipes",
+        "vision_config",
         "config",
         "model_sizes",
         "fields",
