@@ -8,7 +8,7 @@ S  positions the model is given:      G  key/value heads
 R  positions sent to the LM head      c  context-parallel ranks
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -53,6 +53,15 @@ class NoisyRow:
 
 
 @dataclass(frozen=True)
+class BatchImages:
+    """The images of a micro-batch, row by row and in each row by ascending start; n of them."""
+
+    pixels: Tensor  # [n, 3, H, W] float32, each in the upper left corner and padded with zeros to the largest
+    sizes: Tensor  # [n, 2] int64 on the host: height and width in pixels, multiples of a cell
+    positions: Tensor  # [F] int64, flat positions of the cells, image by image, row of cells by row of cells
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch as the model and the losses see it. Positions of the LM head are known here, on the host, so that
     the training step never waits for the device to count them.
@@ -74,6 +83,8 @@ class Batch:
     )
     maskable: Tensor  # [] float32: how many tokens could have been masked; with R_diff the mask ratio
     sample_indices: Tensor  # [B] int64
+    clean_only: Tensor | None = None  # [B, L] bool on the host, tokens without a noisy copy; None: there are none
+    images: BatchImages | None = None
 
     @property
     def head_positions(self) -> Tensor:
@@ -86,7 +97,7 @@ class Batch:
         return torch.cat([self.ar_targets, self.diffusion_targets])
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device, but for the documents; asynchronous from pinned memory."""
+        """The same batch on another device, but for what stays on the host; asynchronous from pinned memory."""
         return _on(self, device)
 
     def pin_memory(self) -> "Batch":
@@ -129,7 +140,7 @@ class DraftBatch:
     sample_indices: Tensor  # [B] int64
 
     def to(self, device: torch.device) -> "DraftBatch":
-        """The same batch on another device, but for the documents; asynchronous from pinned memory."""
+        """The same batch on another device, but for what stays on the host; asynchronous from pinned memory."""
         return _on(self, device)
 
     def pin_memory(self) -> "DraftBatch":
@@ -144,6 +155,8 @@ class HeadRequest:
     input_ids: Tensor  # [B, S] int64
     documents: Tensor | None  # [B, L] int64 on the host, or None
     head_positions: Tensor  # [R] int64, flat
+    clean_only: Tensor | None = None  # [B, L] bool on the host, as in `Batch`
+    images: BatchImages | None = None
 
 
 @dataclass(frozen=True)
@@ -159,18 +172,21 @@ class DrafterTerms:
     blocks: Tensor  # [] float32
 
 
+# Attention cuts rows into pieces by these, and the tower images, where nothing waits for a device.
+ON_HOST = ("documents", "clean_only", "sizes")
+
+
 def _on[Noun: Batch | DraftBatch](noun: Noun, device: torch.device) -> Noun:
-    """A batch on a device. Its documents stay on the host, where attention cuts rows into pieces by their lengths."""
-    moved = _each(noun, lambda tensor: tensor.to(device, non_blocking=True))
-    return replace(moved, documents=noun.documents)
+    """A batch on a device, but for the fields that stay on the host."""
+    return _each(noun, lambda tensor: tensor.to(device, non_blocking=True), except_for=ON_HOST)
 
 
-def _each[Noun](noun: Noun, change: Callable[[Tensor], Tensor]) -> Noun:
-    """A noun with every tensor in it changed, those of nouns inside it too."""
+def _each[Noun](noun: Noun, change: Callable[[Tensor], Tensor], except_for: Sequence[str] = ()) -> Noun:
+    """A noun with every tensor in it changed but for some fields, those of nouns inside it too."""
     values = {entry.name: getattr(noun, entry.name) for entry in fields(noun)}  # type: ignore[arg-type]
     changed = {
-        name: change(value) if isinstance(value, Tensor) else _each(value, change)
+        name: change(value) if isinstance(value, Tensor) else _each(value, change, except_for)
         for name, value in values.items()
-        if value is not None
+        if value is not None and name not in except_for
     }
     return replace(noun, **changed)  # type: ignore[type-var]

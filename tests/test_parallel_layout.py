@@ -63,7 +63,7 @@ def asked(**changes: int | bool) -> ParallelLayout:
         (needs(), asked(context=128), "block sizes that divide the 16 tokens", "tensor=4 parallel.context=64"),
         (needs(angles=4097), asked(context=2), "original_max_position=4097", "parallel.context=1"),
         (
-            needs(length=4, block_size=1, dual=False, world_size=16),
+            needs(length=4, positions=4, block_size=1, dual=False, world_size=16),
             asked(tensor=8, context=2, sequence=True),
             "tensor=8 and 2 positions",
             "use parallel.",

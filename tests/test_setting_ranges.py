@@ -12,6 +12,7 @@ from nld_train.fields import leaf_types, optional_type, replace_leaves
 from nld_train.objective_sections import SamplerConfig
 from nld_train.recipe import load_recipe, replace_settings
 from nld_train.setting_ranges import RANGES
+from nld_train.vision_config import VisionConfig
 
 TINY = "tiny_stage1_ar"
 NUMBERS = [
@@ -30,7 +31,7 @@ TAKE_ZERO = {
         "optimizer.weight_decay",
     ),
     *("optimizer.decay_iterations", "optimizer.beta1", "optimizer.beta2", "log.spike", "drafter.dropout"),
-    *("sampler.dropout", "sampler.patience"),
+    *("sampler.dropout", "sampler.patience", *(f"vision.{name}_token_id" for name in ("image", "break", "end"))),
     *("drafter.sampled_share", "model.rope.mscale", "model.rope.mscale_all_dim", "model.rope.query_scale_beta"),
     *(
         "init_step",
@@ -53,7 +54,7 @@ def is_taken(key: str, value: float) -> bool:
         settings: object = DecodeConfig()
     else:
         run = load_recipe(TINY, ["diffusion.block_size=2"])
-        sections = {"drafter": DrafterConfig(), "sampler": SamplerConfig()}
+        sections = {"drafter": DrafterConfig(), "sampler": SamplerConfig(), "vision": VisionConfig()}
         settings = sections.get(section, run)
         name = name if section in sections else key
     try:
