@@ -48,6 +48,7 @@ class BackendRequest:
     training: bool
     packed: bool = False  # rows of several documents
     context_ranks: int = 1
+    images: bool = False  # rows with tokens that have no noisy copy
 
 
 Check = Callable[[BackendRequest], None]  # raises UserError, with the reason, for what the backend cannot do
@@ -61,6 +62,7 @@ class Backend:
     attend: AttentionFunction
     checks: tuple[Check, ...]
     packed: Literal["always", "on one context rank", "never"]  # whether it takes rows of several documents
+    images: bool = True  # whether it takes rows whose noisy half leaves tokens out
 
 
 def _refuse_cpu(request: BackendRequest) -> None:
@@ -148,6 +150,16 @@ def refuse_packed_documents(request: BackendRequest) -> None:
     )
 
 
+def refuse_images(request: BackendRequest) -> None:
+    """Refuse rows with images where the backend has no way for them. Raises: UserError."""
+    require(
+        not request.images or BACKENDS[request.name].images,
+        f"train.attention={request.name} with images",
+        ", ".join(_name_with_device(backend) for backend in BACKENDS.values() if backend.images),
+        "set train.attention=auto",
+    )
+
+
 def _name_with_device(backend: Backend) -> str:
     return f"{backend.name} (CPU)" if _refuse_gpu in backend.checks else backend.name
 
@@ -164,9 +176,11 @@ BACKENDS: dict[AttentionBackend, Backend] = {
         Backend("te", te.attend_te, _ON_ENGINE, "on one context rank"),
         Backend("te+near_flex", te.attend_te_local_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
         Backend("te+flex", te.attend_te_noisy_flex, (*_ON_ENGINE, _check_flex), "on one context rank"),
-        Backend("cudnn_flex", cudnn_flex.attend_cudnn_flex, (_refuse_cpu, _check_cudnn_flex), "on one context rank"),
+        Backend(
+            "cudnn_flex", cudnn_flex.attend_cudnn_flex, (_refuse_cpu, _check_cudnn_flex), "on one context rank", False
+        ),
         Backend("fa3", fa3.attend_fa3, (_refuse_cpu, _check_flash_3), "on one context rank"),
-        Backend("te+mod", te.attend_te_score_mod, (*_ON_ENGINE, _check_score_mod), "never"),
+        Backend("te+mod", te.attend_te_score_mod, (*_ON_ENGINE, _check_score_mod), "never", False),
     )
 }
 
@@ -190,7 +204,9 @@ def check_attention_backend(run: RunConfig, device_type: str) -> None:
     """Refuse before the run starts what `choose_backend` would refuse at the first step. Raises: UserError."""
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     packed, ranks = run.diffusion.document_mask, run.parallel.context
-    _pick_backend(BackendRequest(run.train.attention, device_type, dtype, run.model.head_dim, True, packed, ranks))
+    images = run.vision is not None
+    asked = BackendRequest(run.train.attention, device_type, dtype, run.model.head_dim, True, packed, ranks, images)
+    _pick_backend(asked)
 
 
 def _pick_backend(request: BackendRequest) -> BackendRequest:
@@ -213,6 +229,7 @@ def _pick_backend(request: BackendRequest) -> BackendRequest:
 def _refuse_unusable(request: BackendRequest) -> None:
     """Refuse, with the reason, what the backend cannot do. Raises: UserError."""
     refuse_packed_documents(request)
+    refuse_images(request)
     for check in BACKENDS[request.name].checks:
         check(request)
 

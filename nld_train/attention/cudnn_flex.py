@@ -61,6 +61,7 @@ def key_intervals(spec: MaskSpec) -> Tensor:
     keys and the third of clean ones.
     """
     layout, size = spec.layout, spec.layout.block_size
+    assert spec.clean_only is None, f"{spec}: backends.refuse_images lets no images come here"
     # 1. Where each query stands in its row, in its document and in its block.
     documents = spec.document_numbers() if spec.documents is not None else None
     info, at = locate_row(layout, documents), spec.shard.queries(layout)

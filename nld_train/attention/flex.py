@@ -22,7 +22,8 @@ from nld_train.dual_stream.visibility import is_visible
 # The queries of a mask, and what they see.
 #   all    all queries, all that they see
 #   noisy  the noisy queries, all that they see
-#   local  the noisy queries, without the clean tokens that are a block or more before them (fused/decomposition.py)
+#   local  the noisy queries, without the clean tokens that are a block or more before them, or before the last image
+#          (fused/decomposition.py)
 MaskPart = Literal["all", "noisy", "local"]
 KernelOptions = dict[str, str]
 TRITON: KernelOptions = {}
@@ -123,9 +124,10 @@ def _one_document_mask_mod(spec: MaskSpec, part: MaskPart) -> tuple[None, MaskMo
 
 def _packed_mask_mod(spec: MaskSpec, part: MaskPart, device: torch.device) -> tuple[int, MaskMod]:
     """The number of rows, and the predicate by a table [B, S] in which each row's positions are looked up."""
-    layout, shard, documents = spec.layout, spec.shard, spec.documents_on(device)
+    layout, shard = spec.layout, spec.shard
+    documents, clean_only = spec.places_on(device)
     assert documents is not None, f"{spec}: rows that are not packed"
-    info = locate_row(layout, documents)
+    info = locate_row(layout, documents, clean_only)
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query_info = info.at(batch, shard.queries_at(layout, query))
@@ -139,4 +141,5 @@ def _visible_in_part(part: MaskPart, layout: RowLayout, query: PositionInfo, key
     """Whether the query sees the key and the pair belongs to the part: bool [...]."""
     if part != "local":
         return is_visible(query, key)
-    return is_visible(query, key) & (key.noisy | (key.position > query.position - layout.block_size))
+    near = (key.stretch == query.stretch) & (key.position > query.position - layout.block_size)
+    return is_visible(query, key) & (key.noisy | near)

@@ -28,4 +28,4 @@ def attend_reference(query: Tensor, key: Tensor, value: Tensor, spec: MaskSpec, 
     """
     layout, shard, device = spec.layout, spec.shard, query.device
     queries, keys = shard.queries(layout, device), shard.keys(layout, spec.packed, device)
-    return attend_dense(query, key, value, visible_between(layout, queries, keys, spec.documents_on(device)), scale)
+    return attend_dense(query, key, value, visible_between(layout, queries, keys, *spec.places_on(device)), scale)

@@ -56,7 +56,7 @@ def query_chunks(spec: MaskSpec) -> tuple[QueryChunk, ...]:
     """The rank's queries in chunks, in order: the noisy ones, then the clean ones."""
     layout, shard = spec.layout, spec.shard
     noisy = [chunk for segment in shard.segments(layout) for chunk in _noisy_chunks(segment, spec)]
-    clean_start = shard.tokens(layout) if layout.dual else 0
+    clean_start = spec.own_noisy_count
     clean = []
     for segment in shard.segments(layout):
         stop = segment.row_start + segment.length
@@ -73,7 +73,9 @@ def _noisy_chunks(segment: TokenSpan, spec: MaskSpec) -> list[QueryChunk]:
     start, end = segment.start, segment.start + segment.length
     if spec.packed:
         # Every row has blocks of its own, which may straddle segments: one chunk that is given all keys.
-        return [QueryChunk((start, end), (0, layout.length), layout.length, causal=False)]
+        if spec.clean_only is not None:
+            start, end = 0, layout.noisy_length
+        return [QueryChunk((start, end), (0, layout.noisy_length), layout.length, causal=False)]
     blocks = -(-segment.length // layout.block_size)
     step = -(-blocks * len(spec.shard.segments(layout)) // CHUNKS) * layout.block_size
     spans = [(first, min(first + step, end)) for first in range(start, end, step)]
@@ -93,7 +95,7 @@ def visible_in_chunk(spec: MaskSpec, chunk: QueryChunk, device: torch.device) ->
     queries = shard.queries_at(layout, torch.arange(*chunk.queries, device=device))
     noisy = shard.keys_at(layout, torch.arange(*chunk.noisy, device=device), spec.packed)
     clean = torch.arange(layout.clean_start, layout.clean_start + chunk.clean, device=device)
-    return visible_between(layout, queries, torch.cat([noisy, clean]), spec.documents_on(device))
+    return visible_between(layout, queries, torch.cat([noisy, clean]), *spec.places_on(device))
 
 
 def _chunk_mask(spec: MaskSpec, chunk: QueryChunk, device: torch.device) -> Tensor | None:

@@ -120,7 +120,7 @@ def other_implementations(shape: AttentionShape, inputs: AttentionInputs) -> lis
 def dense_sdpa_step(shape: AttentionShape, inputs: AttentionInputs) -> Step:
     """SDPA with the dense table. Its kernels that take a mask want keys and values repeated for every query head."""
     device, documents = inputs.query.device, inputs.documents
-    table = visible_table(shape.layout, None if documents is None else documents.to(device), device)
+    table = visible_table(shape.layout, None if documents is None else documents.to(device), device=device)
     mask = table[:, None] if shape.packed else table
 
     def step() -> tuple[Tensor, ...]:

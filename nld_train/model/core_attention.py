@@ -21,15 +21,32 @@ def query_scale_factor(
     original_max_position: int,
     beta: float,
     documents: Tensor | None = None,
+    clean_only: Tensor | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
     """Llama-4 style factor of each query, 1 + beta * ln(1 + floor(position / original_max_position)).
 
-    Positions are the true ones, 0..L-1 in both halves. Returns: [S], or [B, S] with documents [B, L] (then on their
-    device); float32.
+    Positions are the true ones, 0..L-1 in both halves. Returns: [S], or [B, S] with documents [B, L], and clean_only
+    [B, L] beside images (then on their device); float32.
     """
-    wraps = torch.div(rotary_positions(layout, documents, device), original_max_position, rounding_mode="floor")
+    positions = rotary_positions(layout, documents, clean_only, device)
+    wraps = torch.div(positions, original_max_position, rounding_mode="floor")
     return 1.0 + beta * torch.log1p(wraps.float())
+
+
+def join_row_places(documents: Tensor | None, clean_only: Tensor | None) -> Tensor | None:
+    """The one tensor that tells every layer about the rows: documents [B, L], beside images [2, B, L] with clean_only;
+    None where nothing is packed."""
+    if documents is None or clean_only is None:
+        return documents
+    return torch.stack([documents, clean_only.long()])
+
+
+def split_row_places(places: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The opposite of `join_row_places`."""
+    if places is None or places.dim() == 2:
+        return places, None
+    return places[0], places[1].bool()
 
 
 # documents -> {(layout, shard): the spec of those rows}, for as long as the batch lives
@@ -40,8 +57,8 @@ class DualStreamAttention(MegatronModule):
     """Attention over [noisy | clean], or the clean half alone, for one tensor-parallel rank's heads and one
     context-parallel rank's shard of the row.
 
-    It has Megatron's core-attention interface, where `attention_mask` carries the document numbers [B, L] (on the host,
-    where nothing waits for them), or None: this is the one tensor that Megatron passes down to here through activation
+    It has Megatron's core-attention interface, where `attention_mask` carries what `join_row_places` makes (on the
+    host, where nothing waits for it): this is the one tensor that Megatron passes down to here through activation
     recomputation.
     """
 
@@ -85,32 +102,35 @@ class DualStreamAttention(MegatronModule):
             query.shape[-1],
             self.training,
             packed=spec.packed,
+            images=spec.clean_only is not None,
             context_ranks=self.shard.ranks,
         )
         attend = choose_backend(request)
         context = attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), spec, self.scale)
         return context.permute(2, 0, 1, 3).reshape(length, rows, -1)
 
-    def _mask_spec(self, documents: Tensor | None) -> MaskSpec:
-        """The spec of rows with these documents [B, L]. All layers of a forward are given the same tensor, so that the
-        first layer reads it and the others find what it read."""
-        if documents is None:
+    def _mask_spec(self, places: Tensor | None) -> MaskSpec:
+        """The spec of rows with these places. All layers of a forward are given the same tensor, so that the first
+        layer reads it and the others find what it read."""
+        if places is None:
             return MaskSpec(self.layout, self.shard)
-        known = _SPECS.setdefault(documents, {})
+        known = _SPECS.setdefault(places, {})
         key = (self.layout, self.shard)
         if key not in known:
-            known[key] = MaskSpec.from_documents(self.layout, documents, self.shard)
+            documents, clean_only = split_row_places(places)
+            known[key] = MaskSpec.from_documents(self.layout, documents, self.shard, clean_only)
         return known[key]
 
-    def _scaled(self, query: Tensor, documents: Tensor | None) -> Tensor:
-        """query [S/c, B, H, D] times its factor; documents [B, L] or None."""
+    def _scaled(self, query: Tensor, places: Tensor | None) -> Tensor:
+        """query [S/c, B, H, D] times its factor; places as `join_row_places` makes them."""
+        on_device = None if places is None else places.to(query.device, non_blocking=True)
         factor = query_scale_factor(
             self.layout,
             self.config.yarn_original_max_position_embeddings,
             self.config.query_scale_beta,
-            None if documents is None else documents.to(query.device, non_blocking=True),
+            *split_row_places(on_device),
             query.device,
         )
         factor = factor[..., self.shard.queries(self.layout, factor.device)]
-        by_position = factor[:, None] if documents is None else factor.transpose(0, 1)
+        by_position = factor[:, None] if places is None else factor.transpose(0, 1)
         return query * by_position[..., None, None].to(query)

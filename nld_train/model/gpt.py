@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nld_train.dual_stream.context_shard import ContextShard
 from nld_train.dual_stream.row_layout import rotary_positions
-from nld_train.model.core_attention import DualStreamAttention
+from nld_train.model.core_attention import DualStreamAttention, join_row_places, split_row_places
 from nld_train.model.position_head import position_logits, position_nll
 from nld_train.types import Batch, HeadRequest
 
@@ -27,13 +27,12 @@ class DualStreamGPTModel(GPTModel):
 
         Before the last pipeline stage it is the hidden states [S, B, E] in either case.
         """
-        layout, documents, ids = self.config.layout, batch.documents, batch.input_ids
+        places, ids = join_row_places(batch.documents, batch.clean_only), batch.input_ids
+        on_device = None if places is None else places.to(ids.device, non_blocking=True)
         return super().forward(
             input_ids=ids,
-            position_ids=None
-            if documents is None
-            else rotary_positions(layout, documents.to(ids.device, non_blocking=True)),
-            attention_mask=batch.documents,
+            position_ids=None if places is None else rotary_positions(self.config.layout, *split_row_places(on_device)),
+            attention_mask=places,
             output_processor=self._position_logits if isinstance(batch, HeadRequest) else self._position_nll,
             output_processor_context=batch,
         )

@@ -75,15 +75,15 @@ def model_provider(run: RunConfig) -> DualStreamProvider:
     model, rope, parallel = run.model, run.model.rope, run.parallel
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
-    halves = 2 if run.diffusion.dual else 1
     return DualStreamProvider(
         row_length=run.data.sequence_length,
         block_size=run.diffusion.block_size,
         dual=run.diffusion.dual,
+        text_length=run.data.text_length,
         attention_name=run.train.attention,
         query_scale_beta=rope.query_scale_beta,
         # Megatron's pipeline sends tensors of seq_length positions: the model's input, not the row.
-        seq_length=halves * run.data.sequence_length,
+        seq_length=run.positions,
         num_layers=model.layers,
         hidden_size=model.hidden,
         ffn_hidden_size=model.ffn,

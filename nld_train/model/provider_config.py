@@ -15,10 +15,11 @@ class DualStreamConfig(GPTModelProvider):
     row_length: int  # L
     block_size: int
     dual: bool
+    text_length: int | None = None  # L_text, where rows hold images; None: L
     attention_name: AttentionBackend
     query_scale_beta: float
 
     @property
     def layout(self) -> RowLayout:
         """The layout of every row of the run."""
-        return RowLayout(self.row_length, self.block_size, self.dual)
+        return RowLayout(self.row_length, self.block_size, self.dual, text_length=self.text_length)

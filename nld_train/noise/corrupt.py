@@ -26,7 +26,7 @@ def corrupt_row(row: Row, config: DiffusionConfig, purpose: str, global_batch: i
     """
     clean = row.tokens[:-1]
     documents = row.documents if config.document_mask else None
-    blocks = row_block_ids(clean.numel(), config.block_size, documents)
+    blocks = row_block_ids(clean.numel(), config.block_size, documents, row.clean_only if row.images else None)
     sample = NoiseSample(config.noise_seed, purpose, row.index, global_batch, blocks, config.level_rows)
     # Noise is drawn for every token and kept where the token may be masked, so that the supervision of one token never
     # moves the noise of another.

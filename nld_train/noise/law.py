@@ -69,8 +69,9 @@ def stratum_permutation(seed: int, purpose: str, step: int, global_batch: int) -
 
 def _per_block_noise(sample: NoiseSample) -> NoiseDraw:
     """Every block has a t ~ U(0, 1) of its own."""
-    levels = sample.level_uniforms(int(sample.blocks[-1]) + 1)
-    return NoiseDraw(levels[sample.blocks], sample.token_uniforms())
+    blocks = sample.blocks.clamp(min=0)  # an image before the first block is of none, and is never masked
+    levels = sample.level_uniforms(int(blocks[-1]) + 1)
+    return NoiseDraw(levels[blocks], sample.token_uniforms())
 
 
 def _complementary_noise(sample: NoiseSample) -> NoiseDraw:

@@ -24,16 +24,17 @@ class JointObjective(Objective):
         """L clean rows, and the masked ones of the noisy half: L * E[p]."""
         diffusion = self.run.diffusion
         masked = mean_mask_probability(diffusion) if diffusion.dual else 0.0
-        return self.run.data.sequence_length * (1 + masked)
+        return self.run.data.sequence_length + self.run.data.noisy_length * masked
 
     def most_head_rows(self) -> int:
         """All positions of the model's input: at noise level 1 every token of the noisy half is masked."""
-        return self.run.data.sequence_length * (2 if self.run.diffusion.dual else 1)
+        return self.run.positions
 
     @property
     def drafted_rows(self) -> int:
-        """train.eval_decode, where there is a noisy half to draft in, and blocks hold more than their seed."""
-        drafts = self.run.diffusion.dual and self.run.diffusion.block_size > 1
+        """train.eval_decode, where there is a noisy half to draft in, and blocks hold more than their seed. Rows with
+        images are not drafted."""
+        drafts = self.run.diffusion.dual and self.run.diffusion.block_size > 1 and self.run.vision is None
         return self.run.train.eval_decode if drafts else 0
 
     def draw_row(self, row: "Row", purpose: str) -> "NoisyRow | Row":
@@ -53,7 +54,7 @@ class JointObjective(Objective):
         """A micro-batch of rows of one length; input_ids [B, S], with the positions and weights of both losses."""
         from nld_train.dual_stream.batch import collate_rows
 
-        return collate_rows(draws, self.run.diffusion, shard)
+        return collate_rows(draws, self.run.diffusion, shard, self.run.data.text_length, self.run.vision)
 
     def forward_loss(self, model: ModelForwards, batch: "Batch") -> "tuple[Tensor, LossFunction]":
         """The model's cross-entropy [R_ar + R_diff] of the batch, and the joint loss of it."""

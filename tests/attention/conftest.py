@@ -45,10 +45,11 @@ class Case:
     key: Tensor
     value: Tensor
     scale: float = 0.3
+    clean_only: Tensor | None = None
 
     @property
     def spec(self) -> MaskSpec:
-        return MaskSpec.from_documents(self.layout, self.documents)
+        return MaskSpec.from_documents(self.layout, self.documents, clean_only=self.clean_only)
 
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (part.detach().clone().requires_grad_() for part in (self.query, self.key, self.value))

@@ -16,6 +16,10 @@ With b = block_size, noisy token i of block m = i // b sees the clean tokens 0..
 Packed documents are treated alike, document by document: the triangles of all of them are the segments of one piece,
 and so are all their windows. A document that is no longer than a block has no triangle.
 
+Beside images a document falls into stretches of text, each of which starts a block. A stretch is treated as a document
+is, and sees besides all clean tokens of its document before it, images included, without a mask: one more piece for the
+second stretch of every document (the first, where an image stands before it), one for the third, and so on.
+
 What it costs at L 4096, b 32, one head. The clean half has 8,390,656 causal pairs and the shifted triangle 8,260,080,
 all of them visible. The windows compute 261,120 pairs, of which 194,064 are visible. In sum 1.004 pairs are computed
 for each visible one. Kernels work in tiles: tiles of 128 x 128 make it 528 + 528 + 128 tiles, against 1,056 for plain
@@ -126,18 +130,47 @@ def clean_pieces(spec: MaskSpec) -> tuple[AttentionPiece, ...]:
 
 @lru_cache(maxsize=8)
 def shifted_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece, ...]:
-    """The shifted triangles: of each of a rank's segments that has earlier blocks, or one piece for all documents."""
+    """What noisy tokens see but for the local part. The shifted triangles: of each of a rank's segments that has
+    earlier blocks, or one piece for all documents. Beside images also what stands before each stretch of text."""
     size, first = spec.layout.block_size, spec.own_noisy_count
     if spec.documents is None:
         triangles = [_triangle(segment, size, first) for segment in spec.shard.segments(spec.layout)]
         return tuple(piece for piece in triangles if piece is not None)
-    tall = [segment for segment in _document_spans(spec) if segment.length > size]
-    if not tall:
-        return ()
-    sides = tuple(segment.length - size for segment in tall)
-    queries = concatenate_ranges([segment.start + size for segment in tall], sides, device)
-    keys = concatenate_ranges([first + segment.start for segment in tall], sides, device)
-    return (AttentionPiece(queries, keys, Segments(sides, sides, of_documents=True), CAUSAL),)
+    spans = _text_spans(spec)
+    tall = [span for span in spans if span.length > size]
+    sides = tuple(span.length - size for span in tall)
+    queries = [span.start + size for span in tall]
+    keys = [first + span.row_start for span in tall]
+    triangles = [_packed_piece(queries, sides, keys, sides, CAUSAL, device)] if tall else []
+    return (*triangles, *_earlier_pieces(spans, first, device))
+
+
+def _earlier_pieces(spans: Sequence["TextSpan"], first: int, device: torch.device) -> Iterator[AttentionPiece]:
+    """The noisy tokens of stretches over all clean tokens of their document before them.
+
+    No two stretches of one document share a piece, so that no key stands in a piece twice.
+    """
+    behind = [span for span in spans if span.before]
+    for number in sorted({span.number for span in behind}):
+        these = [span for span in behind if span.number == number]
+        keys = [first + span.row_start - span.before for span in these]
+        lengths, before = tuple(span.length for span in these), tuple(span.before for span in these)
+        yield _packed_piece([span.start for span in these], lengths, keys, before, Window(), device)
+
+
+def _packed_piece(
+    queries: Sequence[int],
+    query_counts: tuple[int, ...],
+    keys: Sequence[int],
+    key_counts: tuple[int, ...],
+    window: Window,
+    device: torch.device,
+) -> AttentionPiece:
+    """A piece of segments that start at `queries` and `keys`."""
+    places = (
+        concatenate_ranges(starts, counts, device) for starts, counts in ((queries, query_counts), (keys, key_counts))
+    )
+    return AttentionPiece(*places, Segments(query_counts, key_counts, of_documents=True), window)
 
 
 def _triangle(segment: TokenSpan, size: int, first: int) -> AttentionPiece | None:
@@ -194,20 +227,40 @@ def _window_piece(blocks: Sequence[NoisyBlock], window: Window, size: int, devic
 def _noisy_blocks(spec: MaskSpec) -> Iterator[NoisyBlock]:
     """The blocks of the rank's noisy tokens, in order."""
     size, first = spec.layout.block_size, spec.own_noisy_count
-    for segment in _document_spans(spec) if spec.packed else spec.shard.segments(spec.layout):
+    spans = _text_spans(spec) if spec.packed else []
+    for segment in spans if spec.packed else spec.shard.segments(spec.layout):
         starts_document = spec.packed or segment.row_start == 0
         for offset in range(0, segment.length, size):
             before = None if starts_document and offset == 0 else first + segment.row_start + offset - size
             yield NoisyBlock(segment.start + offset, min(size, segment.length - offset), before)
+    # Padding of the noisy half sees itself alone.
+    text = spans[-1].start + spans[-1].length if spans else 0
+    for start in range(text, first, size) if spec.clean_only is not None else ():
+        yield NoisyBlock(start, min(size, first - start), None)
 
 
-def _document_spans(spec: MaskSpec) -> list[TokenSpan]:
-    """The documents of packed rows that are laid out as a single row."""
+@dataclass(frozen=True)
+class TextSpan(TokenSpan):
+    """A stretch of text of a packed document: its `start` among the noisy tokens, its `row_start` among the clean."""
+
+    before: int  # clean tokens of its document before it
+    number: int  # among the stretches of its document
+
+
+def _text_spans(spec: MaskSpec) -> list[TextSpan]:
+    """The stretches of text of a packed row, or of rows laid out as one; without images, its documents."""
     assert spec.documents is not None and len(spec.documents) == 1, f"{spec}: not a single packed row"
-    found, start = [], 0
+    images = [] if spec.clean_only is None else list(spec.clean_only[0])
+    found: list[TextSpan] = []
+    noisy = end = 0
     for length in spec.documents[0]:
-        found.append(TokenSpan(start, start, length))
-        start += length
+        start, end, number = end, end + length, 0
+        # Spans without a noisy copy may reach over the ends of documents.
+        cuts = [(max(a, start), min(a + count, end)) for a, count in images if a < end and a + count > start]
+        for left, right in zip([start, *(b for _, b in cuts)], [*(a for a, _ in cuts), end], strict=True):
+            if left < right:
+                found.append(TextSpan(noisy, left, right - left, left - start, number))
+                noisy, number = noisy + right - left, number + 1
     return found
 
 

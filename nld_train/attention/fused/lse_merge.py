@@ -30,9 +30,15 @@ class FusedAttention:
         """query [B, H, S/c, D]; key, value [B, G, K, D]. Returns: [B, H, S/c, D].
 
         Rows of one document have one mask, so the heads of B rows are treated as B * H heads of one row. Packed rows
-        have masks of their own, so they are laid one behind the other.
+        have masks of their own, so they are laid one behind the other. Beside images each row is computed by itself,
+        because padding of its noisy half would stand between two rows.
         """
-        rows, halves = len(query), spec.layout.size // spec.layout.length
+        rows = len(query)
+        if spec.clean_only is not None:
+            each = [QKV(*(to_tokens_first(x[row : row + 1]) for x in (query, key, value))) for row in range(rows)]
+            outputs = [self._attend_row(qkv, spec.row_spec(row), scale) for row, qkv in enumerate(each)]
+            return torch.cat([to_heads_first(output, 1) for output in outputs])
+        halves = spec.layout.size // spec.layout.length
         if not spec.packed:
             qkv = QKV(*(to_tokens_first(x) for x in (query, key, value)))
             return to_heads_first(self._attend_row(qkv, spec, scale), rows)
