@@ -37,14 +37,14 @@ def collate_images(rows: Sequence[Row], layout: RowLayout, vision: VisionConfig)
     for place, (_, image) in zip(pixels, images, strict=True):
         place[:, : image.pixels.shape[1], : image.pixels.shape[2]] = image.pixels
     flat = [
-        number * layout.size + layout.clean_start + image.start + cell_offsets(*image.pixels.shape[1:], vision)
+        number * layout.size + layout.clean_start + image.start + cell_offsets(image.pixels, vision)
         for number, image in images
     ]
     return BatchImages(pixels, sizes, torch.cat(flat))
 
 
-def cell_offsets(height: int, width: int, vision: VisionConfig) -> Tensor:
-    """Where the cells of an image stand among its tokens, whose every row of cells has a break or the end behind it:
-    [rows * columns] int64. Height and width in pixels."""
-    rows, columns = height // vision.cell, width // vision.cell
+def cell_offsets(pixels: Tensor, vision: VisionConfig) -> Tensor:
+    """Where the cells of an image, `pixels` [3, H, W], stand among its tokens, whose every row of cells has a break or
+    the end behind it: [rows * columns] int64."""
+    rows, columns = (side // vision.cell for side in pixels.shape[1:])
     return (torch.arange(rows)[:, None] * (columns + 1) + torch.arange(columns)).flatten()

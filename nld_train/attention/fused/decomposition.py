@@ -141,8 +141,8 @@ def shifted_pieces(spec: MaskSpec, device: torch.device) -> tuple[AttentionPiece
     sides = tuple(span.length - size for span in tall)
     queries = [span.start + size for span in tall]
     keys = [first + span.row_start for span in tall]
-    triangles = [_packed_piece(queries, sides, keys, sides, CAUSAL, device)] if tall else []
-    return (*triangles, *_earlier_pieces(spans, first, device))
+    packed = [_packed_piece(queries, sides, keys, sides, CAUSAL, device)] if tall else []
+    return (*packed, *_earlier_pieces(spans, first, device))
 
 
 def _earlier_pieces(spans: Sequence["TextSpan"], first: int, device: torch.device) -> Iterator[AttentionPiece]:
@@ -167,10 +167,9 @@ def _packed_piece(
     device: torch.device,
 ) -> AttentionPiece:
     """A piece of segments that start at `queries` and `keys`."""
-    places = (
-        concatenate_ranges(starts, counts, device) for starts, counts in ((queries, query_counts), (keys, key_counts))
-    )
-    return AttentionPiece(*places, Segments(query_counts, key_counts, of_documents=True), window)
+    here = concatenate_ranges(queries, query_counts, device)
+    there = concatenate_ranges(keys, key_counts, device)
+    return AttentionPiece(here, there, Segments(query_counts, key_counts, of_documents=True), window)
 
 
 def _triangle(segment: TokenSpan, size: int, first: int) -> AttentionPiece | None:
