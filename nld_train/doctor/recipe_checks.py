@@ -22,7 +22,7 @@ from nld_train.run_folder.frozen import read_run_if_any
 from nld_train.run_folder.paths import checkpoints_folder, data_index_folder, step_folder
 
 # Settings of the data section that decide which row a number means.
-ORDER_OF_ROWS = ("blend", "sequence_length", "split", "chat", "long_conversations", "shuffle_seed")
+ORDER_OF_ROWS = ("blend", "sequence_length", "text_length", "split", "chat", "long_conversations", "shuffle_seed")
 MANY_TIMES = 4  # a run that reads its tokens more often learns them by heart
 
 

@@ -8,7 +8,7 @@ gradient buffer is made the weights are there twice, 8 bytes a parameter in bf16
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -21,7 +21,6 @@ from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import MicroBatch
 from nld_train.rehearsal.stand_ins import fake_gpu, install_stand_ins
 from nld_train.rehearsal.storage_meter import StorageMeter
-from nld_train.types import NoisyRow, Row
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 ACTIVATIONS, HEAD, BACKWARD = "activations", "LM head", "layer backward"
@@ -73,23 +72,13 @@ def largest_batch(run: RunConfig) -> MicroBatch:
     from megatron.core import parallel_state
 
     from nld_train.dual_stream.context_shard import ContextShard
+    from nld_train.dual_stream.fullest_row import fullest_row
 
-    objective, length = objective_of(run), run.data.sequence_length
-    documents = torch.zeros(length, dtype=torch.int64) if run.diffusion.document_mask else None
-    counted, tokens = torch.ones(length + 1, dtype=torch.bool), torch.zeros(length + 1, dtype=torch.int64)
-    rows = [Row(number, tokens, counted, documents) for number in range(run.train.micro_batch)]
-    draws = [_all_masked(objective.draw_row(row, "train"), run.diffusion.mask_token_id) for row in rows]
+    objective = objective_of(run)
+    draws = [objective.draw_fullest(fullest_row(run))] * run.train.micro_batch
     return objective.collate_draws(
         draws, ContextShard(run.parallel.context, parallel_state.get_context_parallel_rank())
     )
-
-
-def _all_masked(draw: Any, mask: int) -> Any:
-    """A noisy row with all its noise; what another objective draws is as it is, with all the blocks that there are."""
-    if not isinstance(draw, NoisyRow):
-        return draw
-    everywhere = torch.ones_like(draw.masked)
-    return replace(draw, noisy=torch.full_like(draw.noisy, mask), masked=everywhere, p=torch.ones_like(draw.p))
 
 
 def build_fake_rank(run: RunConfig, meter: StorageMeter) -> FakeRank:

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from nld_train.config import RunConfig
 from nld_train.dual_stream.context_shard import ContextShard
+from nld_train.dual_stream.fullest_row import fullest_row
 from nld_train.errors import UserError
 from nld_train.objectives.contract import MicroBatch, Objective
 from nld_train.recipe import parse_overrides, replace_settings
@@ -24,7 +25,6 @@ from nld_train.run_folder.refusal import record_refusal
 from nld_train.train.before_training import weights_as_they_are
 from nld_train.train.forward_step import ObjectiveStep
 from nld_train.train.terminal import tell_line
-from nld_train.types import Row
 
 logger = logging.getLogger(__name__)
 MOMENT_BYTES = 8  # of a trained parameter: Adam's two moments in float32
@@ -39,20 +39,8 @@ def has_memory_trial(run: RunConfig) -> bool:
 
 
 def largest_micro_batch(run: RunConfig, objective: Objective, shard: ContextShard) -> MicroBatch:
-    """The micro-batch with most LM-head rows: every token supervised and masked, and one document as long as the row.
-
-    Shorter documents would take less: the token behind each has no AR target.
-    """
-    length = run.data.sequence_length
-    token = 1 if run.diffusion.mask_token_id == 0 else 0  # a token that may be masked is not the mask itself
-    documents = torch.zeros(length, dtype=torch.int64) if run.diffusion.document_mask else None
-    row = Row(
-        index=0,
-        tokens=torch.full((length + 1,), token),
-        supervised=torch.ones(length + 1, dtype=torch.bool),
-        documents=documents,
-    )
-    return objective.collate_draws([objective.draw_fullest(row)] * run.train.micro_batch, shard)
+    """The micro-batch with most LM-head rows: every token of text supervised and masked, images in what is left."""
+    return objective.collate_draws([objective.draw_fullest(fullest_row(run))] * run.train.micro_batch, shard)
 
 
 class MemoryTrialBatch(Callback):
