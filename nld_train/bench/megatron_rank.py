@@ -24,7 +24,7 @@ def prepare_megatron_steps(run: RunConfig, device: torch.device) -> "list[Altern
     # Megatron binds names when it is imported: only now may it be.
     from nld_train.bench.megatron_steps import megatron_alternatives
 
-    _start_single_rank(device)
+    start_single_rank(device)
     return megatron_alternatives(run, device)
 
 
@@ -34,7 +34,7 @@ def _silence_libraries() -> None:
     logging.disable(logging.WARNING)
 
 
-def _start_single_rank(device: torch.device) -> None:
+def start_single_rank(device: torch.device) -> None:
     """Make a process group of this process alone, and Megatron's state for it."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
