@@ -1,7 +1,8 @@
 """Prompts to evaluate with: a JSON-lines or Parquet file, one prompt a row.
 
 A row holds `prompt` (a text) or `turns` (texts of a user, one after the other), and may hold `images` (paths beside the
-file, which stand before the first turn's text), `category`, `reference` (the right answer) and `question_id` or `id`. SPEED-Bench's files have this layout. Other keys are counted by name.
+file, which stand before the first turn's text), `category`, `reference` (the right answer) and `question_id` or `id`.
+SPEED-Bench's files have this layout. Other keys are counted by name.
 """
 
 import json
