@@ -23,7 +23,7 @@ def vision_run(parallel: ParallelConfig, folder: Path = Path("nowhere"), alpha: 
     return replace(run, diffusion=diffusion, data=data, vision=VISION)
 
 
-def images_of(cells: list[tuple[int, int]], positions: torch.Tensor, seed: int = 5) -> BatchImages:
+def images_of(cells: list[tuple[int, int]], positions: torch.Tensor, seed: int = 7) -> BatchImages:
     """Random images of (rows, columns) cells, padded to the largest with what must not be seen."""
     height, width = (CELL * max(sides) for sides in zip(*cells, strict=True))
     sizes = torch.tensor(cells) * CELL
@@ -31,13 +31,13 @@ def images_of(cells: list[tuple[int, int]], positions: torch.Tensor, seed: int =
     return BatchImages(pixels, sizes, positions)
 
 
-def batch_with_images(run: RunConfig, rows: int = 2) -> Batch:
+def batch_with_images(run: RunConfig, rows: int = 2, seed: int = 7) -> Batch:
     """A micro-batch made by hand. Each row has an image of 1 x 2 cells behind three tokens, and one of 3 x 4 cells from
     token 26 on: it lies on both sides of token 32, where the shard of another tensor rank begins. Text is supervised,
     and every fourth token of it is masked in the noisy half."""
     assert run.vision is not None
     length, mask = run.data.sequence_length, run.diffusion.mask_token_id
-    clean = torch.randint(101, run.model.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(7))
+    clean = torch.randint(101, run.model.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
     places = [3, 4, *(26 + 5 * row + column for row in range(3) for column in range(4))]
     broken = [5, 30, 35, 40]
     clean[:, places], clean[:, broken] = run.vision.image_token_id, run.vision.break_token_id
@@ -62,7 +62,7 @@ def batch_with_images(run: RunConfig, rows: int = 2) -> Batch:
         denominator=text[:, 1:].sum().float(),
         maskable=text[:, :-1].sum().float(),
         sample_indices=torch.arange(rows),
-        images=images_of([(1, 2), (3, 4)] * rows, cells),
+        images=images_of([(1, 2), (3, 4)] * rows, cells, seed),
     )
 
 
