@@ -1,4 +1,4 @@
-"""Gradients of the vision model on real gloo ranks, layout by layout: `python -m tests.distributed.vision_ranks FOLDER`.
+"""Gradients of the vision model on real gloo ranks, layout by layout. test_vision.py runs this as a module on a folder.
 
 Megatron is imported once, and ranks are forked for every layout. Each writes FOLDER/LAYOUT, a checkpoint with the
 gradients in the place of the weights, and FOLDER/LAYOUT.RANK.json, the sums of its losses. All layouts start from the
@@ -44,7 +44,8 @@ def main(folder: Path) -> None:
             port, log = free_port(), folder / "log"
             ranks = range(parallel.world_size)
             children = [fork_rank(rank, len(ranks), port, log, partial(work, rank)) for rank in ranks]
-            if any([os.waitpid(child, 0)[1] for child in children]):
+            statuses = [os.waitpid(child, 0)[1] for child in children]
+            if any(statuses):
                 sys.exit(f"{name} failed\n{log.read_text()[-6000:]}")
 
 
