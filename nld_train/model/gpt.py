@@ -33,9 +33,14 @@ class DualStreamGPTModel(GPTModel):
             input_ids=ids,
             position_ids=None if places is None else rotary_positions(self.config.layout, *split_row_places(on_device)),
             attention_mask=places,
+            decoder_input=self._decoder_input(batch),
             output_processor=self._position_logits if isinstance(batch, HeadRequest) else self._position_nll,
             output_processor_context=batch,
         )
+
+    def _decoder_input(self, batch: Batch | HeadRequest) -> Tensor | None:
+        """What the decoder is given in place of the embeddings of the batch; None: Megatron embeds the tokens."""
+        return None
 
     def _position_nll(self, *, hidden_states: Tensor, context: Batch, **_: Any) -> Tensor:
         """hidden_states [S, B, E] -> cross-entropy [R_ar + R_diff]."""

@@ -12,8 +12,12 @@ from nld_train.types import Batch
 def select_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """Rows of hidden [S, B, E] at flat positions [R] (row * S + position). Returns: [R, E]."""
     length, rows, width = hidden.shape
-    sequence_first = positions % length * rows + positions // length
-    return hidden.reshape(length * rows, width).index_select(0, sequence_first)
+    return hidden.reshape(length * rows, width).index_select(0, sequence_first_index(positions, length, rows))
+
+
+def sequence_first_index(positions: Tensor, length: int, rows: int) -> Tensor:
+    """Where flat positions, row * S + position of B rows, lie in a tensor [S, B]: position * B + row. Any shape."""
+    return positions % length * rows + positions // length
 
 
 def vocabulary_shard(head: ColumnParallelLinear) -> VocabularyShard:

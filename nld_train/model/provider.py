@@ -19,6 +19,7 @@ from nld_train.model.core_attention import DualStreamAttention
 from nld_train.model.gpt import DualStreamGPTModel
 from nld_train.model.norm import FinalRMSNorm, LocalRMSNorm
 from nld_train.model.provider_config import DualStreamConfig
+from nld_train.model.vision_gpt import DualStreamVisionModel
 
 
 def decoder_block_spec(config: DualStreamConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -50,7 +51,8 @@ class DualStreamProvider(DualStreamConfig):
             pre_process = is_vp_first_stage(vp_stage, chunks) and is_pp_first_stage(stages)
         if post_process is None:
             post_process = is_vp_last_stage(vp_stage, chunks) and is_pp_last_stage(stages)
-        return DualStreamGPTModel(
+        kind = DualStreamGPTModel if self.vision is None else DualStreamVisionModel
+        return kind(
             self,
             transformer_layer_spec=decoder_block_spec(self, vp_stage),
             vocab_size=self.vocab_size,
@@ -82,6 +84,7 @@ def model_provider(run: RunConfig) -> DualStreamProvider:
         text_length=run.data.text_length,
         attention_name=run.train.attention,
         query_scale_beta=rope.query_scale_beta,
+        vision=run.vision,
         # Megatron's pipeline sends tensors of seq_length positions: the model's input, not the row.
         seq_length=run.positions,
         num_layers=model.layers,

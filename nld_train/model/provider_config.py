@@ -6,6 +6,7 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 from nld_train.config import AttentionBackend
 from nld_train.dual_stream.row_layout import RowLayout
+from nld_train.vision_config import VisionConfig
 
 
 @dataclass(kw_only=True)
@@ -18,6 +19,7 @@ class DualStreamConfig(GPTModelProvider):
     text_length: int | None = None  # L_text, where rows hold images; None: L
     attention_name: AttentionBackend
     query_scale_beta: float
+    vision: VisionConfig | None = None  # the tower in front; None, also in checkpoints of older versions: text alone
 
     @property
     def layout(self) -> RowLayout:

@@ -1,0 +1,102 @@
+"""The vision tower and its projector, which are transformers' own modules: from images to features of their cells."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from megatron.bridge.utils.common_utils import hook_hf_module_setattr_for_tp_grad_sync
+from torch import Tensor, nn
+from transformers import Mistral3Config, PixtralVisionModel
+from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
+from transformers.models.pixtral.modeling_pixtral import PixtralRotaryEmbedding
+
+from nld_train.types import BatchImages
+from nld_train.vision_config import VisionConfig
+
+# Most patches of a call, unless one image has more. transformers' tower lets all patches of a call attend to each other
+# under a dense mask. Of so many, in the widths of Ministral-3, the products of attention cost at most half of what the
+# linear maps cost, and the mask takes 34 MB in bf16; for all images of a row of 16,384 tokens it would be 8.6 GB.
+MOST_PATCHES = 4096
+
+
+class PreciseRotary(PixtralRotaryEmbedding):
+    """The tower's rotary embedding, whose angles stay in float32 where the weights become bf16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreciseRotary":
+        super()._apply(fn, recurse)
+        for name, moved in self.named_buffers():
+            angles, _ = self.compute_default_rope_parameters(self.config)
+            setattr(self, name, angles.to(moved.device))
+        return self
+
+
+def tower_config(vision: VisionConfig, hidden: int, norm_eps: float) -> Mistral3Config:
+    """What transformers needs to know of the tower, and of the language model that it stands in front of."""
+    return Mistral3Config(
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": vision.hidden,
+            "intermediate_size": vision.ffn,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "num_channels": 3,
+            "image_size": vision.longest_edge,
+            "patch_size": vision.patch_size,
+            "hidden_act": vision.activation,
+            "rope_parameters": {"rope_type": "default", "rope_theta": vision.theta},
+        },
+        text_config={"model_type": "mistral", "hidden_size": hidden, "rms_norm_eps": norm_eps},
+        spatial_merge_size=vision.merge,
+        vision_feature_layer=-1,
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=False,
+    )
+
+
+def build_tower(
+    vision: VisionConfig, hidden: int, norm_eps: float, recompute: bool
+) -> tuple[PixtralVisionModel, Mistral3MultiModalProjector]:
+    """The tower and the projector in front of a language model of E = `hidden`, random.
+
+    recompute: whether the tower's layers keep their inputs alone, and run again in the backward pass.
+    """
+    config = tower_config(vision, hidden, norm_eps)
+    tower, projector = PixtralVisionModel(config.vision_config), Mistral3MultiModalProjector(config)
+    tower.patch_positional_embedding = PreciseRotary(config.vision_config)
+    if recompute:
+        tower.gradient_checkpointing_enable({"use_reentrant": False})
+    # Every tensor rank computes the same gradients; their average keeps the copies equal to the last bit.
+    for module in (tower, projector):
+        hook_hf_module_setattr_for_tp_grad_sync(module)
+    tower.requires_grad_(vision.train_tower)
+    return tower, projector
+
+
+def image_features(tower: PixtralVisionModel, projector: nn.Module, images: BatchImages) -> Tensor:
+    """Features [F, E] of all cells: image by image, and in each row of cells by row of cells."""
+    sizes = [(height, width) for height, width in images.sizes.tolist()]
+    largest = max(max(size) for size in sizes)
+    assert largest <= tower.config.image_size, f"an image of {largest} pixels; resize to {tower.config.image_size}"
+    patches = [height * width // tower.patch_size**2 for height, width in sizes]
+    return torch.cat(
+        [_call_features(tower, projector, images.pixels[group], sizes[group]) for group in image_calls(patches)]
+    )
+
+
+def image_calls(patches: list[int]) -> Iterator[slice]:
+    """Which images go into each call of the tower, in order: those with `MOST_PATCHES` together, or a single image."""
+    first, together = 0, 0
+    for number, count in enumerate(patches):
+        if number > first and together + count > MOST_PATCHES:
+            yield slice(first, number)
+            first, together = number, 0
+        together += count
+    yield slice(first, len(patches))
+
+
+def _call_features(
+    tower: PixtralVisionModel, projector: nn.Module, pixels: Tensor, sizes: list[tuple[int, int]]
+) -> Tensor:
+    """Features [F, E] of the images of one call; pixels [n, 3, H, W] are padded to the largest of the micro-batch."""
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    patches = tower(pixels[:, :, :height, :width], image_sizes=sizes).last_hidden_state[0]
+    return projector(patches, sizes)
