@@ -29,7 +29,8 @@ Write a Hugging Face folder as a checkpoint that a recipe can start from.
   nld convert import models/Ministral-3-8B --to out/ministral_8b
   nld train nld_8b_stage1_ar init=out/ministral_8b
 
-Reads both formats of `nld convert export`, and Ministral-3 with its vision tower (which is left out) or as text alone.
+Reads the formats of `nld convert export`, and Ministral-3 with its vision tower (which --text-only leaves out) or as
+text alone.
 A tied model is untied: its head starts as a copy of the embedding. A head of its own is kept. FP8 weights are
 multiplied by their scales and stored in bfloat16. Weights that are not finite are refused, and so are names and links
 that lead out of the folder; a model in Hugging Face's cache is read as it lies there.
@@ -127,6 +128,7 @@ def add_export_parser(actions: argparse._SubParsersAction) -> None:
         help="end of sequence is the end of a turn (<|im_end|>), and a chat template lies beside the weights; "
         "so it is anyway where the run was trained on conversations",
     )
+    export.add_argument("--text-only", action="store_true", help="leave a vision tower out")
     export.add_argument("--shard-gb", type=float, metavar="GB", help="shards of at most this size (default: one file)")
     export.add_argument("--no-verify", action="store_true", help="do not compare with the checkpoint")
     export.add_argument("--overwrite", action="store_true", help="replace an export that is there")
@@ -140,6 +142,7 @@ def add_import_parser(actions: argparse._SubParsersAction) -> None:
     load.add_argument("folder", type=Path, help="folder with config.json, safetensors and tokenizer")
     load.add_argument("--to", type=Path, required=True, metavar="OUTPUT", help="folder to make: init= of a recipe")
     load.add_argument("--pad-vocab-to", type=int, metavar="ROWS", help="zero rows behind the vocabulary")
+    load.add_argument("--text-only", action="store_true", help="leave a vision tower out")
     load.add_argument("--no-verify", action="store_true", help="do not compare with the folder")
     load.add_argument("--overwrite", action="store_true", help="replace an import that is there")
     load.set_defaults(run=run_import)
@@ -171,6 +174,7 @@ def run_export(args: argparse.Namespace) -> int:
             verified=not args.no_verify,
             overwrite=args.overwrite,
             layout=args.layout,
+            text_only=args.text_only,
         )
     )
     return 0
@@ -193,7 +197,14 @@ def run_sampler_export(args: argparse.Namespace) -> int:
 def run_import(args: argparse.Namespace) -> int:
     from nld_train.convert.actions import import_folder
 
-    import_folder(args.folder, args.to, args.pad_vocab_to, verified=not args.no_verify, overwrite=args.overwrite)
+    import_folder(
+        args.folder,
+        args.to,
+        args.pad_vocab_to,
+        verified=not args.no_verify,
+        overwrite=args.overwrite,
+        text_only=args.text_only,
+    )
     return 0
 
 

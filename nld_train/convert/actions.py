@@ -1,7 +1,7 @@
 """The three commands: every folder is made under a hidden name, compared, and only then takes its own."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from nld_train.convert.source import (
 from nld_train.convert.verify import VerifyFinding, compare_folder_bits, compare_with_checkpoint, verify_import
 from nld_train.convert.verify_adapter import verify_adapter_bits, verify_adapter_logits
 from nld_train.convert.verify_runtime import verify_runtime
-from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD
+from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD, NLD_VLM
 from nld_train.data.chat_template import TEMPLATE, load_chat_template
 from nld_train.files import staged_folder
 from nld_train.peft_names import FOLDER
@@ -46,6 +46,7 @@ class ExportRequest:
     verified: bool
     overwrite: bool
     layout: str = "nld"  # or another name of LAYOUTS
+    text_only: bool = False  # a vision tower is left out
 
 
 def export_checkpoint(asked: ExportRequest) -> None:
@@ -68,6 +69,15 @@ def export_checkpoint(asked: ExportRequest) -> None:
             source = open_checkpoint_source(asked.output, asked.step, run)
         else:
             source = open_adapter_base(adapter)
+    if asked.text_only:
+        source = replace(source, vision=None)
+    if source.vision is not None:
+        got, allowed = (
+            f"--as {asked.layout} of {asked.output}, a model with a vision tower",
+            "--as nld, or its text alone",
+        )
+        require(naming is NLD, got, allowed, "add --text-only, which leaves the tower out")
+        options = replace(options, naming=NLD_VLM)
     tokenizer = open_source_tokenizer(source, asked.tokenizer)
     chat = asked.chat or source.trained_on_chat
     traits = read_output_token_ids(source, tokenizer, chat)
@@ -75,7 +85,9 @@ def export_checkpoint(asked: ExportRequest) -> None:
     with staged_folder(asked.target, asked.overwrite) as partial:
         with timed_phase("writing the weights"):
             write_hf_folder(source, traits, tokenizer.folder, partial, options)
-        if chat:  # also where the tokenizer's folder has none and conversations are written in the default one
+        if (
+            chat and source.vision is None
+        ):  # also where the tokenizer's folder has none and conversations are written in the default one
             (partial / TEMPLATE).write_text(load_chat_template(tokenizer, thinking=False).text, encoding="utf-8")
         if asked.verified:
             log_findings(compare_with_checkpoint(source, partial, LOGIT_LAYERS))
@@ -111,12 +123,15 @@ def export_adapter(output: Path, folder: Path, step: int | None, dtype: str, ove
     logger.info("the adapter of step %d of %s is in %s", adapter.step, output, folder / FOLDER)
 
 
-def import_folder(folder: Path, target: Path, padded_vocab: int | None, verified: bool, overwrite: bool) -> None:
-    """Hugging Face folder -> training checkpoint. Raises: UserError; then nothing is left behind."""
+def import_folder(
+    folder: Path, target: Path, padded_vocab: int | None, verified: bool, overwrite: bool, text_only: bool = False
+) -> None:
+    """Hugging Face folder -> training checkpoint. text_only: a vision tower is left out. Raises: UserError; then
+    nothing is left behind."""
     check_replaceable(target, IMPORT)
     with staged_folder(target, overwrite) as partial:
         with timed_phase("writing the checkpoint"):
-            write_imported_output(folder, partial, padded_vocab)
+            write_imported_output(folder, partial, padded_vocab, text_only)
         if verified:
             with timed_phase("reading the checkpoint's checksums"):
                 source = open_checkpoint_source(partial)

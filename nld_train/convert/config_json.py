@@ -1,21 +1,25 @@
 """config.json of a checkpoint folder: written as the programs that load the published family want it, and read back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nld_train.config import ModelConfig
-from nld_train.convert.weight_table import MINISTRAL, MINISTRAL_TEXT, NLD, HFNaming
+from nld_train.convert.vision_json import read_vision_entries, vision_entries
+from nld_train.convert.weight_table import MINISTRAL, MINISTRAL_TEXT, NLD, NLD_VLM, HFNaming
 from nld_train.errors import UserError, require
 from nld_train.fields import field_types, from_tree
 from nld_train.json_file import read_json_object
+from nld_train.vision_config import VisionConfig
 
 ARCHITECTURE = "NemotronLabsDiffusionModel"
 CAUSAL_CLASS = "NemotronLabsDiffusionForCausalLM"  # the same weights, read causally by default
 MODEL_TYPE = "nemotron_labs_diffusion"
+VLM_ARCHITECTURE, VLM_TYPE = "NemotronLabsDiffusionVLMModel", "nemotron_labs_diffusion_vlm"
+VLM_CAUSAL_CLASS = "NemotronLabsDiffusionVLMForConditionalGeneration"
 MINISTRAL_ARCHITECTURE, MINISTRAL_TEXT_TYPE = "Mistral3ForConditionalGeneration", "ministral3"
 MINISTRAL_TEXT_ARCHITECTURE = "Ministral3ForCausalLM"
 DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -116,6 +120,22 @@ def make_config_json(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.d
     }
 
 
+def make_vlm_config(
+    model: ModelConfig, vision: VisionConfig, traits: SpecialTokenIds, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The content of config.json of a model with a vision tower: the language model's, and the tower beside it."""
+    return make_config_json(model, traits, dtype) | {
+        "architectures": [VLM_ARCHITECTURE],
+        "model_type": VLM_TYPE,
+        "auto_map": {
+            "AutoConfig": "configuration_nemotron_labs_diffusion_vlm.NemotronLabsDiffusionVLMConfig",
+            "AutoModel": f"modeling_nemotron_labs_diffusion_vlm.{VLM_ARCHITECTURE}",
+            "AutoModelForImageTextToText": f"modeling_nemotron_labs_diffusion_vlm.{VLM_CAUSAL_CLASS}",
+        },
+        **vision_entries(vision),
+    }
+
+
 def to_text_config(model: ModelConfig, traits: SpecialTokenIds, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json for the same weights as Ministral3ForCausalLM, which decodes left to right alone.
 
@@ -152,31 +172,40 @@ class FolderConfig:
     naming: HFNaming
     tied: bool  # the head may be missing: it is the embedding
     content: dict[str, Any]  # of the language model
+    whole: dict[str, Any]  # all of config.json
+    vision: VisionConfig | None = None  # None: text alone, or a tower that was not asked for
+
+
+def with_folder_vision(described: FolderConfig, folder: Path) -> FolderConfig:
+    """The description of a folder with its vision tower, where its format has one. Raises: UserError."""
+    if described.naming.vision is None:
+        return described
+    return replace(described, vision=read_vision_entries(folder, described.whole))
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """Read config.json of the NLD format or of Ministral-3, with its vision tower or as text alone.
+    """Read the language model in config.json of the NLD format or of Ministral-3, with a vision tower or without.
 
     Raises: UserError for a missing file, another architecture, or what the network does not compute.
     """
     path = folder / "config.json"
     content = read_json_object(path, "a Hugging Face checkpoint folder")
     architecture = content.get("architectures")
-    if architecture == [ARCHITECTURE]:
-        return FolderConfig(parse_model_config(path, content), NLD, False, content)
+    for ours, naming in ((ARCHITECTURE, NLD), (VLM_ARCHITECTURE, NLD_VLM)):
+        if architecture == [ours]:
+            return FolderConfig(parse_model_config(path, content), naming, False, content, content)
     if architecture == [MINISTRAL_ARCHITECTURE]:
         text = content.get("text_config")
         if isinstance(text, dict) and text.get("model_type") == MINISTRAL_TEXT_TYPE:
             tied = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-            return FolderConfig(parse_model_config(path, text), MINISTRAL, tied, text)
+            return FolderConfig(parse_model_config(path, text), MINISTRAL, tied, text, content)
     if architecture == [MINISTRAL_TEXT_ARCHITECTURE]:
-        return FolderConfig(
-            parse_model_config(path, content), MINISTRAL_TEXT, bool(content.get("tie_word_embeddings")), content
-        )
+        tied = bool(content.get("tie_word_embeddings"))
+        return FolderConfig(parse_model_config(path, content), MINISTRAL_TEXT, tied, content, content)
     raise UserError(
         f"{path} describes {architecture}",
-        f"[{ARCHITECTURE!r}], [{MINISTRAL_TEXT_ARCHITECTURE!r}], or [{MINISTRAL_ARCHITECTURE!r}] with a text_config "
-        f"of {MINISTRAL_TEXT_TYPE}",
+        f"[{ARCHITECTURE!r}], [{VLM_ARCHITECTURE!r}], [{MINISTRAL_TEXT_ARCHITECTURE!r}], or "
+        f"[{MINISTRAL_ARCHITECTURE!r}] with a text_config of {MINISTRAL_TEXT_TYPE}",
         "use a folder of one of these formats",
     )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nld_train.convert.config_json import SpecialTokenIds, make_config_json, to_text_config
-from nld_train.convert.export_readme import export_readme, text_readme
+from nld_train.convert.config_json import SpecialTokenIds, make_config_json, make_vlm_config, to_text_config
+from nld_train.convert.export_readme import export_readme, text_readme, vlm_readme
 from nld_train.convert.hf_folder import INDEX, WEIGHTS, exported_code_files
 from nld_train.convert.import_checkpoint import require_finite
 from nld_train.convert.safetensors_file import tensor_bytes, write_safetensors
@@ -18,8 +18,12 @@ from nld_train.convert.sglang import write_sglang_config
 from nld_train.convert.source import CheckpointSource
 from nld_train.convert.tokenizer_files import export_tokenizer
 from nld_train.convert.torch_dist import StoredWeights
+from nld_train.convert.vision_json import image_template, write_processor_files
 from nld_train.convert.weight_table import MINISTRAL_TEXT, NLD, HFNaming, WeightMapping, split_tensor, weight_mappings
+from nld_train.data.chat_template import TEMPLATE, load_chat_template
+from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
 from nld_train.json_file import write_json_object
+from nld_train.vision_config import VisionConfig
 
 logger = logging.getLogger(__name__)
 GB, MB = 1e9, 1e6  # bytes
@@ -31,7 +35,8 @@ class ExportOptions:
 
     dtype: torch.dtype = torch.bfloat16
     shard_bytes: int | None = None  # None: one file, which every loader takes
-    naming: HFNaming = NLD  # or MINISTRAL_TEXT: the same weights for programs that decode left to right alone
+    # NLD_VLM with a vision tower; or MINISTRAL_TEXT: the same weights for programs that decode left to right alone.
+    naming: HFNaming = NLD
 
 
 def write_hf_folder(
@@ -40,10 +45,14 @@ def write_hf_folder(
     """Write everything that an export holds into the empty folder `target`. Raises: UserError."""
     if options.naming is MINISTRAL_TEXT:
         config, text = to_text_config(source.model, traits, options.dtype), text_readme(source, traits)
+    elif source.vision is not None:
+        config = make_vlm_config(source.model, source.vision, traits, options.dtype)
+        text = vlm_readme(source, traits)
     else:
         config, text = make_config_json(source.model, traits, options.dtype), export_readme(source, traits)
         write_sglang_config(traits, target)
-        for path in exported_code_files():
+    if options.naming is not MINISTRAL_TEXT:
+        for path in exported_code_files(vision=source.vision is not None):
             shutil.copyfile(path, target / path.name)
     write_json_object(target / "config.json", config)
     write_json_object(
@@ -51,13 +60,22 @@ def write_hf_folder(
         {"bos_token_id": traits.bos_token_id, "eos_token_id": traits.eos_token_id},
     )
     export_tokenizer(tokenizer, target, traits.eos_token_id)
+    if source.vision is not None:
+        write_image_files(source.vision, load_tokenizer(tokenizer), target)
     (target / "README.md").write_text(text, encoding="utf-8")
     write_hf_weights(source, target, options)
 
 
+def write_image_files(vision: VisionConfig, tokenizer: TextTokenizer, target: Path) -> None:
+    """Write what makes tokens and pixels of images: the processor's files, and a chat template that takes images."""
+    write_processor_files(vision, tokenizer, target)
+    template = load_chat_template(tokenizer, thinking=False).text
+    (target / TEMPLATE).write_text(image_template(vision, tokenizer, template), encoding="utf-8")
+
+
 def write_hf_weights(source: CheckpointSource, target: Path, options: ExportOptions) -> None:
     """Write the tensors: model.safetensors, or shards and their index."""
-    shards = split_into_shards(weight_mappings(source.model, options.naming), options)
+    shards = split_into_shards(weight_mappings(source.model, options.naming, source.vision), options)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if options.shard_bytes is None else f"model-{number:05d}-of-{len(shards):05d}.safetensors"

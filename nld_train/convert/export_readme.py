@@ -22,6 +22,12 @@ TEXT_WHAT = (
     "right alone."
 )
 
+VLM_WHAT = (
+    "This vision-language model reads images and text, and writes text from left to right, by denoising blocks of "
+    "{block} tokens in parallel, and by self-speculation, where diffusion drafts and left-to-right reading verifies. "
+    "Its mask has the id {mask}."
+)
+
 BODY = """
 ## transformers
 
@@ -93,6 +99,62 @@ linear self-speculation and adapters are announced there for later. It needs a G
 `{sglang}` is the file for its option `--dllm-algorithm-config`. {differences}
 """
 
+VLM_BODY = """
+## transformers
+
+The model needs `torch`, `torchvision`, `pillow` and `transformers` 5 or newer. `trust_remote_code=True` runs the Python
+files of this folder; the vision tower, its projector and the processor are transformers' own.
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder = "."  # this folder
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
+image = Image.new("RGB", (320, 240), "red")  # or Image.open("photo.png")
+content = [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]
+text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
+inputs = processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
+prompt, images = inputs.input_ids, {{name: inputs[name] for name in ("pixel_values", "image_sizes")}}
+
+ids, forwards = model.ar_generate(prompt, max_new_tokens={new}, **images)
+print("left to right    ", forwards, "forwards", processor.decode(ids[0, prompt.shape[1] :]))
+ids, forwards = model.generate(prompt, max_new_tokens={new}, block_length={block}, threshold=0.9, **images)
+print("block diffusion  ", forwards, "forwards", processor.decode(ids[0, prompt.shape[1] :]))
+ids, forwards = model.linear_spec_generate(prompt, max_new_tokens={new}, block_length={block}, **images)
+print("self-speculation ", forwards, "forwards", processor.decode(ids[0, prompt.shape[1] :]))
+```
+
+Programs that know image-text models alone load the same weights with `AutoModelForImageTextToText`. There `generate` is
+transformers' own, `forward` attends causally, and `labels` give the causal loss.
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "."  # this folder
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
+content = [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]
+text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
+image = Image.new("RGB", (320, 240), "red")
+inputs = processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
+made = model.generate(**inputs, max_new_tokens={new}, do_sample=False)
+print("image-text model ", processor.decode(made[0, inputs.input_ids.shape[1] :]))
+```
+
+## nld-train
+
+```sh
+nld generate --model . --mode self-spec --chat --image photo.png --prompt "What is this?" --max-new-tokens {new}
+nld convert import . --to imported      # a Megatron checkpoint; a recipe starts from it with init=imported
+nld convert export imported --to text --text-only      # the language model alone
+```
+"""
+
 TEXT_BODY = """
 ## transformers
 
@@ -127,6 +189,11 @@ nld convert import . --to imported      # a Megatron checkpoint; a recipe starts
 """
 
 
+def vlm_readme(source: CheckpointSource, traits: SpecialTokenIds) -> str:
+    """The text of an export with a vision tower."""
+    return _filled(HEAD.replace("{what}", VLM_WHAT) + VLM_BODY, source, traits, "")
+
+
 def export_readme(source: CheckpointSource, traits: SpecialTokenIds) -> str:
     """The text of an export in the published format."""
     differences = " ".join(f"SGLang: {sentence}." for sentence in sglang_differences(traits))
@@ -142,8 +209,8 @@ def _filled(text: str, source: CheckpointSource, traits: SpecialTokenIds, differ
     context = source.model.rope.max_position
     filled = text.format(
         name=source.output.name,
-        parameters=parameter_count(source.model),
-        tensors=tensor_count(source.model),
+        parameters=parameter_count(source.model, source.vision),
+        tensors=tensor_count(source.model, source.vision),
         block=traits.block_size,
         new=min(2 * traits.block_size, context // 2),
         step=source.step,

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from nld_train.config import ModelConfig
 from nld_train.convert.adapter import attach_adapter
-from nld_train.convert.config_json import ARCHITECTURE, FolderConfig
+from nld_train.convert.config_json import ARCHITECTURE, VLM_ARCHITECTURE, FolderConfig
 from nld_train.convert.hf_folder import HFWeights, exported_code_files
 from nld_train.convert.reference_network import ProbeRow, consecutive_ranges
 from nld_train.convert.weight_table import EMBEDDING, HEAD, NLD, parameter_count, weight_mappings
 from nld_train.errors import UserError
+from nld_train.vision_config import VisionConfig
 
 PACKAGE = "nld_exported_model"
 MODEL_MODULE, CONFIG_MODULE = "modeling_nemotron_labs_diffusion", "configuration_nemotron_labs_diffusion"
-CONFIG_CLASS = "NemotronLabsDiffusionConfig"
+CONFIG_CLASS, VLM_CONFIG_CLASS = "NemotronLabsDiffusionConfig", "NemotronLabsDiffusionVLMConfig"
 MEMORY = Path("/proc/meminfo")
 
 
 class ExportedModel:
-    """The folder's model in float32 on the CPU, with its first layers."""
+    """The folder's model in float32 on the CPU, with its first layers, and all of a vision tower."""
 
     def __init__(
         self, folder: Path, described: FolderConfig, weights: HFWeights, layers: int, ids: Tensor | None = None
@@ -38,12 +39,17 @@ class ExportedModel:
 
         Raises: UserError where a Python file is not the one that this version writes.
         """
-        check_exported_code(folder)
-        with import_exported_code(folder) as (modeling, configuration):
-            config = vars(configuration)[CONFIG_CLASS](**described.content | {"num_hidden_layers": layers})
+        vision = described.vision is not None
+        check_exported_code(folder, vision)
+        with import_exported_code(folder, vision) as (modeling, configuration):
+            config_class = vars(configuration)[VLM_CONFIG_CLASS if vision else CONFIG_CLASS]
+            config = config_class(**described.content | {"num_hidden_layers": layers})
             with torch.device("meta"):
-                self.model = vars(modeling)[ARCHITECTURE](config).eval()
-            self.decoder = sys.modules[type(self.model.encoder).__module__]
+                self.model = vars(modeling)[VLM_ARCHITECTURE if vision else ARCHITECTURE](config).eval()
+            self.decoder = sys.modules[type(self.model.encoder.layers[0]).__module__]
+        if vision:  # its frequencies are computed and not stored, so that they are no part of what is loaded below
+            tower = self.model.encoder.vision_tower
+            tower.patch_positional_embedding = type(tower.patch_positional_embedding)(config.vision_config)
         self.prefill: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # around the past of a block
         self.ids = torch.arange(config.vocab_size) if ids is None else ids
         with torch.device("meta"):
@@ -100,9 +106,9 @@ def read_float_weights(model: torch.nn.Module, weights: HFWeights, ids: Tensor) 
     return state
 
 
-def check_exported_code(folder: Path) -> None:
+def check_exported_code(folder: Path, vision: bool = False) -> None:
     """Raises: UserError unless the folder's Python files are this version's: foreign code is not run."""
-    for ours in exported_code_files():
+    for ours in exported_code_files(vision):
         theirs = folder / ours.name
         if not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
             raise UserError(
@@ -113,19 +119,20 @@ def check_exported_code(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def import_exported_code(folder: Path) -> Iterator[tuple[ModuleType, ModuleType]]:
-    """The folder's modeling and configuration modules, as a package that exists only here.
+def import_exported_code(folder: Path, vision: bool = False) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The folder's modeling and configuration modules, of text or with vision, as a package that exists only here.
 
     transformers' own loader would copy the files into the user's cache first.
     """
+    ending = "_vlm" if vision else ""
     spec = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     try:
         yield (
-            importlib.import_module(f"{PACKAGE}.{MODEL_MODULE}"),
-            importlib.import_module(f"{PACKAGE}.{CONFIG_MODULE}"),
+            importlib.import_module(f"{PACKAGE}.{MODEL_MODULE}{ending}"),
+            importlib.import_module(f"{PACKAGE}.{CONFIG_MODULE}{ending}"),
         )
     finally:
         sys.dont_write_bytecode = writes_bytecode
@@ -133,8 +140,8 @@ def import_exported_code(folder: Path) -> Iterator[tuple[ModuleType, ModuleType]
             del sys.modules[name]
 
 
-def fitting_layers(model: ModelConfig) -> int:
-    """How many layers fit, in float32 and in half of the memory that is free, beside embedding and head.
+def fitting_layers(model: ModelConfig, vision: VisionConfig | None = None) -> int:
+    """How many layers fit, in float32 and in half of the memory that is free, beside embedding, head and vision tower.
 
     Raises: UserError where not even one does.
     """
@@ -143,14 +150,15 @@ def fitting_layers(model: ModelConfig) -> int:
         unit.shape[0] * unit.shape[1] for unit in weight_mappings(model, NLD) if unit.name in (EMBEDDING, HEAD)
     )
     layer = (total - vocabulary) // model.layers
+    beside = vocabulary + parameter_count(model, vision) - total
     room = available_memory() // 2 // torch.float32.itemsize
-    if room < vocabulary + layer:
+    if room < beside + layer:
         raise UserError(
             f"{available_memory() / 1e9:.1f} GB of free memory",
-            f"{2 * torch.float32.itemsize * (vocabulary + layer) / 1e9:.1f} GB to run one layer of this model",
+            f"{2 * torch.float32.itemsize * (beside + layer) / 1e9:.1f} GB to run one layer of this model",
             "verify on a larger machine, or pass --no-verify",
         )
-    return min(model.layers, (room - vocabulary) // layer)
+    return min(model.layers, (room - beside) // layer)
 
 
 def available_memory() -> int:

@@ -1,16 +1,24 @@
 """A Hugging Face checkpoint folder: its weights behind one set of names, and what lies beside them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nld_train.convert.config_json import FolderConfig, read_folder_config
+from nld_train.convert.config_json import FolderConfig, read_folder_config, with_folder_vision
 from nld_train.convert.folder_files import check_folder_links, check_plain_names
 from nld_train.convert.fp8 import ACTIVATION_SCALES, FP8, Fp8Scale, scale_name
 from nld_train.convert.safetensors_file import SafetensorsFile
-from nld_train.convert.weight_table import Shape, check_hf_shapes, ignored_names, some_names
+from nld_train.convert.weight_table import (
+    MINISTRAL,
+    MINISTRAL_MODULES,
+    Shape,
+    check_hf_shapes,
+    ignored_names,
+    some_names,
+)
 from nld_train.errors import UserError, require
 from nld_train.json_file import read_json_object
 
@@ -91,18 +99,21 @@ def read_weight_index(folder: Path) -> dict[str, str]:
     return found
 
 
-def open_hf_folder(folder: Path) -> tuple[FolderConfig, HFWeights]:
+def open_hf_folder(folder: Path, text_only: bool = False) -> tuple[FolderConfig, HFWeights]:
     """Open a folder of the NLD format or of Ministral-3, its tensors checked against its config.json.
 
-    Where a tied Ministral-3 stores no head, the embedding answers to the head's name.
-    Raises: UserError.
+    text_only: a vision tower is left out. Where a tied Ministral-3 stores no head, the embedding answers to the head's
+    name. Raises: UserError.
     """
     check_folder_links(folder)
     described = read_folder_config(folder)
+    described = described if text_only else with_folder_vision(described, folder)
     weights = HFWeights(folder)
+    if described.naming is MINISTRAL and MINISTRAL_MODULES.embedding in weights.places:
+        described = replace(described, naming=MINISTRAL_MODULES)
     if described.tied:
         weights.tie(described.naming.head, described.naming.embedding)
-    check_hf_shapes(str(folder), weights.shapes, described.model, described.naming)
+    check_hf_shapes(str(folder), weights.shapes, described.model, described.naming, described.vision)
     return described, weights
 
 
@@ -111,8 +122,9 @@ def reading_notes(described: FolderConfig, weights: HFWeights) -> list[str]:
     notes = []
     if weights.scales:
         notes.append(f"multiplied by their scales, in bfloat16: {len(weights.scales)} FP8 tensors")
-    if left_out := ignored_names(weights.places, described.naming):
-        notes.append(f"left out, as no weights of the text model: {len(left_out)} tensors ({some_names(left_out)})")
+    if left_out := ignored_names(weights.places, described.naming, text_only=described.vision is None):
+        model = "text model" if described.vision is None else "model"
+        notes.append(f"left out, as no weights of the {model}: {len(left_out)} tensors ({some_names(left_out)})")
     if described.tied and weights.places[described.naming.head] == weights.places[described.naming.embedding]:
         notes.append("the model is tied: the head starts as a copy of the embedding")
     return notes
@@ -128,6 +140,7 @@ def copy_tokenizer_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def exported_code_files() -> list[Path]:
-    """The Python files that travel with a checkpoint."""
-    return sorted(path for path in MODEL_FILES.glob("*.py") if path.name != "__init__.py")
+def exported_code_files(vision: bool = False) -> list[Path]:
+    """The Python files that travel with a checkpoint; with `vision` those of a model with a vision tower."""
+    files = sorted(path for path in MODEL_FILES.glob("*.py") if path.name != "__init__.py")
+    return [path for path in files if vision or not path.stem.endswith("_vlm")]

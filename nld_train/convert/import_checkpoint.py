@@ -33,7 +33,7 @@ from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, end_of_doc
 from nld_train.errors import UserError
 from nld_train.json_file import write_json_object
 from nld_train.run_folder.checkpoints import checkpoint_file_names, checksum_files, write_checkpoint_manifest
-from nld_train.run_folder.frozen import model_record
+from nld_train.run_folder.frozen import model_record, vision_record
 from nld_train.run_folder.paths import (
     IMPORT,
     MODEL,
@@ -53,12 +53,13 @@ ZIP_WRITER = "inline_container"  # stands in the errors of torch's writer
 STATEFUL = (ATTENTION_OUT, QKV, MLP_IN, MLP_OUT)
 
 
-def write_imported_output(folder: Path, target: Path, padded_vocab: int | None = None) -> None:
+def write_imported_output(folder: Path, target: Path, padded_vocab: int | None = None, text_only: bool = False) -> None:
     """Write what an import holds into the empty folder `target`.
 
-    padded_vocab: rows of embedding and head: the vocabulary's, and zeros behind them. Raises: UserError.
+    padded_vocab: rows of embedding and head: the vocabulary's, and zeros behind them. text_only: a vision tower is left
+    out. Raises: UserError.
     """
-    described, weights = open_hf_folder(folder)
+    described, weights = open_hf_folder(folder, text_only)
     model = described.model
     for note in reading_notes(described, weights):
         logger.info("%s", note)
@@ -71,10 +72,10 @@ def write_imported_output(folder: Path, target: Path, padded_vocab: int | None =
     traits = folder_token_ids(described, tokenizer)
     (target / TOKENIZER).mkdir()
     copy_tokenizer_files(folder, target / TOKENIZER)
-    write_json_object(target / MODEL, model_record(model))
+    write_json_object(target / MODEL, model_record(model) | vision_record(described.vision))
     write_json_object(target / IMPORT, {"source": folder.name, "traits": asdict(traits)})
-    table = weight_mappings(model, described.naming)
-    logger.info("writing %d tensors, %s parameters", len(table), f"{parameter_count(model):,}")
+    table = weight_mappings(model, described.naming, described.vision)
+    logger.info("writing %d tensors, %s parameters", len(table), f"{parameter_count(model, described.vision):,}")
     write_initial_checkpoint(
         target, [piece for unit in table for piece in tensor_ranges(unit, model, weights, padded_vocab)]
     )

@@ -17,8 +17,9 @@ from nld_train.data.tokenizer import TextTokenizer, begin_of_text_id, end_of_doc
 from nld_train.fields import from_tree
 from nld_train.json_file import read_json_object
 from nld_train.run_folder.checkpoints import check_checkpoint_contents, step_to_read
-from nld_train.run_folder.frozen import read_frozen_model, read_run_if_any
+from nld_train.run_folder.frozen import read_frozen_model, read_frozen_vision, read_run_if_any
 from nld_train.run_folder.paths import IMPORT, TOKENIZER, TRAINED_OR_IMPORTED, step_folder
+from nld_train.vision_config import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CheckpointSource:
     model: ModelConfig
     weights: StoredWeights
     run: RunConfig | None  # None: an import
+    vision: VisionConfig | None = None  # None: a text model, or a tower that is left out
 
     @property
     def trained_on_chat(self) -> bool:
@@ -45,7 +47,7 @@ def open_checkpoint_source(
 
     Raises: UserError.
     """
-    model = read_frozen_model(output)
+    model, vision = read_frozen_model(output), read_frozen_vision(output)
     if run is None and not (output / IMPORT).is_file():
         run = read_run_if_any(output)
     require(
@@ -58,8 +60,8 @@ def open_checkpoint_source(
     folder = step_folder(output, chosen)
     check_checkpoint_contents(folder)
     weights = StoredWeights(folder)
-    check_megatron_shapes(str(folder), weights.shapes, model)
-    return CheckpointSource(output, chosen, model, weights, run)
+    check_megatron_shapes(str(folder), weights.shapes, model, vision)
+    return CheckpointSource(output, chosen, model, weights, run, vision)
 
 
 def open_source_tokenizer(source: CheckpointSource, given: Path | None) -> TextTokenizer:

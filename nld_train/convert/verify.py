@@ -1,8 +1,9 @@
 """Proof that a Hugging Face folder holds a Megatron checkpoint: bits both ways, shapes, frequencies, and logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ from nld_train.convert.reference_network import (
 from nld_train.convert.safetensors_file import tensor_bytes
 from nld_train.convert.source import CheckpointSource
 from nld_train.convert.stock import StockModel
+from nld_train.convert.vision_json import vision_entries
 from nld_train.convert.weight_table import (
     MINISTRAL_TEXT,
     NLD,
+    NLD_VLM,
     HFNaming,
     WeightMapping,
     join_tensors,
@@ -36,6 +39,7 @@ from nld_train.convert.weight_table import (
     weight_mappings,
 )
 from nld_train.errors import UserError
+from nld_train.vision_config import VisionConfig
 
 TOLERANCE = 1e-4  # of logits in float32, relative to the largest one where that is above 1
 
@@ -57,6 +61,7 @@ def compare_with_checkpoint(source: CheckpointSource, folder: Path, layers: int 
     Raises: UserError that names the first difference.
     """
     described, weights = open_hf_folder(folder)
+    source = as_folder_reads(source, described)
     check_description(source, described, folder)
     with timed_phase("comparing every bit, in both directions"):
         findings = [count_tensors(source, weights), *bits_both_ways(source, weights, described.naming)]
@@ -70,10 +75,11 @@ def verify_logits(
 ) -> list[VerifyFinding]:
     """Rotary frequencies, and the logits of every mode that the folder has, against the training-time forward."""
     traits = read_config_token_ids(described.content, source.model.vocab_size)
-    fitting = fitting_layers(source.model)
+    fitting = fitting_layers(source.model, source.vision)
     run = fitting if layers is None else min(fitting, layers)
     ids = probed_token_ids(source.model.vocab_size, traits.mask_token_id)
-    tri_mode = ExportedModel(folder, described, weights, run, ids) if described.naming is NLD else None
+    ours = described.naming in (NLD, NLD_VLM)
+    tri_mode = ExportedModel(folder, described, weights, run, ids) if ours else None
     model = StockModel(described, weights, run, ids) if tri_mode is None else tri_mode
     findings = [compare_rotary(source, model)]
     network = ReferenceNetwork(source.model, source.weights, weights.dtype(described.naming.head), run)
@@ -89,9 +95,15 @@ def verify_logits(
     return findings
 
 
+def as_folder_reads(source: CheckpointSource, described: FolderConfig) -> CheckpointSource:
+    """The checkpoint without its vision tower where the folder's format has no place for one, and as it is else."""
+    return replace(source, vision=None) if described.naming.vision is None else source
+
+
 def check_description(source: CheckpointSource, described: FolderConfig, folder: Path) -> None:
     """Raises: UserError unless config.json is of a format that we export and of the checkpoint's shape."""
-    if described.naming not in (NLD, MINISTRAL_TEXT) or described.model != source.model:
+    same = described.model == source.model and vision_entries_of(described.vision) == vision_entries_of(source.vision)
+    if described.naming not in (NLD, NLD_VLM, MINISTRAL_TEXT) or not same:
         raise UserError(
             f"{folder}/config.json describes another model than {source.output}/model.json",
             "an export of that checkpoint",
@@ -99,24 +111,32 @@ def check_description(source: CheckpointSource, described: FolderConfig, folder:
         )
 
 
+def vision_entries_of(vision: VisionConfig | None) -> dict[str, Any]:
+    """What a folder says of a vision tower; how it was trained is no part of it."""
+    return {} if vision is None else vision_entries(vision)
+
+
 def count_tensors(source: CheckpointSource, weights: HFWeights) -> VerifyFinding:
     """Tensors and bytes of the folder."""
     total = sum(tensor_bytes(weights.dtype(name), shape) for name, shape in weights.shapes.items())
-    found, expected = len(weights.shapes), tensor_count(source.model)
+    found, expected = len(weights.shapes), tensor_count(source.model, source.vision)
     assert found == expected, f"{found} tensors, {expected} expected"
-    return VerifyFinding("tensors", f"{found} = 9 x {source.model.layers} + 3, {total:,} bytes ({bytes_text(total)})")
+    text = f"{found} = 9 x {source.model.layers} + 3"
+    text += "" if source.vision is None else f" + 9 x {source.vision.layers} + 6 of vision"
+    return VerifyFinding("tensors", f"{text}, {total:,} bytes ({bytes_text(total)})")
 
 
 def compare_folder_bits(source: CheckpointSource, folder: Path) -> VerifyFinding:
     """Whether a folder holds a checkpoint's weights, bit for bit. Raises: UserError."""
     described, weights = open_hf_folder(folder)
+    source = as_folder_reads(source, described)
     check_description(source, described, folder)
     return bits_both_ways(source, weights, described.naming)[0]
 
 
 def verify_import(source: CheckpointSource, folder: Path) -> list[VerifyFinding]:
     """Compare an import with the folder that it was made from. Raises: UserError."""
-    described, weights = open_hf_folder(folder)
+    described, weights = open_hf_folder(folder, text_only=source.vision is None)
     with timed_phase("comparing every bit"):
         return bits_both_ways(source, weights, described.naming)[1:]
 
@@ -126,7 +146,7 @@ def bits_both_ways(source: CheckpointSource, weights: HFWeights, naming: HFNamin
 
     Each tensor is read once for both. Raises: UserError that names the first tensor that differs.
     """
-    for unit in weight_mappings(source.model, naming):
+    for unit in weight_mappings(source.model, naming, source.vision):
         for first, last in comparison_ranges(source, unit):
             stored = [weights.read(part.name, first, last) for part in unit.parts]
             ours = source.weights.read(unit, stored[0].dtype, first, last)

@@ -1,6 +1,7 @@
 """The one table of names and shapes between Megatron-Core's checkpoints and Hugging Face's, read in both directions.
 
 Letters: E hidden size, F ffn size, H query heads, G key/value heads, D head dimension, V vocabulary size.
+The vision tower and its projector have transformers' own names and shapes on both sides; only the prefix differs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from nld_train.config import ModelConfig
 from nld_train.errors import UserError
 from nld_train.peft_names import lora_names
+from nld_train.vision_config import VisionConfig
 
 Shape = tuple[int, ...]
 NAMED = 3  # tensors named in an error
@@ -28,6 +30,7 @@ ADAPTER_OUT = "decoder.layers.self_attention.linear_proj.adapter.linear_out.weig
 MLP_NORM = "decoder.layers.mlp.linear_fc1.layer_norm_weight"
 MLP_IN = "decoder.layers.mlp.linear_fc1.weight"
 MLP_OUT = "decoder.layers.mlp.linear_fc2.weight"
+TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,23 @@ class HFNaming:
 
     trunk: str  # embedding, layers and final norm
     head: str
-    ignored: tuple[str, ...] = ()  # prefixes of tensors that are no part of the language model
+    vision: str | None = None  # what stands before the names of tower and projector; None: the layout has none
 
     @property
     def embedding(self) -> str:
         return f"{self.trunk}.embed_tokens.weight"
 
+    @property
+    def vision_prefixes(self) -> tuple[str, ...]:
+        """How the names of tower and projector begin."""
+        return () if self.vision is None else (self.vision + TOWER, self.vision + PROJECTOR)
+
 
 NLD = HFNaming("encoder", "diffusion_head.weight")
-MINISTRAL = HFNaming(
-    "language_model.model", "language_model.lm_head.weight", ignored=("vision_tower.", "multi_modal_projector.")
-)
+NLD_VLM = HFNaming(NLD.trunk, NLD.head, vision="encoder.")
+MINISTRAL = HFNaming("language_model.model", "language_model.lm_head.weight", vision="")
+# The same model as transformers names its modules; versions differ in which of the two they store.
+MINISTRAL_MODULES = HFNaming("model.language_model", "lm_head.weight", vision="model.")
 # What transformers calls Ministral3ForCausalLM: the text model alone.
 MINISTRAL_TEXT = HFNaming("model", "lm_head.weight")
 # Buffers that older versions of transformers stored; they follow from the configuration.
@@ -80,8 +89,13 @@ class WeightMapping:
         return self.name in (EMBEDDING, HEAD)
 
 
-def weight_mappings(model: ModelConfig, naming: HFNaming) -> list[WeightMapping]:
-    """The whole table, in the order of the network."""
+def weight_mappings(model: ModelConfig, naming: HFNaming, vision: VisionConfig | None = None) -> list[WeightMapping]:
+    """The whole table, in the order of the network. vision: None: the language model alone."""
+    return text_mappings(model, naming) + ([] if vision is None else vision_mappings(model, naming, vision))
+
+
+def text_mappings(model: ModelConfig, naming: HFNaming) -> list[WeightMapping]:
+    """The table of the language model."""
     wide, vocabulary = model.hidden, model.vocab_size
     layers = [unit for layer in range(model.layers) for unit in layer_mappings(model, naming, layer)]
     return [
@@ -109,6 +123,35 @@ def layer_mappings(model: ModelConfig, naming: HFNaming, layer: int) -> list[Wei
         WeightMapping(MLP_IN, layer, (2 * model.ffn, wide), (gate, up)),
         plain_mapping(MLP_OUT, layer, f"{here}.mlp.down_proj.weight", (wide, model.ffn)),
     ]
+
+
+def vision_mappings(model: ModelConfig, naming: HFNaming, vision: VisionConfig) -> list[WeightMapping]:
+    """The table of tower and projector; none of its tensors is stacked."""
+    assert naming.vision is not None, f"{naming} has no place for a tower"
+    prefix = naming.vision
+    return [plain_mapping(name, None, prefix + name, shape) for name, shape in vision_shapes(model, vision).items()]
+
+
+def vision_shapes(model: ModelConfig, vision: VisionConfig) -> dict[str, Shape]:
+    """Name -> shape of the tensors of PixtralVisionModel and Mistral3MultiModalProjector."""
+    wide, patch, text = vision.hidden, vision.patch_size, model.hidden
+    shapes: dict[str, Shape] = {
+        f"{TOWER}patch_conv.weight": (wide, 3, patch, patch),
+        f"{TOWER}ln_pre.weight": (wide,),
+    }
+    for layer in range(vision.layers):
+        here = f"{TOWER}transformer.layers.{layer}"
+        shapes[f"{here}.attention_norm.weight"] = (wide,)
+        shapes |= {f"{here}.attention.{letter}_proj.weight": (wide, wide) for letter in "qkvo"}
+        shapes[f"{here}.ffn_norm.weight"] = (wide,)
+        shapes |= {f"{here}.feed_forward.{name}_proj.weight": (vision.ffn, wide) for name in ("gate", "up")}
+        shapes[f"{here}.feed_forward.down_proj.weight"] = (wide, vision.ffn)
+    return shapes | {
+        f"{PROJECTOR}norm.weight": (wide,),
+        f"{PROJECTOR}patch_merger.merging_layer.weight": (wide, wide * vision.merge**2),
+        f"{PROJECTOR}linear_1.weight": (text, wide),
+        f"{PROJECTOR}linear_2.weight": (text, text),
+    }
 
 
 def adapter_mappings(model: ModelConfig, rank: int) -> list[WeightMapping]:
@@ -143,22 +186,26 @@ def join_tensors(unit: WeightMapping, tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.unflatten(0, (unit.groups, -1)) for tensor in tensors], dim=1).flatten(0, 1)
 
 
-def tensor_count(model: ModelConfig) -> int:
-    """Hugging Face tensors of a model: 9 per layer, embedding, final norm, head."""
-    return 9 * model.layers + 3
+def tensor_count(model: ModelConfig, vision: VisionConfig | None = None) -> int:
+    """Hugging Face tensors of a model: 9 per layer, embedding, final norm, head; and with vision those of tower and
+    projector.
+    """
+    return 9 * model.layers + 3 + (0 if vision is None else len(vision_shapes(model, vision)))
 
 
-def parameter_count(model: ModelConfig) -> int:
-    return sum(prod(unit.shape) for unit in weight_mappings(model, NLD))
+def parameter_count(model: ModelConfig, vision: VisionConfig | None = None) -> int:
+    return sum(prod(unit.shape) for unit in weight_mappings(model, NLD_VLM, vision))
 
 
-def check_megatron_shapes(where: str, stored: Mapping[str, Shape], model: ModelConfig) -> None:
+def check_megatron_shapes(
+    where: str, stored: Mapping[str, Shape], model: ModelConfig, vision: VisionConfig | None = None
+) -> None:
     """Check the tensors of a Megatron checkpoint; rows of vocabulary padding are allowed.
 
     Raises: UserError that names missing tensors, unknown ones, and those of a wrong shape.
     """
     expected: dict[str, Shape] = {}
-    for unit in weight_mappings(model, NLD):
+    for unit in weight_mappings(model, NLD_VLM, vision):
         shape = unit.shape if unit.layer is None else (model.layers, *unit.shape)
         if unit.padded and unit.name in stored and stored[unit.name][0] > shape[0]:
             shape = (stored[unit.name][0], *shape[1:])
@@ -166,17 +213,20 @@ def check_megatron_shapes(where: str, stored: Mapping[str, Shape], model: ModelC
     check_stored_tensors(where, stored, expected, "its model.json")
 
 
-def check_hf_shapes(where: str, stored: Mapping[str, Shape], model: ModelConfig, naming: HFNaming) -> None:
-    """Check the tensors of a Hugging Face folder. Raises: UserError, as `check_megatron`."""
-    left_out = ignored_names(stored, naming)
+def check_hf_shapes(
+    where: str, stored: Mapping[str, Shape], model: ModelConfig, naming: HFNaming, vision: VisionConfig | None = None
+) -> None:
+    """Check the tensors of a Hugging Face folder. Raises: UserError, as `check_megatron_shapes`."""
+    left_out = ignored_names(stored, naming, text_only=vision is None)
     ours = {name: shape for name, shape in stored.items() if name not in left_out}
-    expected = {part.name: part.shape for unit in weight_mappings(model, naming) for part in unit.parts}
+    expected = {part.name: part.shape for unit in weight_mappings(model, naming, vision) for part in unit.parts}
     check_stored_tensors(where, ours, expected, "its config.json")
 
 
-def ignored_names(stored: Iterable[str], naming: HFNaming) -> set[str]:
-    """Names of stored tensors that are no weights of the language model: other towers, and rotary buffers."""
-    return {name for name in stored if name.startswith(naming.ignored) or name.endswith(BUFFERS)}
+def ignored_names(stored: Iterable[str], naming: HFNaming, text_only: bool) -> set[str]:
+    """Names of stored tensors that are not read: rotary buffers, and with `text_only` tower and projector."""
+    others = naming.vision_prefixes if text_only else ()
+    return {name for name in stored if name.startswith(others) or name.endswith(BUFFERS)}
 
 
 def check_stored_tensors(where: str, stored: Mapping[str, Shape], expected: Mapping[str, Shape], said_by: str) -> None:

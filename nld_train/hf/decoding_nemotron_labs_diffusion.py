@@ -93,6 +93,7 @@ def prefill_prompts(model: Any, rows: Generations, causal: bool = True) -> tuple
         use_cache=True,
         use_causal_mask=causal,
         logits_to_keep=1,
+        **rows.images,
     )
     return cache, output.logits[:, -1]
 

@@ -2,7 +2,7 @@
 by self-speculation. This file travels with every export, with those that it imports.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
     Raises: InputError, a ValueError of one line, for a request that cannot be met.
     """
 
-    config_class = NemotronLabsDiffusionConfig
+    config_class: type[NemotronLabsDiffusionConfig] = NemotronLabsDiffusionConfig
+    encoder_class = MinistralEncoder
     base_model_prefix = "encoder"  # what trainers call that compute the loss from hidden states and the head
     supports_gradient_checkpointing = True
     # transformers' Trainer may then divide by the tokens of a whole accumulated batch.
@@ -81,7 +82,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__(config)
-        self.encoder = MinistralEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._trained_sampler: TrainedSampler | None = None  # no module: it is no weight of the model
         self.post_init()
@@ -272,10 +273,11 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         top_p: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
         streamer: Streamer | None = None,
+        **images: Tensor,
     ) -> tuple[Tensor, int]:
-        """Left to right. The forwards equal the generated tokens of the longest row."""
+        """Left to right, behind prompts [B, P]. The forwards equal the generated tokens of the longest row."""
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
-        rows = self._rows(prompt_ids, attention_mask, limits, streamer)
+        rows = self._rows(prompt_ids, attention_mask, limits, streamer, images)
         with evaluation_mode(self):
             decode_ar(self, rows, Sampler(temperature, top_p, generator, len(prompt_ids)))
         return self._finished(prompt_ids, rows), rows.forwards.total()
@@ -298,6 +300,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         streamer: Streamer | None = None,
         revise: int = 0,
         sampler: bool = False,
+        **images: Tensor,
     ) -> tuple[Tensor, int]:
         """Block diffusion. Each step commits the most confident token and those at `threshold` or above; and with
         forwards_per_block an even share of the masks left at least, so that a block takes no more of them. `revise`
@@ -312,7 +315,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         mask = self.config.mask_token_id
         plan = DenoisingPlan(block_length, mask, threshold, forwards_per_block, revise, causal_context, judge)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
-        rows = self._rows(prompt_ids, attention_mask, limits, streamer)
+        rows = self._rows(prompt_ids, attention_mask, limits, streamer, images)
         with evaluation_mode(self):
             decode_diffusion(self, rows, Sampler(temperature, top_p, generator, len(prompt_ids)), plan)
         return self._finished(prompt_ids, rows), rows.forwards["draft"] + rows.forwards["verify"]
@@ -332,6 +335,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         top_p: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
         streamer: Streamer | None = None,
+        **images: Tensor,
     ) -> tuple[Tensor, int]:
         """Linear self-speculation: the tokens of `ar_generate`, or at a temperature their exact distribution. A draft
         stops where no token has `threshold`. Counts the prefill, and a draft and a verification per round.
@@ -339,7 +343,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         mask = self.config.mask_token_id if mask_token_id is None else mask_token_id
         check_mask_token(mask, self.config.vocab_size)
         limits = self._limits(max_new_tokens, eos_token_id, max_thinking_tokens, end_think_token_id)
-        rows = self._rows(prompt_ids, attention_mask, limits, streamer)
+        rows = self._rows(prompt_ids, attention_mask, limits, streamer, images)
         sampler = Sampler(temperature, top_p, generator, len(prompt_ids))
         with evaluation_mode(self):
             decode_linear_speculation(self, rows, sampler, DraftPlan(block_length, mask, threshold))
@@ -359,14 +363,25 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         ends = end_token_ids(self.config.eos_token_id if eos is None else eos)
         return GenerationLimits(new, ends, thinking_budget(thinking, end_think))
 
+    def prefill_images(self, prompts: Sequence[Sequence[int]], images: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the prefill is given beside the [B, P] tokens of `prompts`: here nothing. Raises: InputError."""
+        got, do = f"arguments {', '.join(sorted(images))}", "correct the names; images need a model with a vision tower"
+        require_input(not images, got, "those of the method", do)
+        return {}
+
     def _rows(
-        self, prompt_ids: Tensor, mask: Tensor | None, limits: GenerationLimits, streamer: Streamer | None
+        self,
+        prompt_ids: Tensor,
+        mask: Tensor | None,
+        limits: GenerationLimits,
+        streamer: Streamer | None,
+        images: Mapping[str, Tensor],
     ) -> Generations:
         prompts = [
             ids.tolist() if mask is None else ids[mask[row].bool()].tolist() for row, ids in enumerate(prompt_ids)
         ]
         check_generation_request(self.config, prompts, limits)
-        return Generations(prompts, limits, streamer)
+        return Generations(prompts, limits, streamer, self.prefill_images(prompts, images))
 
     def _finished(self, prompt_ids: Tensor, rows: Generations) -> Tensor:
         """[B, P + longest], shorter rows filled with the end-of-sequence token."""

@@ -1,7 +1,7 @@
 """The rows of one decoding call: prompts, tokens, and when a row ends. This file travels with every export."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,8 +55,14 @@ class Generations:
     """The rows of one call."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], limits: GenerationLimits, streamer: Streamer | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: GenerationLimits,
+        streamer: Streamer | None = None,
+        images: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """images: what the prefill is given beside the prompts' tokens; None: nothing."""
+        self.images: Mapping[str, Tensor] = {} if images is None else images
         self.rows = [Generation(list(prompt)) for prompt in prompts]
         self.limits, self.streamer = limits, streamer
         self.forwards: Counter[Kind] = Counter()  # of the batch: a row that waits for others does not count them

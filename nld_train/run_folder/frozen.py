@@ -13,8 +13,10 @@ from nld_train.files import write_text
 from nld_train.json_file import read_json_object
 from nld_train.recipe import run_to_json
 from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED
+from nld_train.vision_config import VisionConfig
 
 logger = logging.getLogger(__name__)
+VISION = "vision"  # the entry of model.json beside the language model's shape
 # Settings that came after the first run.json was written -> what versions without them did.
 CAME_LATER: Mapping[str, object] = {
     "init_step": None,
@@ -75,21 +77,34 @@ def holds_no_model(output: Path) -> str | None:
 
 
 def read_frozen_model(output: Path) -> ModelConfig:
-    """The shape of the network whose checkpoints a run or an import wrote. Raises: UserError."""
-    return from_tree(ModelConfig, read_json_object(output / MODEL, TRAINED_OR_IMPORTED), "model.")
+    """The shape of the language model whose checkpoints a run or an import wrote. Raises: UserError."""
+    tree = read_json_object(output / MODEL, TRAINED_OR_IMPORTED)
+    return from_tree(ModelConfig, {name: value for name, value in tree.items() if name != VISION}, "model.")
+
+
+def read_frozen_vision(output: Path) -> VisionConfig | None:
+    """The vision tower in front of the language model; None where there is none. Raises: UserError."""
+    tree = read_json_object(output / MODEL, TRAINED_OR_IMPORTED)
+    return from_tree(VisionConfig, tree[VISION], f"{VISION}.") if VISION in tree else None
 
 
 def freeze_run(run: RunConfig) -> None:
     """Write run.json and model.json into the output folder of a run that starts."""
     output = Path(run.output)
-    write_text(output / MODEL, json.dumps(model_record(run.model), indent=2) + "\n")
+    record = model_record(run.model) | vision_record(run.vision)
+    write_text(output / MODEL, json.dumps(record, indent=2) + "\n")
     write_text(output / RUN, run_to_json(run))
 
 
 def model_record(model: ModelConfig) -> dict[str, object]:
-    """A model's shape as model.json holds it."""
+    """A language model's shape as model.json holds it."""
     record: dict[str, object] = json.loads(json.dumps(asdict(model)))
     return record
+
+
+def vision_record(vision: VisionConfig | None) -> dict[str, object]:
+    """What model.json holds beside the `model_record` of a model with a vision tower."""
+    return {} if vision is None else {VISION: asdict(vision)}
 
 
 def check_same_model(init: str, recorded: Mapping[str, object], model: ModelConfig) -> None:

@@ -26,5 +26,6 @@ def with_imported_init(run: RunConfig) -> RunConfig:
     if not checkpoint_steps(output):
         check_init_shape(run)
         logger.info("importing %s into %s", run.init, target)
-        import_folder(Path(run.init), target, None, verified=True, overwrite=True)
+        text_only = run.vision is None
+        import_folder(Path(run.init), target, None, verified=True, overwrite=True, text_only=text_only)
     return replace(run, init=str(target))

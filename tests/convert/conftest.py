@@ -15,9 +15,17 @@ from nld_train.convert.export import ExportOptions, write_hf_folder
 from nld_train.convert.import_checkpoint import write_imported_output, write_initial_checkpoint
 from nld_train.convert.source import open_checkpoint_source, open_source_tokenizer, read_output_token_ids
 from nld_train.convert.torch_dist import TensorRange
-from nld_train.convert.weight_table import MINISTRAL, NLD, WeightMapping, weight_mappings
+from nld_train.convert.vision_json import vision_entries
+from nld_train.convert.weight_table import MINISTRAL, NLD, NLD_VLM, WeightMapping, weight_mappings
 from nld_train.recipe import run_to_json
+from nld_train.vision_config import VisionConfig
 from tests.distributed.ranks import on, small_run, train_together
+from tests.vision_folder import image_tokenizer
+
+VISION = VisionConfig(
+    layers=1, hidden=16, ffn=24, heads=2, patch_size=4, longest_edge=48,
+    image_token_id=20, break_token_id=21, end_token_id=22,
+)  # fmt: skip
 
 
 def random_output(run: RunConfig, dtype: torch.dtype, spread: float = 0.2) -> Path:
@@ -57,6 +65,7 @@ def random_pieces(
 def export(output: Path, target: Path, **options) -> Path:
     """Export the newest checkpoint of an output folder."""
     source = open_checkpoint_source(output)
+    options = options if source.vision is None else {"naming": NLD_VLM} | options
     tokenizer = open_source_tokenizer(source, None)
     target.mkdir(parents=True)
     write_hf_folder(
@@ -65,9 +74,9 @@ def export(output: Path, target: Path, **options) -> Path:
     return target
 
 
-def imported(folder: Path, target: Path) -> Path:
+def imported(folder: Path, target: Path, text_only: bool = False) -> Path:
     target.mkdir(parents=True)
-    write_imported_output(folder, target)
+    write_imported_output(folder, target, text_only=text_only)
     return target
 
 
@@ -102,7 +111,7 @@ def ministral(random_run: Path, prepared: Path, tmp_path: Path):
 
     def make(tied: bool) -> Path:
         folder = tmp_path / f"ministral_{tied}"
-        shutil.copytree(prepared / "tokenizer", folder)
+        image_tokenizer(prepared / "tokenizer", folder)
         source = open_checkpoint_source(random_run)
         traits = read_output_token_ids(source, open_source_tokenizer(source, None), False)
         text = make_config_json(source.model, traits, torch.bfloat16) | {"model_type": "ministral3"}
@@ -112,14 +121,13 @@ def ministral(random_run: Path, prepared: Path, tmp_path: Path):
             "architectures": ["Mistral3ForConditionalGeneration"],
             "model_type": "mistral3",
             "text_config": text | {"tie_word_embeddings": tied},
+            **vision_entries(VISION),
         }
         (folder / "config.json").write_text(json.dumps(content))
-        parts = [part for unit in weight_mappings(source.model, MINISTRAL) for part in unit.parts]
+        parts = [part for unit in weight_mappings(source.model, MINISTRAL, VISION) for part in unit.parts]
         stored = [part for part in parts if not (tied and part.name == MINISTRAL.head)]
         generator = torch.Generator().manual_seed(1)
         tensors = {part.name: torch.randn(part.shape, generator=generator).bfloat16() for part in stored}
-        tensors["vision_tower.patch_conv.weight"] = torch.zeros(2, 2, dtype=torch.bfloat16)
-        tensors["multi_modal_projector.norm.weight"] = torch.zeros(2, dtype=torch.bfloat16)
         save_file(tensors, folder / "model.safetensors")
         return folder
 
