@@ -1,15 +1,13 @@
 """`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | almanac | stdlib | stdlib-chat`."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.almanac import write_almanac
-from data_prep.conversations import PAIR_NAMES
-from data_prep.inspect_file import chat_lines, inspect_token_file, value_text
-from data_prep.messages import ROLES
+from data_prep.chat_cli import add_prepare_chat
+from data_prep.cli_options import Subparsers, add_command, add_options, not_read
+from data_prep.inspect_file import inspect_token_file
 from data_prep.parts import read_shard
-from data_prep.prepare_chat import ChatOptions, prepare_chat
 from data_prep.prepare_text import (
     PreparationOptions,
     TextOptions,
@@ -25,25 +23,6 @@ from data_prep.stdlib_chat import write_stdlib_chat
 from data_prep.text_encoder import AUTO, ENGINES, PLAIN
 from data_prep.train_tokenizer import VOCAB_SIZE, train_tokenizer
 from nld_train.data.manifest import Manifest
-
-CHAT_DETAIL = f"""Writes PREFIX.bin, PREFIX.idx,
-PREFIX.supervised.bin (which tokens count) and PREFIX.manifest.json (with what was dropped, and why).
-
-A line of a .jsonl or a row of a .parquet is one conversation, in one of these forms:
-  {{"messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}
-  {{"conversations": [{{"from": "human", "value": "..."}}, {{"from": "gpt", "value": "..."}}]}}
-  {{"question": "...", "answer": "..."}}, a pair
-pairs: {PAIR_NAMES}
-roles: {", ".join(ROLES)}
-beside them: system, history, tools; in a turn: tool_calls, reasoning_content, weight 0 (or train false) for an answer
-that is context. A field that is not read is named with its count; docs/data.md has every form as an example.
-
-It is written as the tokenizer's chat template writes it; ChatML where the folder has none. Answers, their calls and
-their end marks count, all else is context. What a message spells is text, never a control token. What the template
-leaves out is said with its count. A run that was cut off goes on where
-it stopped: give the same command again. Until the end, twice the output's size is needed on disk."""
-
-Subparsers = argparse._SubParsersAction  # argparse names no public type for it
 
 
 def add_data_commands(
@@ -62,18 +41,6 @@ def add_data_commands(
     add_stdlib(commands)
     add_stdlib_chat(commands)
     return commands
-
-
-def add_command(
-    commands: "Subparsers[argparse.ArgumentParser]", name: str, summary: str, detail: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}. {detail}",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -120,29 +87,6 @@ def add_prepare(commands: "Subparsers[argparse.ArgumentParser]") -> None:
         "--shard", metavar="I/N", help="make the parts of share I of N alone; then `nld data merge` puts all together"
     )
     parser.set_defaults(run=run_prepare)
-
-
-def add_options(parser: argparse.ArgumentParser, defaults: PreparationOptions) -> None:
-    """The options of every preparation."""
-    parser.add_argument(
-        "--workers", type=int, default=defaults.workers, metavar="N", help="processes (default: processor cores)"
-    )
-    parser.add_argument(
-        "--max-bad-lines",
-        "--max-bad",
-        type=int,
-        default=defaults.max_bad_lines,
-        metavar="K",
-        help="broken lines to name and skip before giving up (default: %(default)s)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument(
-        "--mask-id",
-        type=int,
-        default=defaults.mask_id,
-        metavar="ID",
-        help="the recipe's diffusion.mask_token_id, which may be no text (default: %(default)s)",
-    )
 
 
 def prepare_options(args: argparse.Namespace) -> TextOptions:
@@ -219,71 +163,6 @@ def print_manifest(prefix: str, manifest: Manifest) -> None:
         f"{manifest.text_bytes:,} bytes of text; skipped {manifest.bad_lines:,} bad lines, "
         f"{manifest.empty_files:,} empty files{not_read(manifest.unread)}"
     )
-
-
-def not_read(unread: Mapping[str, int]) -> str:
-    """What the folders held beside the input, for the summary."""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in unread.items())
-    return f"; not read in the folders: {kinds}" if kinds else ""
-
-
-def add_prepare_chat(commands: "Subparsers[argparse.ArgumentParser]") -> None:
-    parser = add_command(
-        commands,
-        "prepare-chat",
-        "turn conversations into a chat file for training",
-        CHAT_DETAIL,
-        "nld data prepare-chat chats.jsonl more.parquet --tokenizer tokenizer --output data/chat --max-bad 100",
-    )
-    parser.add_argument("input", nargs="+", help="a file of records, or a folder to search for them")
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer folder, with its chat template")
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="where the four files go")
-    parser.add_argument(
-        "--thinking", action="store_true", help="answers continue a prompt with thinking on (default: off)"
-    )
-    parser.add_argument("--last-turn-only", action="store_true", help="only the last answer of a conversation counts")
-    parser.add_argument(
-        "--chosen", action="store_true", help="of preferences take the chosen answer; leave out rows with label false"
-    )
-    parser.add_argument(
-        "--allow-losses",
-        action="store_true",
-        help="take answers too whose reasoning or call the template leaves out, or a tool result before them",
-    )
-    parser.add_argument(
-        "--date", metavar="YYYY-MM-DD", help="what a template with a clock writes (default: the day of the first start)"
-    )
-    parser.add_argument(
-        "--fill-blocks", type=int, default=1, metavar="B", help="end marks behind the last answer, up to whole blocks"
-    )
-    add_options(parser, ChatOptions())
-    parser.set_defaults(run=run_prepare_chat)
-
-
-def run_prepare_chat(args: argparse.Namespace) -> int:
-    options = ChatOptions(
-        workers=args.workers,
-        max_bad_lines=args.max_bad_lines,
-        thinking=args.thinking,
-        last_turn_only=args.last_turn_only,
-        chosen=args.chosen,
-        allow_losses=args.allow_losses,
-        date=args.date,
-        fill_blocks=args.fill_blocks,
-        mask_id=args.mask_id,
-        overwrite=args.overwrite,
-    )
-    manifest = prepare_chat(args.input, args.output, args.tokenizer, options)
-    chat = manifest.chat
-    assert chat is not None, "prepare_chat writes chat files"
-    print(
-        f"wrote {args.output}.bin, .idx, .supervised.bin, .manifest.json: {chat.conversations:,} conversations, "
-        f"{manifest.tokens:,} tokens, {chat.supervised_tokens / manifest.tokens:.1%} of them supervised; "
-        f"dropped {manifest.bad_lines:,} ({value_text(chat.dropped)}){not_read(manifest.unread)}"
-    )
-    for line in chat_lines(chat):
-        print(line)
-    return 0
 
 
 def add_inspect(commands: "Subparsers[argparse.ArgumentParser]") -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_prep.empty_columns import EMPTY_COLUMNS, drop_empty_columns
+from data_prep.image_parts import ROW_KEYS, place_images, read_row_images
 from data_prep.messages import (
     LABEL_KEYS,
     PICTURE_KEYS,
@@ -41,9 +42,10 @@ MORE = ("input", "context")  # of a question, behind it, where the field is ther
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 CHOSEN, REJECTED = "chosen", "rejected"
-REFUSED = (*PICTURE_KEYS, "documents", "chat_template_kwargs", "train_detail")
+TEXTS = "texts"  # FineVision: a list of {"user": ..., "assistant": ...}
+REFUSED = (*(key for key in PICTURE_KEYS if key not in ROW_KEYS), "documents", "chat_template_kwargs", "train_detail")
 PAIR_NAMES = ", ".join(f"{question}+{answer}" for question, answer in PAIRS)
-FORMS = f"{', '.join(LISTS)}, {PAIR_NAMES}"
+FORMS = f"{', '.join((*LISTS, TEXTS))}, {PAIR_NAMES}"
 FALSE_ROW = "a row that is marked as bad: label false"
 
 
@@ -79,17 +81,18 @@ def read_conversation(
     if not isinstance(value, dict):
         raise ChatProblem(f"not an object: a JSON {type(value).__name__}")
     if len(value) == 1 and not value.keys().isdisjoint(LISTS):  # nothing stands beside the turns, as in most files
-        messages = read_turns(next(iter(value.values())), reading)
+        messages = place_images(read_turns(next(iter(value.values())), reading), [], in_front=False)
         return Conversation(tuple(messages), tuple(reading.tools), frozenset(reading.unread), frozenset(reading.notes))
     refuse_fields(value, REFUSED)
     row = _take_chosen(value) if _is_preference(value, chosen) else value
     known = _check_label(row, chosen)
     messages, used = _read_row(row, reading)
     messages = _join_system(_read_beside(row, reading), messages)
+    messages = place_images(messages, read_row_images(row), in_front=TEXTS in used)
     if not read_weight(row, "assistant", reading):
         raise ChatProblem("weight 0 of a whole row: nothing of it would be supervised")
     tools = [tool for name in TOOL_KEYS if not is_empty(row.get(name)) for tool in parse_tools(row[name])]
-    reading.leave_unread("", row, (*used, *known, *SYSTEMS, HISTORY, *TOOL_KEYS, *WEIGHT_KEYS))
+    reading.leave_unread("", row, (*used, *known, *ROW_KEYS, *SYSTEMS, HISTORY, *TOOL_KEYS, *WEIGHT_KEYS))
     return Conversation(
         tuple(messages), tuple(tools or reading.tools), frozenset(reading.unread), frozenset(reading.notes)
     )
@@ -135,12 +138,27 @@ def _read_row(row: Mapping[str, object], reading: Reading) -> tuple[list[Message
     lists = [name for name in there if not is_empty(row[name])] or there[:1]
     if len(lists) > 1:
         raise ChatProblem(f"two lists of turns: {' and '.join(lists)}")
+    if not is_empty(row.get(TEXTS)):
+        if lists:
+            raise ChatProblem(f"two lists of turns: {TEXTS} and {lists[0]}")
+        return _read_texts(row[TEXTS], reading), (TEXTS, *there)
     if not lists:
         return _read_pair(row, reading)
     refuse_fields(row, ("context",), "beside a list of turns ")
     if read_reasoning(row)[0]:
         raise ChatProblem("reasoning beside a list of turns: which answer does it belong to")
     return read_turns(row[lists[0]], reading), (lists[0],)
+
+
+def _read_texts(texts: object, reading: Reading) -> list[Message]:
+    """The turns of a list of questions and answers, as FineVision has them."""
+    messages = []
+    for pair in texts if isinstance(texts, list) else [texts]:
+        if not isinstance(pair, dict) or not {"user", "assistant"} <= pair.keys():
+            raise ChatProblem(f"{TEXTS} that are no list of user and assistant")
+        reading.leave_unread("texts ", pair, ("user", "assistant"))
+        messages += [Message(role, read_text(pair[role])) for role in ("user", "assistant")]
+    return messages
 
 
 def _read_pair(row: Mapping[str, object], reading: Reading) -> tuple[list[Message], tuple[str, ...]]:

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
+from data_prep.image_parts import PARTS as IMAGE_PARTS
+from data_prep.image_parts import read_image_part
 from data_prep.sources import is_unicode
-from nld_train.data.chat_template import REASONING_KEYS, ChatProblem, Message
+from nld_train.data.chat_template import REASONING_KEYS, ChatProblem, ImagePlace, Message
 
 ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value", "text")
@@ -79,7 +82,8 @@ def read_message(turn: object, reading: Reading) -> Message:
     calls = [*parts.calls, *read_calls(turn)]
     if role == CALLS:
         calls, parts, role = parse_calls(parts.text), replace(parts, text=""), "assistant"
-    content = None if calls and not parts.text and not isinstance(turn.get("content"), str) else parts.text
+    empty = calls and not parts.text and not parts.images and not isinstance(turn.get("content"), str)
+    content = None if empty else parts.text
     tools = next((turn[name] for name in TOOL_KEYS if not is_empty(turn.get(name))), None)
     if tools is not None and role == "system":
         reading.tools += parse_tools(tools)
@@ -95,7 +99,7 @@ def read_message(turn: object, reading: Reading) -> Message:
     if role != "assistant" and (calls or reasoning or parts.reasoning):
         raise ChatProblem(f"{'a call' if calls else 'reasoning'} in a turn of {role}: only answers have some")
     weighed = read_weight(turn, role, reading)
-    return Message(role, content, reasoning or parts.reasoning, key, tuple(calls), fields, weighed)
+    return Message(role, content, reasoning or parts.reasoning, key, tuple(calls), fields, weighed, parts.images)
 
 
 def read_plain(turn: object) -> Message | None:
@@ -139,17 +143,22 @@ class Parts:
     reasoning: str = ""
     calls: tuple[Mapping[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
+    images: tuple[ImagePlace, ...] = ()
 
 
 def read_parts(content: object, role: str) -> Parts:
     """The parts of a message: one text, or a list of typed parts. A tool's result may be any JSON."""
     if isinstance(content, list) and not (role == "tool" and not all(is_part(part) for part in content)):
         found = [read_part(part) for part in content]
+        starts = accumulate((len(part.text) for part in found), initial=0)
         return Parts(
             "".join(part.text for part in found),
             "\n".join(part.reasoning for part in found if part.reasoning),
             tuple(call for part in found for call in part.calls),
             tuple(name for part in found for name in part.unread),
+            tuple(
+                replace(image, place=start) for part, start in zip(found, starts, strict=False) for image in part.images
+            ),
         )
     if role == "tool" and content is not None and not isinstance(content, str):
         return Parts(checked_text(json.dumps(content, ensure_ascii=False, default=str)))
@@ -163,8 +172,13 @@ def is_part(value: object) -> bool:
 def read_part(part: object) -> Parts:
     """One typed part of a message."""
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if not isinstance(part, dict) or kind not in (*TEXT_PARTS, *REASONING_PARTS, *CALL_PARTS):
+    if not isinstance(part, dict) or kind not in (*TEXT_PARTS, *REASONING_PARTS, *CALL_PARTS, *IMAGE_PARTS):
         raise ChatProblem(f"a message is no text: a part of type {kind!r}")
+    if kind in IMAGE_PARTS:
+        image, used = read_image_part(part)
+        ignored = ("type", "detail", *used)  # how closely a served model looks says nothing of the image
+        others = tuple(f"part {key}" for key in part if key not in ignored and not is_empty(part[key]))
+        return Parts(unread=others, images=(image,))
     keys = (*TEXT_KEYS, kind)
     filled = {key: part[key] for key in keys if not is_empty(part.get(key))}
     unread = tuple(f"part {key}" for key in part if key not in (*keys, "type") and not is_empty(part[key]))
@@ -183,7 +197,10 @@ def read_text(content: object) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        return read_parts(content, "user").text
+        parts = read_parts(content, "user")
+        if parts.images:
+            raise ChatProblem("an image where a text is read: write the turns under messages")
+        return parts.text
     if not isinstance(content, str):
         raise ChatProblem(f"a message is no text: {type(content).__name__}")
     return checked_text(content)

@@ -19,18 +19,20 @@ import numpy as np
 from data_prep.encode import REPORTS, ChunkTask, PieceReport
 from data_prep.encode_chat import ChatJob, ChatReport, finish_part
 from data_prep.file_forms import RECORD_SUFFIXES, split_suffix
+from data_prep.image_check import ImageRules
+from data_prep.image_shards import join_images, publish_images
 from data_prep.parts import opened_parts
 from data_prep.pool import run_ordered
 from data_prep.prepare_text import PreparationCounts, PreparationOptions, count_reports, make_manifest
 from data_prep.progress_tally import show_progress
 from data_prep.sources import LINES, Found, cut_into_chunks, search_inputs
+from nld_train.data import image_store, supervision
 from nld_train.data import manifest as manifest_file
-from nld_train.data import supervision
 from nld_train.data.chat_encoder import ChatEncoder, load_chat_encoder
 from nld_train.data.chat_template import check_day
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
-from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
+from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, read_token_index, token_dtype
 from nld_train.data.tokenizer import begin_of_text_id, check_mask_id, load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import refuse_existing, staged_files, write_text
@@ -51,6 +53,7 @@ class ChatOptions(PreparationOptions):
     chosen: bool = False  # of preferences, the better answer; bad rows are left out
     allow_losses: bool = False  # also answers that lost their reasoning, a call, or a tool result they rest on
     fill_blocks: int = 1  # tokens: answers are filled with end marks to whole blocks of so many
+    images: ImageRules = ImageRules()
     date: str | None = None  # YYYY-MM-DD, for a template with a clock; None: the day on which the preparation began
 
     def __post_init__(self) -> None:
@@ -67,13 +70,15 @@ class ChatOutcome(PreparationCounts):
     unread_fields: Counter[str] = field(default_factory=Counter)
     losses: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    converted: Counter[str] = field(default_factory=Counter)  # of images
 
     def add(self, report: PieceReport) -> None:
         """Count a report. Raises UserError beyond the limit of bad lines."""
         super().add(report)
         assert isinstance(report, ChatReport), "the parts of chat files have reports of their own"
         for total, found in (
-            (self.unread_fields, report.unread), (self.losses, report.losses), (self.left_out, report.left_out)
+            (self.unread_fields, report.unread), (self.losses, report.losses), (self.left_out, report.left_out),
+            (self.converted, report.converted),
         ):  # fmt: skip
             total.update(found)
 
@@ -89,13 +94,14 @@ def prepare_chat(
     """
     prefix = Path(output_prefix)
     if not options.overwrite:
-        refuse_existing([Path(f"{prefix}{suffix}") for suffix in SUFFIXES])
+        refuse_existing([Path(f"{prefix}{suffix}") for suffix in (*SUFFIXES, image_store.SUFFIX)])
     encoder = load_chat_encoder(
         load_tokenizer(tokenizer_folder),
         options.thinking,
         options.last_turn_only,
         options.allow_losses,
         None if options.date is None else check_day(options.date),
+        options.images.names,
     )
     check_mask_id(encoder.tokenizer, options.mask_id, "--mask-id")
     begin_of_text_id(encoder.tokenizer)
@@ -114,6 +120,7 @@ def prepare_chat(
                 raise UserError("no conversation in the input", "at least one with an answer", "check the inputs")
             manifest = make_manifest(inputs, len(files), encoder.tokenizer, None, summary, outcome, chat)
             write_manifest(partial, manifest)
+            publish_images(partial, prefix)
         shutil.rmtree(folder)
     return manifest
 
@@ -132,6 +139,7 @@ def describe_job(encoder: ChatEncoder, options: ChatOptions) -> ChatJob:
         allow_losses=options.allow_losses,
         day=template.date,
         fill_blocks=options.fill_blocks,
+        images=options.images,
     )
 
 
@@ -144,9 +152,7 @@ def with_kept_date(encoder: ChatEncoder, folder: Path) -> ChatEncoder:
     if not path.is_file():
         write_text(path, encoder.template.date)
     day = check_day(path.read_text(encoding="utf-8"))
-    return ChatEncoder(
-        encoder.tokenizer, replace(encoder.template, date=day), encoder.last_turn_only, encoder.allow_losses
-    )
+    return replace(encoder, template=replace(encoder.template, date=day), plans={}, shapes={})
 
 
 def find_chats(inputs: Sequence[str | Path]) -> Found:
@@ -189,6 +195,7 @@ def join_parts(
             tokens.append_file(task.prefix)
             supervised.append_file(task.prefix)
         summary, digest = tokens.finish(), supervised.finish()
+    parts = [(task.prefix, len(read_token_index(task.prefix).lengths)) for task in tasks]
     chat = ChatManifest(
         conversations=summary.documents,
         supervised_tokens=supervised.supervised_tokens,
@@ -206,5 +213,6 @@ def join_parts(
         thinking=encoder.template.thinking,
         last_turn_only=encoder.last_turn_only,
         supervised_sha256=digest,
+        images=join_images(partial, parts, encoder.image_tokens, options.images.sizes, outcome.converted),
     )
     return summary, chat

@@ -1,6 +1,5 @@
 """Chat files and small text files made by hand, for tests that must know every token."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.config import RunConfig
-from nld_train.data.chat_template import DEFAULT_TEMPLATE
+from nld_train.data.chat_template import DEFAULT_SHA256
 from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, write_manifest
 from nld_train.data.supervision import SupervisionWriter
 from nld_train.data.token_file import TokenFileSummary, TokenFileWriter, token_dtype
@@ -46,7 +45,7 @@ def write_chat_file(prefix: Path, conversations: Sequence[Conversation], tokeniz
         template="chat_template.jinja",
         date=None,
         bos_token_id=1,
-        template_sha256=hashlib.sha256(DEFAULT_TEMPLATE.encode()).hexdigest(),
+        template_sha256=DEFAULT_SHA256,
         end_of_turn_id=END_OF_TURN,
         thinking=False,
         last_turn_only=False,

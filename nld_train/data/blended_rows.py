@@ -6,15 +6,25 @@ cut over ranks, or where it was resumed.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.data.file_threads import call_in_threads
+from nld_train.data.image_store import StoredImage
 
-Sample = dict[str, NDArray]
 CHUNK = 1 << 16  # rows whose files are worked out together
+
+
+class Sample(TypedDict):
+    """A row as read."""
+
+    tokens: NDArray[np.int64]  # [L + 1]
+    supervised: NDArray[np.bool_]  # [L + 1]
+    document_lengths: NDArray[np.int64]  # [documents of the row]
+    clean_only: NotRequired[NDArray[np.bool_]]  # [L] tokens of images and of padding; without it: none
+    images: NotRequired[tuple[StoredImage, ...]]  # in the order of their places; without it: none
 
 
 class FileRows(Protocol):
@@ -24,7 +34,7 @@ class FileRows(Protocol):
         """Rows of an epoch."""
 
     def epoch_row(self, epoch: int, place: int) -> Sample:
-        """tokens [L + 1] int64, supervised [L + 1] bool, and document_lengths, of the row at `place` of an epoch."""
+        """The row at `place` of an epoch."""
 
     def prepare_epochs(self, epochs: range) -> None:
         """Make what is kept of these epochs, where it is missing."""

@@ -18,7 +18,7 @@ tool result that was left out, is refused unless `allow_losses`.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ from nld_train.data.chat_answers import LOST_TOOLS, PROBE, AnswerFinder, AnswerS
 from nld_train.data.chat_marks import MARK, Marked, TextStore, mark_all, put_back
 from nld_train.data.chat_shapes import KnownShape, move_spans, shape_key
 from nld_train.data.chat_template import END_THINK, THINK, ChatProblem, ChatTemplate, Message, load_chat_template
+from nld_train.data.image_tokens import ImageTokens, find_image_tokens
 from nld_train.data.token_file import token_dtype
 from nld_train.data.tokenizer import FILE, TextTokenizer, parse_tokenizer_file
 from nld_train.errors import UserError
@@ -59,6 +60,7 @@ class EncodedConversation:
     supervised: NDArray[np.bool_]  # [n]
     text_bytes: int  # UTF-8, of the rendered conversation
     notes: Mapping[str, int]  # what the template left out, and where it does not end answers as elsewhere
+    image_starts: tuple[int, ...] = ()  # the first token of each image
 
 
 @dataclass
@@ -69,19 +71,25 @@ class ChatEncoder:
     template: ChatTemplate
     last_turn_only: bool = False
     allow_losses: bool = False
+    image_tokens: ImageTokens | None = None  # None: the tokenizer has none, and conversations with images are refused
     plans: dict[object, TemplatePlan] = field(default_factory=dict)
     shapes: dict[object, KnownShape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.image_tokens is not None:
+            self.template = replace(self.template, image_token=self.image_tokens.names[0])
         self.names = self.tokenizer.control_tokens()  # kept: the library lists them anew each time
         self.controls = {name: number for number, name in self.names.items()}
         names = sorted(self.controls, key=len, reverse=True)
         self.pieces = re.compile("|".join([MARK.pattern, *map(re.escape, names)]))
         self.finder = AnswerFinder(self.template, self.pieces, self.controls)
 
-    def conversation(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> EncodedConversation:
-        """Tokens and supervision of a conversation. Raises ChatProblem without a supervised answer, with an empty one,
-        where the template cannot be split, and where it loses what a supervised answer rests on."""
+    def conversation(
+        self, messages: Sequence[Message], tools: Sequence[object] = (), grids: Sequence[tuple[int, int]] = ()
+    ) -> EncodedConversation:
+        """Tokens and supervision of a conversation. grids: rows and columns of cells of its images, in order. Raises
+        ChatProblem without a supervised answer, with an empty one, where the template cannot be split, and where it
+        loses an image or what a supervised answer rests on."""
         answers = [message for message in messages if message.role == "assistant"]
         if not answers:
             raise ChatProblem("no answer: the assistant says nothing")
@@ -91,11 +99,13 @@ class ChatEncoder:
         for message in answers:
             if message.counts and not message.calls:
                 check_answer(message.content or "")
-        return self._encode(messages, tools, prompt=False)
+        return self._encode(messages, tools, prompt=False, grids=grids)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[object] = ()) -> NDArray[np.integer]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[object] = (), grids: Sequence[tuple[int, int]] = ()
+    ) -> NDArray[np.integer]:
         """Tokens [n] of a conversation that asks for an answer. Raises ChatProblem."""
-        return self._encode(messages, tools, prompt=True).tokens
+        return self._encode(messages, tools, prompt=True, grids=grids).tokens
 
     def end_mark(self) -> int:
         """The control id that ends a turn of the assistant: the last one that the ends of all answers of a small
@@ -122,7 +132,9 @@ class ChatEncoder:
             self.plans[key] = self._make_plan(marked, tools, prompt)
         return self.plans[key]
 
-    def _encode(self, messages: Sequence[Message], tools: Sequence[object], prompt: bool) -> EncodedConversation:
+    def _encode(
+        self, messages: Sequence[Message], tools: Sequence[object], prompt: bool, grids: Sequence[tuple[int, int]]
+    ) -> EncodedConversation:
         store = TextStore(self.pieces)
         marked = mark_all(messages, store)
         spelled_tools = store.mark_spelling(list(tools)) if tools else ()
@@ -133,11 +145,32 @@ class ChatEncoder:
             self.tokenizer.encode_all([s for s, c in zip(spelled, plan.chunks, strict=True) if c.control is None])
         )
         rows = [[chunk.control] if chunk.control is not None else next(ids) for chunk in plan.chunks]
+        starts = self._expand_images(plan, rows, grids)
         tokens = np.array([token for row in rows for token in row], dtype=token_dtype(self.tokenizer.vocab_size))
         supervised = np.repeat([chunk.supervised for chunk in plan.chunks], [len(row) for row in rows])
         if tokens.size and supervised[0]:
             raise ChatProblem("nothing stands before the answer")
-        return EncodedConversation(tokens, supervised, len(rendered.encode()), plan.notes)
+        return EncodedConversation(tokens, supervised, len(rendered.encode()), plan.notes, starts)
+
+    def _expand_images(
+        self, plan: TemplatePlan, rows: list[list[int]], grids: Sequence[tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """Put the tokens of each image in place of the one that stands for it; the first token of each. rows: the
+        tokens of each chunk. Raises ChatProblem where the template writes fewer or more images than there are."""
+        if self.image_tokens is None:
+            if grids:
+                raise ChatProblem("an image, and the tokenizer has no tokens for it: --image-tokens names them")
+            return ()
+        places = [number for number, chunk in enumerate(plan.chunks) if chunk.control == self.image_tokens.image]
+        if len(places) != len(grids):
+            names = f"{len(places)} of {len(grids)} images as {self.image_tokens.names[0]}"
+            raise ChatProblem(f"the chat template does not write every image once: {names}")
+        if any(plan.chunks[place].supervised for place in places):
+            raise ChatProblem("an answer that holds an image")
+        for place, grid in zip(places, grids, strict=True):
+            rows[place] = self.image_tokens.expand(*grid)
+        begins = np.cumsum([0, *map(len, rows)])
+        return tuple(int(begins[place]) for place in places)
 
     def _spell(self, plan: TemplatePlan, texts: Sequence[str], rendered: str) -> list[str]:
         """What stands in each chunk of a rendered conversation. Raises ChatProblem where the plan does not make it."""
@@ -257,13 +290,16 @@ def load_chat_encoder(
     last_turn_only: bool = False,
     allow_losses: bool = False,
     day: str | None = None,
+    image_names: tuple[str, str, str] | None = None,
 ) -> ChatEncoder:
     """The encoder of a tokenizer folder, tried on a small conversation.
 
-    day: YYYY-MM-DD, what a template with a clock is told; None: today. Raises UserError where the template is broken,
-    cannot be split, or does not go with the tokenizer.
+    day: YYYY-MM-DD, what a template with a clock is told; None: today. image_names: the tokens of images, as in
+    `find_image_tokens`. Raises UserError where the template is broken, cannot be split, or does not go with the
+    tokenizer.
     """
-    encoder = ChatEncoder(tokenizer, load_chat_template(tokenizer, thinking, day), last_turn_only, allow_losses)
+    template, images = load_chat_template(tokenizer, thinking, day), find_image_tokens(tokenizer, image_names)
+    encoder = ChatEncoder(tokenizer, template, last_turn_only, allow_losses, images)
     try:
         encoder.end_mark()
         supervised = encoder.conversation(PROBE)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nld_train.data.chat_template import END_THINK, THINK, ChatProblem, Message
+from nld_train.data.chat_template import END_THINK, THINK, ChatProblem, ImagePlace, Message
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 CONTENT, REASONING, FIELD = "content", "reasoning", "field"  # what a mark stands for
@@ -30,9 +30,9 @@ class Marked:
         """What two messages share whose texts alone differ."""
         message = self.message
         if not (message.reasoning or message.calls or message.fields):
-            return message.role, message.content, message.counts
+            return message.role, message.content, message.counts, image_places(message)
         more = (message.reasoning, message.reasoning_key, repr(message.calls), repr(message.fields))
-        return message.role, message.content, message.counts, more
+        return message.role, message.content, message.counts, image_places(message), more
 
 
 @dataclass
@@ -71,18 +71,36 @@ def mark_all(messages: Sequence[Message], store: TextStore) -> list[Marked]:
     marked = []
     for message in messages:
         first = len(store.texts)
-        content = None if message.content is None else store.mark_pieces(cut_text(message))
-        changed = Message(message.role, content, counts=message.counts)
+        content, images = mark_content(message, store)
+        changed = Message(message.role, content, counts=message.counts, images=images)
         if message.reasoning or message.calls or message.fields:
             changed = replace(
                 message,
                 content=content,
+                images=images,
                 reasoning=store.mark_pieces(cut_space(message.reasoning, REASONING)),
                 calls=tuple(store.mark_spelling(message.calls)),
                 fields=store.mark_spelling(dict(message.fields)),
             )
         marked.append(Marked(changed, tuple(store.texts[first:]), first, tuple(store.kinds[first:])))
     return marked
+
+
+def mark_content(message: Message, store: TextStore) -> tuple[str | None, tuple[ImagePlace, ...]]:
+    """A message's content with marks, and the places of its images in it."""
+    if message.content is None or not message.images:
+        return (None if message.content is None else store.mark_pieces(cut_text(message))), ()
+    content, images, start = "", [], 0
+    for image in message.images:
+        content += store.mark_pieces(cut_space(message.content[start : image.place], CONTENT))
+        images.append(replace(image, place=len(content)))
+        start = image.place
+    return content + store.mark_pieces(cut_space(message.content[start:], CONTENT)), tuple(images)
+
+
+def image_places(message: Message) -> tuple[int, ...]:
+    """Where in its content a message has images."""
+    return tuple(image.place for image in message.images)
 
 
 def cut_text(message: Message) -> list[tuple[str, str | None]]:

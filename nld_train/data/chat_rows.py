@@ -3,11 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from nld_train.config import DataConfig
 from nld_train.data.blended_rows import Sample
+from nld_train.data.image_store import StoredImage, StoredImages
+from nld_train.data.manifest import read_manifest
 from nld_train.data.packing import PackedRows
 from nld_train.data.splits import ROW_ORDER, epoch_permutation
 from nld_train.data.supervision import Supervision
 from nld_train.data.token_file import TokenFile
+from nld_train.vision_config import image_token_count
 
 PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
 
@@ -15,9 +19,12 @@ PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
 class ChatFileRows:
     """The rows of one split of a chat file."""
 
-    def __init__(self, prefix: str, rows: PackedRows, length: int, shuffle_seed: int) -> None:
+    def __init__(self, prefix: str, rows: PackedRows, data: DataConfig) -> None:
         self.tokens, self.supervision = TokenFile(prefix), Supervision(prefix)
-        self.rows, self.length, self.shuffle_seed = rows, length, shuffle_seed
+        self.rows, self.length, self.shuffle_seed = rows, data.sequence_length, data.shuffle_seed
+        self.text_length = data.noisy_length
+        chat = read_manifest(prefix).chat
+        self.images = None if chat is None or chat.images is None else StoredImages(prefix, chat.images)
         self._order: tuple[int, NDArray[np.int64]] | None = None  # the epoch that was last read, and its order
 
     def __len__(self) -> int:
@@ -33,23 +40,34 @@ class ChatFileRows:
         """Nothing is kept: conversations make few enough rows to shuffle them anew."""
 
     def __getitem__(self, row: int) -> Sample:
-        """tokens [L + 1] int64, supervised [L + 1] bool, document_lengths.
+        """A row of whole conversations.
 
-        Conversations fill the row from its start; what is left, at least the token behind the row that the last one
-        predicts, is padding: a document of its own in which nothing is supervised.
+        They fill the row from its start; what is left, at least the token behind the row that the last one predicts, is
+        padding: a document of its own in which nothing is supervised. Where the file has images, or rows have fewer
+        places for text than for tokens, padding and images stand in the clean half alone.
         """
-        documents = [int(document) for document in self.rows[row]]
         tokens = np.full(self.length + 1, PADDING_TOKEN, np.int64)
         supervised = np.zeros(self.length + 1, np.bool_)
+        clean_only = np.ones(self.length + 1, np.bool_)
+        images: list[StoredImage] = []
         lengths, end = [], 0
-        for document in documents:
-            found = self.tokens[document][: self.length]  # a longer conversation was cut
+        for document in map(int, self.rows[row]):
+            here = [] if self.images is None else list(self.images.of(document, end))
+            # A longer conversation without images was cut.
+            found = self.tokens[document][: None if here else self.text_length]
             start, end = end, end + found.size
             tokens[start:end] = found
-            supervised[start:end] = self.supervision.of(document)[: self.length]
+            supervised[start:end] = self.supervision.of(document)[: found.size]
+            clean_only[start:end] = False
+            for image in here:
+                clean_only[image.start : image.start + image_token_count(image.rows, image.columns)] = True
+            images += here
             lengths.append(found.size)
-        return {
-            "tokens": tokens,
-            "supervised": supervised,
-            "document_lengths": np.array([*lengths, self.length + 1 - end]),
-        }
+        sample = Sample(
+            tokens=tokens,
+            supervised=supervised,
+            document_lengths=np.array([*lengths, self.length + 1 - end]),
+        )
+        if self.images is not None or self.text_length < self.length:
+            sample["clean_only"], sample["images"] = clean_only[:-1], tuple(images)
+        return sample

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nld_train.data.chat_answers import AnswerSpan, MarkedText
-from nld_train.data.chat_marks import Marked
+from nld_train.data.chat_marks import Marked, image_places
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def shape_key(marked: Sequence[Marked], tools: Sequence[object]) -> object:
     return (
         bool(tools),
         *(
-            (item.kinds, message.role, message.content, message.counts)
+            (item.kinds, message.role, message.content, message.counts, image_places(message))
             for item, message in zip(marked, messages, strict=True)
         ),
         *((message.reasoning, message.reasoning_key, repr(message.fields)) for message in messages),

@@ -22,10 +22,19 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # ChatML of the published family: every turn is a header, its text and an end mark; the first turn is the system's,
 # empty where none is given. An answer without a thinking part gets an empty one, with which its prompt ends; one that
 # only closes it gets the opening, with which its prompt ends when thinking is on. Tools stand in the system turn, calls
-# at the end of an answer.
+# at the end of an answer. An image is the token that stands for it, in place.
 DEFAULT_TEMPLATE = """\
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content or [] -%}
+            {{- (image_token | default('[IMG]')) if part['type'] == 'image' else part['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
 {%- if messages and messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] or '' -%}
+    {%- set system = text_of(messages[0]['content']) -%}
     {%- set turns = messages[1:] -%}
 {%- else -%}
     {%- set system = '' -%}
@@ -42,7 +51,7 @@ DEFAULT_TEMPLATE = """\
 {%- endif -%}
 {{- '<|im_end|>\\n' -}}
 {%- for turn in turns -%}
-    {%- set content = turn['content'] or '' -%}
+    {%- set content = text_of(turn['content']) -%}
     {{- '<|im_start|>' + turn['role'] + '\\n' -}}
     {%- if turn['role'] == 'assistant' and turn['reasoning_content'] -%}
         {{- '<think>\\n' + turn['reasoning_content'] + '\\n</think>\\n\\n' -}}
@@ -70,6 +79,20 @@ DEFAULT_TEMPLATE = """\
 """
 
 
+# The digest of the default template as it was before it knew images. Of texts alone both write the same, so that the
+# template, older copies of it in tokenizer folders and chat files made with either go together.
+DEFAULT_SHA256 = "abfec0778c57856eebf67558222cdc8ef8d00a350e961d5a50ea45f80a211c98"
+IMAGE_TOKEN = "image_token"  # the name under which templates look for the token of an image
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """An image of a message."""
+
+    place: int  # characters of the content that stand before it
+    source: bytes | str | None = None  # as data has it: bytes, or a path or URL; None: the next image of the row
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
@@ -81,6 +104,7 @@ class Message:
     calls: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "function": {"name": ..., "arguments": ...}}
     fields: Mapping[str, object] = field(default_factory=dict)  # what else the data says of it, such as "name"
     counts: bool = True  # False: an answer that is context and is not supervised
+    images: tuple[ImagePlace, ...] = ()  # in the order of their places
 
 
 class ChatProblem(Exception):
@@ -99,10 +123,13 @@ class ChatTemplate:
     tools_text: str | None = None  # the template named "tool_use", taken where a conversation has tools
     date: str | None = None  # YYYY-MM-DD: the day that a template with a clock writes; None: it has no clock
     source: str = ""  # the kind of place where it was found, for the manifest
+    image_token: str = "[IMG]"  # given to the template where a conversation has images
 
     @property
     def sha256(self) -> str:
         """The SHA-256 of the text, and of the template for tools where there is one."""
+        if self.text == DEFAULT_TEMPLATE and self.tools_text is None:
+            return DEFAULT_SHA256
         return hashlib.sha256("\0".join(filter(None, (self.text, self.tools_text))).encode()).hexdigest()
 
     @cached_property
@@ -125,9 +152,12 @@ class ChatTemplate:
         """A message as the template is given it.
 
         Reasoning stands under the name that the data gave it, or under the one that the template reads; in front of the
-        content where the template knows only tags. A field that the template does not look at is left out.
+        content where the template knows only tags. A field that the template does not look at is left out. A content
+        with images is a list of typed parts, as templates of vision models know it.
         """
         given: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.images:
+            given["content"] = content_parts(message)
         if message.reasoning:
             key = next(filter(self.reads, (message.reasoning_key, *REASONING_KEYS)), None)
             if key is not None:
@@ -158,6 +188,8 @@ class ChatTemplate:
         named: dict[str, Any] = dict(self.tokens)
         if self.date is not None:
             named[CLOCK] = date.fromisoformat(self.date).strftime
+        if any(message.images for message in messages):
+            named[IMAGE_TOKEN] = self.image_token
         text = self.tools_text if tools and self.tools_text is not None else self.text
         try:
             rendered: Any = render_jinja_template(
@@ -171,6 +203,17 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
             raise ChatProblem(f"the chat template refuses it: {' '.join(str(error).split())}") from error
         return rendered[0][0], rendered[1][0] if rendered[1] else []
+
+
+def content_parts(message: Message) -> list[dict[str, str]]:
+    """A content with images as {"type": "text", "text": ...} and {"type": "image"}, in order."""
+    assert message.content is not None, "images stand in a content"
+    parts: list[dict[str, str]] = []
+    edges = [0, *(image.place for image in message.images), len(message.content)]
+    for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": message.content[start:end]}] if start < end else []
+    return parts
 
 
 def load_chat_template(tokenizer: TextTokenizer, thinking: bool, day: str | None = None) -> ChatTemplate:

@@ -20,11 +20,13 @@ ORDER = 1  # of the rows: raise it where the same files and settings would give 
 
 
 def file_identity(prefix: str) -> str:
-    """SHA-256 over the digests of tokens, index and supervision in a file's manifest. Raises UserError."""
+    """SHA-256 over the digests of tokens, index, supervision and images in a file's manifest. Raises UserError."""
     manifest = read_manifest(prefix)
     digests = [manifest.bin_sha256, manifest.idx_sha256]
     if manifest.chat is not None:
         digests.append(manifest.chat.supervised_sha256)
+        if manifest.chat.images is not None:
+            digests += manifest.chat.images.digests(prefix).values()
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 

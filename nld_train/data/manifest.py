@@ -5,10 +5,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 
+from nld_train.data.image_store import ImagesManifest, check_image_files
 from nld_train.data.supervision import Supervision, supervised_path
 from nld_train.data.token_file import REMAKE, TokenFile, bin_path, digest_like, idx_path
 from nld_train.data.tokenizer import tokenizer_fingerprint
@@ -41,6 +42,7 @@ class ChatManifest:
     thinking: bool  # what the template was given as enable_thinking
     last_turn_only: bool  # the last answer of a conversation counts, the others are context
     supervised_sha256: str  # of PREFIX.supervised.bin
+    images: ImagesManifest | None = None  # None, and not in the file: conversations of text alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,10 @@ def manifest_path(prefix: str | Path) -> Path:
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
-    manifest_path(prefix).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    content = asdict(manifest)
+    if manifest.chat is not None and manifest.chat.images is None:
+        del content["chat"]["images"]  # so that files of text are those of versions that knew no images
+    manifest_path(prefix).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(prefix: str | Path) -> Manifest:
@@ -87,9 +92,18 @@ def read_manifest(prefix: str | Path) -> Manifest:
         raise UserError(f"{path} has format_version {version!r}", " or ".join(map(str, known)), REMAKE)
     check_manifest_keys(path, Manifest, content)
     if content["chat"] is not None:
-        check_manifest_keys(path, ChatManifest, content["chat"])
-        content["chat"] = ChatManifest(**content["chat"])
+        content["chat"] = read_chat_section(path, content["chat"])
     return Manifest(**content)
+
+
+def read_chat_section(path: Path, content: dict[str, Any]) -> ChatManifest:
+    """What a manifest says of conversations, and of their images where there are some. Raises UserError."""
+    filled = {"images": None} | content
+    check_manifest_keys(path, ChatManifest, filled)
+    if filled["images"] is not None:
+        check_manifest_keys(path, ImagesManifest, filled["images"])
+        filled["images"] = ImagesManifest(**filled["images"])
+    return ChatManifest(**filled)
 
 
 def check_manifest_keys(path: Path, section: type, content: object) -> None:
@@ -122,6 +136,8 @@ def check_token_file(prefix: str | Path, verify_hashes: bool = False) -> Manifes
         )
     if manifest.chat is not None:
         Supervision(prefix)
+        if manifest.chat.images is not None:
+            check_image_files(prefix, manifest.chat.images, manifest.documents)
     if verify_hashes:
         check_token_file_hashes(prefix, manifest)
     return manifest
@@ -140,6 +156,8 @@ def payload_digests(prefix: str | Path, manifest: Manifest) -> dict[Path, str]:
     digests = {bin_path(prefix): manifest.bin_sha256, idx_path(prefix): manifest.idx_sha256}
     if manifest.chat is not None:
         digests[supervised_path(prefix)] = manifest.chat.supervised_sha256
+        if manifest.chat.images is not None:
+            digests |= manifest.chat.images.digests(prefix)
     return digests
 
 

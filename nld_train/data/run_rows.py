@@ -23,6 +23,7 @@ from nld_train.data.text_rows import (
     parts_folder,
 )
 from nld_train.data.trajectory_rows import TrajectoryRows, open_trajectory_rows
+from nld_train.vision_config import VisionConfig
 
 logger = logging.getLogger(__name__)
 DRAWN_UP_TO = 1 << 22  # documents; of a larger file a check works with the mean length, and draws no parts
@@ -89,10 +90,11 @@ def describe_first_start(run: RunConfig, folder: Path) -> str | None:
 
 
 def _chat_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
-    length, seed = run.data.sequence_length, run.data.shuffle_seed
+    for _, prefix in parse_blend(run.data.blend):
+        check_images_fit(prefix, read_manifest(prefix), run.vision)
     plans = open_packings(run, folder)
     return {
-        part: [ChatFileRows(prefix, plan[part].rows, length, seed) for prefix, plan in plans.items()]
+        part: [ChatFileRows(prefix, plan[part].rows, run.data) for prefix, plan in plans.items()]
         for part in parts_read(run)
     }
 
@@ -110,7 +112,9 @@ def _text_files(run: RunConfig, folder: Path) -> dict[str, list[FileRows]]:
 
 
 def check_data_parts(prefix: str, manifest: Manifest, run: RunConfig) -> None:
-    """Raise UserError where a part of a file that the run reads has no document, or of text no row."""
+    """Raise UserError where a part of a file that the run reads has no document, or of text no row, and where its
+    images are others than the run's."""
+    check_images_fit(prefix, manifest, run.vision)
     counts = part_counts(manifest.documents, run.data.split)
     for name in parts_read(run):
         require(
@@ -124,6 +128,32 @@ def check_data_parts(prefix: str, manifest: Manifest, run: RunConfig) -> None:
         parts = make_text_parts(prefix, run.data)
         for name in parts_read(run):
             check_text_part(prefix, parts[name], run.data)
+
+
+def check_images_fit(prefix: str, manifest: Manifest, vision: VisionConfig | None) -> None:
+    """Raise UserError where a file has images and the run has no vision, or expects other tokens or sizes of images.
+    Files of text go with every run."""
+    images = None if manifest.chat is None else manifest.chat.images
+    if images is None:
+        return
+    require(
+        vision is not None,
+        f"{prefix} has {images.images:,} images, and the run has no vision section",
+        "a recipe with vision=VisionConfig(...) for conversations with images",
+        "start from a vision recipe, or give files of text",
+    )
+    assert vision is not None, "it was required"
+    theirs = (*vision.token_ids, vision.patch_size, vision.merge, vision.longest_edge)
+    ids = (images.image_token_id, images.break_token_id, images.end_token_id)
+    names = ("image_token_id", "break_token_id", "end_token_id", "patch_size", "merge", "longest_edge")
+    found = dict(zip(names, (*ids, images.patch_size, images.merge, images.longest_edge), strict=True))
+    wrong = [name for (name, value), other in zip(found.items(), theirs, strict=True) if value != other]
+    require(
+        not wrong,
+        f"{prefix} was made with {', '.join(f'{name} {found[name]}' for name in wrong)}",
+        ", ".join(f"vision.{name}={value}" for name, value in zip(names, theirs, strict=True) if name in wrong),
+        "set vision to what the file was made with, or make the file again with `nld data prepare-chat`",
+    )
 
 
 def estimate_validation_rows(run: RunConfig) -> list[float]:

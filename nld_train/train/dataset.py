@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from nld_train.config import RunConfig
 from nld_train.data.blended_rows import BlendedRows
+from nld_train.data.image_pixels import image_pixels
+from nld_train.data.image_store import StoredImage
 from nld_train.data.run_rows import RunParts, open_run_rows
 from nld_train.data.trajectory_rows import TrajectoryRows
 from nld_train.dual_stream.context_shard import WHOLE, ContextShard
@@ -22,7 +24,7 @@ from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import MicroBatch, Objective
 from nld_train.recipe import run_from_json
 from nld_train.trajectories.sampler_batch import TrajectoryRow
-from nld_train.types import Row
+from nld_train.types import Row, RowImage
 
 ENDLESS = 1 << 40  # rows
 
@@ -63,7 +65,17 @@ class RunRows(Dataset):
         tokens, supervised = torch.from_numpy(sample["tokens"]), torch.from_numpy(sample["supervised"])
         numbers = torch.arange(len(sample["document_lengths"]))
         documents = numbers.repeat_interleave(torch.tensor(sample["document_lengths"]))[: len(tokens) - 1]
-        return Row(index, tokens, supervised, documents)
+        clean_only = torch.from_numpy(sample["clean_only"]) if "clean_only" in sample else None
+        images = tuple(decode_stored_image(image) for image in sample.get("images", ()))
+        return Row(index, tokens, supervised, documents, images, clean_only)
+
+
+def decode_stored_image(image: StoredImage) -> RowImage:
+    """An image of a row, decoded in the loader's worker."""
+    pixels = image_pixels(image.data, image.cell, image.longest_edge)
+    expected = (3, image.rows * image.cell, image.columns * image.cell)
+    assert tuple(pixels.shape) == expected, f"an image became {tuple(pixels.shape)}, its tokens are for {expected}"
+    return RowImage(image.start, pixels)
 
 
 @dataclass(kw_only=True)

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nld_train.config import DataConfig
 from nld_train.data.blended_rows import BlendedRows
 from nld_train.data.chat_rows import PADDING_TOKEN, ChatFileRows
 from nld_train.data.packing import PackedRows
 from tests.chat_files import conversation, write_chat_file
 
+DATA = DataConfig(blend=("chat",), tokenizer="tokenizer", sequence_length=12, shuffle_seed=1, chat=True)
 CONVERSATIONS = [conversation(n, prompt=p, seed=n) for n, p in ((5, 2), (6, 3), (20, 4), (12, 1))]
 
 
@@ -18,7 +20,7 @@ CONVERSATIONS = [conversation(n, prompt=p, seed=n) for n, p in ((5, 2), (6, 3), 
 def file(tmp_path: Path) -> ChatFileRows:
     """Rows of 12: the first two conversations; the third, cut; the fourth, which fills its row."""
     prefix = write_chat_file(tmp_path / "chat", CONVERSATIONS)
-    return ChatFileRows(str(prefix), PackedRows(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), 12, shuffle_seed=1)
+    return ChatFileRows(str(prefix), PackedRows(np.array([0, 1, 2, 3]), np.array([0, 2, 3, 4])), DATA)
 
 
 def test_conversations_fill_a_row_from_its_start(file: ChatFileRows) -> None:
@@ -57,8 +59,7 @@ def test_without_weights_every_file_is_taken_whole_once_per_epoch(file: ChatFile
     other = ChatFileRows(
         str(write_chat_file(tmp_path / "other", [conversation(8, prompt=2, seed=90 + i) for i in range(5)])),
         PackedRows(np.arange(5), np.arange(6)),
-        12,
-        shuffle_seed=1,
+        DATA,
     )
     rows = BlendedRows([file, other], None, range(16))
     first, second = Counter(first_tokens(rows, 0, 8)), Counter(first_tokens(rows, 8, 16))

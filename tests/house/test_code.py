@@ -15,7 +15,7 @@ CATCH_ALL = {
     ): "the top of a forked rank: its log says what failed, its status is 1",
 }
 # What a person reads on the terminal comes from the commands; everything else is `logging`.
-PRINTS = {"nld_train/cli.py", "data_prep/cli.py"}
+PRINTS = {"nld_train/cli.py", "data_prep/cli.py", "data_prep/chat_cli.py"}
 
 
 def prints(path: Path) -> bool:
