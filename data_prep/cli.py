@@ -1,4 +1,4 @@
-"""`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | almanac | stdlib | stdlib-chat`."""
+"""`nld data prepare | merge | prepare-chat | inspect | train-tokenizer | almanac | pictures | stdlib | stdlib-chat`."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from data_prep.chat_cli import add_prepare_chat
 from data_prep.cli_options import Subparsers, add_command, add_options, not_read
 from data_prep.inspect_file import inspect_token_file
 from data_prep.parts import read_shard
+from data_prep.picture_book import write_picture_book
 from data_prep.prepare_text import (
     PreparationOptions,
     TextOptions,
@@ -23,6 +24,7 @@ from data_prep.stdlib_chat import write_stdlib_chat
 from data_prep.text_encoder import AUTO, ENGINES, PLAIN
 from data_prep.train_tokenizer import VOCAB_SIZE, train_tokenizer
 from nld_train.data.manifest import Manifest
+from nld_train.errors import require
 
 
 def add_data_commands(
@@ -38,6 +40,7 @@ def add_data_commands(
     add_inspect(commands)
     add_train_tokenizer(commands)
     add_almanac(commands)
+    add_pictures(commands)
     add_stdlib(commands)
     add_stdlib_chat(commands)
     return commands
@@ -236,6 +239,32 @@ def add_almanac(commands: "Subparsers[argparse.ArgumentParser]") -> None:
 def run_almanac(args: argparse.Namespace) -> int:
     lines = write_almanac(args.output, args.overwrite)
     print(f"wrote {args.output}: " + ", ".join(f"{name} with {count:,} lines" for name, count in lines.items()))
+    return 0
+
+
+def add_pictures(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = add_command(
+        commands,
+        "pictures",
+        "draw pictures of shapes and words, with questions and answers",
+        "What the vision-language demo learns from. chat.jsonl is trained on, text.jsonl is its text for a tokenizer;\n"
+        "held_out.jsonl asks about pictures that it does not have.",
+        "nld data pictures --output out/demo_vlm/pictures",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    for name, count, what in (("pictures", 12_000, "to train on"), ("asked", 100, "to ask about")):
+        parser.add_argument(
+            f"--{name}", type=int, default=count, metavar="N", help=f"pictures {what} (default: %(default)s)"
+        )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="other pictures (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.set_defaults(run=run_pictures)
+
+
+def run_pictures(args: argparse.Namespace) -> int:
+    require(min(args.pictures, args.asked) >= 1, "fewer than one picture", "1 or more of both", "raise the number")
+    write_picture_book(args.output, args.pictures, args.asked, args.seed, args.overwrite)
+    print(f"wrote {args.output}: {args.pictures:,} pictures to train on, {args.asked:,} to ask about")
     return 0
 
 

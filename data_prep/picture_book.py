@@ -70,22 +70,28 @@ class Question:
 
 
 def write_picture_book(target: str | Path, pictures: int, asked: int, seed: int, overwrite: bool = False) -> None:
-    """Write a folder of pictures and two files. Whole or not at all; the same arguments give the same bytes.
+    """Write a folder of pictures and three files. Whole or not at all; the same arguments give the same bytes.
 
-    chat.jsonl holds `pictures` conversations of TURNS questions each; held_out.jsonl holds `asked` prompts on pictures
-    that differ from all of those, as evenly over KINDS as can be. Both name their pictures beside them.
+    chat.jsonl holds `pictures` conversations of up to TURNS questions each, and text.jsonl their text, for a tokenizer;
+    held_out.jsonl holds `asked` prompts on pictures that differ from all of those, as evenly over KINDS as can be. The
+    files name their pictures beside them.
     """
     generator = random.Random(seed)
     with staged_folder(Path(target), overwrite) as partial:
         (partial / "pictures").mkdir()
         seen: set[DrawnPicture] = set()
-        with (partial / "chat.jsonl").open("w", encoding="utf-8") as chat:
+        with (
+            (partial / "chat.jsonl").open("w", encoding="utf-8") as chat,
+            (partial / "text.jsonl").open("w", encoding="utf-8") as texts,
+        ):
             for number in range(pictures):
                 picture = draw_contents(generator, generator.random() < WORD_SHARE)
                 seen.add(picture)
                 name = f"pictures/{number:06d}.png"
                 paint_picture(picture, generator).save(partial / name)
-                chat.write(json.dumps({"messages": list(chat_messages(picture, name, generator))}) + "\n")
+                questions = ask_questions(picture, generator)
+                chat.write(json.dumps({"messages": list(chat_messages(questions, name))}) + "\n")
+                texts.write(json.dumps({"text": "\n".join(f"{one.text}\n{one.answer}" for one in questions)}) + "\n")
         with (partial / "held_out.jsonl").open("w", encoding="utf-8") as prompts:
             for number in range(asked):
                 kind = KINDS[number % len(KINDS)]
@@ -153,11 +159,15 @@ def _paint_mark(brush: ImageDraw.ImageDraw, mark: Mark, box: tuple[int, int, int
             brush.line([(middle[0], top), (middle[0], bottom)], fill=colour, width=3)
 
 
-def chat_messages(picture: DrawnPicture, name: str, generator: random.Random) -> Iterator[dict[str, object]]:
-    """A conversation of TURNS questions on a picture, which stands before the first one."""
+def ask_questions(picture: DrawnPicture, generator: random.Random) -> list[Question]:
+    """The questions of a conversation: TURNS of them, or the one that there is on a word."""
     kinds = ["word"] if picture.word else [generator.choice(KINDS[:-1]) for _ in range(TURNS)]
-    for number, kind in enumerate(kinds):
-        question = ask_question(picture, kind, generator)
+    return [ask_question(picture, kind, generator) for kind in kinds]
+
+
+def chat_messages(questions: list[Question], name: str) -> Iterator[dict[str, object]]:
+    """A conversation on the picture of this name, which stands before the first question."""
+    for number, question in enumerate(questions):
         text = {"type": "text", "text": question.text}
         yield {"role": "user", "content": [{"type": "image", "image": name}, text] if number == 0 else question.text}
         yield {"role": "assistant", "content": question.answer}
