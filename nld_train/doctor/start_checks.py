@@ -12,7 +12,7 @@ import torch
 
 from nld_train.config import RunConfig, require
 from nld_train.convert.adapter import StoredAdapter
-from nld_train.convert.config_json import read_folder_config
+from nld_train.convert.config_json import read_folder_config, with_folder_vision
 from nld_train.data.chat_template import load_chat_template
 from nld_train.data.identity import check_data_identity
 from nld_train.data.manifest import Manifest, check_token_file_tokenizer, end_of_turn_id, parse_blend
@@ -33,11 +33,13 @@ from nld_train.run_folder.checkpoints import (
 )
 from nld_train.run_folder.frozen import (
     check_same_model,
+    check_same_vision,
     holds_no_model,
     model_record,
     read_frozen_run,
     read_run_if_any,
     setting_differences,
+    vision_record,
 )
 from nld_train.run_folder.paths import MODEL, RUN, TRAINED_OR_IMPORTED, checkpoints_folder, is_hf_folder
 
@@ -186,7 +188,9 @@ def check_init(run: RunConfig) -> None:
     )
     shape = folder / MODEL
     require(shape.is_file(), f"init={run.init!r}: {shape} is missing", f"a folder with {MODEL}", "correct init=")
-    check_same_model(run.init, read_json_object(shape, TRAINED_OR_IMPORTED), run.model)
+    recorded = read_json_object(shape, TRAINED_OR_IMPORTED)
+    check_same_model(run.init, recorded, run.model)
+    check_same_vision(run.init, recorded, run.vision)
     check_init_optimizer(run)
     check_checkpoint_contents(newest)
     objective = objective_of(run)
@@ -223,10 +227,14 @@ def check_init_optimizer(run: RunConfig) -> None:
 
 
 def check_init_shape(run: RunConfig) -> None:
-    """Refuse a Hugging Face folder of another shape before it is read whole."""
+    """Refuse a Hugging Face folder of another shape before it is read whole. A text run reads its text alone."""
     assert run.init is not None
     check_init_optimizer(run)
-    check_same_model(run.init, model_record(read_folder_config(Path(run.init)).model), run.model)
+    described = read_folder_config(Path(run.init))
+    check_same_model(run.init, model_record(described.model), run.model)
+    if run.vision is not None:
+        described = with_folder_vision(described, Path(run.init))
+    check_same_vision(run.init, vision_record(described.vision), run.vision)
 
 
 def check_init_adapter(section: str, lora: LoraSettings, folder: Path) -> None:

@@ -122,6 +122,34 @@ def check_same_model(init: str, recorded: Mapping[str, object], model: ModelConf
     )
 
 
+def check_same_vision(init: str, recorded: Mapping[str, object], vision: VisionConfig | None) -> None:
+    """Refuse to start from weights with another vision tower, or with one where the run has none, or the other way
+    round. recorded: what model.json of the weights holds. Raises: UserError."""
+    there, here = recorded.get(VISION), vision_record(vision).get(VISION)
+    require(
+        here is None or there is not None,
+        f"init={init!r} has no vision tower",
+        "weights of a vision-language model",
+        "`nld convert merge-vision` puts a tower in front of a text model",
+    )
+    require(
+        here is not None or there is None,
+        f"init={init!r} has a vision tower, and the run no section vision",
+        "weights of a text model",
+        "start from what `nld convert export --text-only` writes of it, or add the section",
+    )
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return
+    names = [name for name in here if name != "train_tower" and here[name] != there.get(name)]
+    require(
+        not names,
+        f"init={init!r} holds another vision model: "
+        + "; ".join(f"{name}={there.get(name)!r} there, {here[name]!r} here" for name in names),
+        "weights of the recipe's own tower and token ids",
+        "correct init= or the vision section",
+    )
+
+
 def setting_differences(before: object, now: object, name: str) -> list[str]:
     """One text for each setting of a section that differs. name: dotted key of the section."""
     if before == now:

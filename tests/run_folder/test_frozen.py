@@ -1,6 +1,7 @@
 """run.json of an older version."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from nld_train import recipe
 from nld_train.config import RunConfig
 from nld_train.errors import UserError
 from nld_train.fields import leaf_types
-from nld_train.run_folder.frozen import CAME_LATER, freeze_run, read_frozen_run
+from nld_train.run_folder.frozen import CAME_LATER, check_same_vision, freeze_run, read_frozen_run, vision_record
 from nld_train.run_folder.paths import RUN
 
 
@@ -61,3 +62,20 @@ def test_every_setting_that_came_later_says_what_older_versions_did() -> None:
     later = [key for key in leaf_types(RunConfig) if key not in first and not key.startswith(sections)]
     assert set(later) <= CAME_LATER.keys(), "add them to CAME_LATER: older run.json files would be refused"
     assert not set(first) & CAME_LATER.keys()
+
+
+def test_weights_with_another_tower_or_without_one_are_refused_and_say_what_to_do() -> None:
+    vision = recipe.load_recipe("tiny_vlm").vision
+    assert vision is not None
+    recorded = vision_record(vision)
+    check_same_vision("there", recorded, vision)
+    check_same_vision("there", {}, None)
+    check_same_vision("there", recorded, replace(vision, train_tower=False))
+    for there, here, said in (
+        ({}, vision, "no vision tower.*merge-vision"),
+        (recorded, None, "has a vision tower.*--text-only"),
+        (recorded, replace(vision, layers=3), "layers=2 there, 3 here"),
+        (recorded, replace(vision, image_token_id=20), "image_token_id=12 there, 20 here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_same_vision("there", there, here)
