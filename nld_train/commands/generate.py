@@ -20,9 +20,11 @@ if TYPE_CHECKING:  # they import numpy and torch
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from nld_train.data.tokenizer import TextTokenizer
     from nld_train.decode.result import Decoded
+    from nld_train.decode.run import Prompts
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -55,6 +57,7 @@ Generate text from a checkpoint folder in any of its modes.
   nld generate --model out/demo/hf --mode ar --prompt "def main" --stop "def " --eos-token-id 2,11    ends at any
   nld generate --model out/demo/hf --mode diffusion --prompt "def main(" --infill "): return 0" --infill-length 6
   nld generate --model out/demo/hf --mode diffusion --prompt "def main" --sampler --threshold 0.9    a trained sampler
+  nld generate --model out/nld_8b_vlm/hf --mode self-spec --chat --image photo.jpg --prompt "What is this?"
 """
 DENOISING = "diffusion"  # the mode that a trained sampler changes
 SAMPLED = "places chosen by the trained sampler"
@@ -85,6 +88,13 @@ def add_generate_parser(commands: argparse._SubParsersAction) -> None:
         help="prompts are turns of a user, in the folder's chat template; ends with the turn",
     )
     generate.add_argument("--thinking", action="store_true", help="with --chat: the answer starts with thinking")
+    generate.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with --chat: the turn begins with this image, may be given several times; needs a vision tower",
+    )
     generate.add_argument(
         "--infill", metavar="TEXT", help="diffusion: fill the gap between the prompt, which may be empty, and this text"
     )
@@ -161,6 +171,7 @@ def run_generate(args: argparse.Namespace) -> int:
     stops = [require_unicode(stop, "--stop") for stop in args.stop]
     require(all(stops), "an empty --stop", "a text", "leave it out")
     require(args.chat or not args.thinking, "--thinking without --chat", "the two together", "add --chat")
+    images = read_images(args)
     modes, infill_length = tuple(MODES) if args.mode == "all" else (args.mode,), gap_length(args)
     fits = not settings.sampler or DENOISING in modes
     require(fits, f"--sampler with --mode {args.mode}", f"{DENOISING}, or all", "leave it out: no other mode reads it")
@@ -189,6 +200,7 @@ def run_generate(args: argparse.Namespace) -> int:
         settings = with_end_of_turn(settings, end_of_turn)
     hidden = text_ends(model.config, settings)
 
+    make_prompts = prompt_maker(args, tokenizer, encode, images)
     to_text = token_text(tokenizer)
     complete = ends_with_stop(to_text, stops) if stops else None
 
@@ -199,11 +211,10 @@ def run_generate(args: argparse.Namespace) -> int:
         if len(requests) > 1:
             print(f"\n--- {number + 1} of {len(requests)}, {mode}: {prompt}")
         stream = TextStream(to_text, hidden, stops, sys.stdout)
-        ids = encode(prompt).tolist()
         if infill_length is None:
-            result = MODES[mode].load_function()(model, [ids], settings, stream, complete)[0]
+            result = MODES[mode].load_function()(model, make_prompts(prompt), settings, stream, complete)[0]
         else:
-            gap = TextGap(ids, tokenizer.encode(args.infill).tolist())
+            gap = TextGap(encode(prompt).tolist(), tokenizer.encode(args.infill).tolist())
             result = infill_gaps(model, [gap], infill_length, settings, stream, complete)[0]
         stream.close()
         sampled = settings.sampler and mode == DENOISING
@@ -214,8 +225,35 @@ def run_generate(args: argparse.Namespace) -> int:
     if args.json is not None:
         content: dict[str, object] = {"prompt": prompts[0], "chat": args.chat, "answers": answers}
         content |= {} if args.infill is None else {"text_behind": args.infill}
+        content |= {"images": args.image} if args.image else {}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
     return FINISHED
+
+
+def read_images(args: argparse.Namespace) -> "list[Image]":
+    """The images of a command line. Raises: UserError, also for a model that takes none."""
+    if not args.image:
+        return []
+    require(args.chat, "--image without --chat", "the two together", "add --chat")
+    require(args.infill is None, "--image with --infill", "one of the two", "leave one of them out")
+    from nld_train.decode.image_prompt import check_image_folder, read_image_file
+
+    check_image_folder(Path(args.model))
+    return [read_image_file(Path(file)) for file in args.image]
+
+
+def prompt_maker(
+    args: argparse.Namespace,
+    tokenizer: "TextTokenizer",
+    encode: "Callable[[str], NDArray[np.integer]]",
+    images: "list[Image]",
+) -> "Callable[[str], Prompts]":
+    """The function that makes what is decoded of a prompt's text. Raises: UserError."""
+    if not images:
+        return lambda text: [encode(text).tolist()]
+    from nld_train.decode.image_prompt import image_chat_prompts, load_image_processor
+
+    return image_chat_prompts(load_image_processor(Path(args.model)), tokenizer, images, args.thinking)
 
 
 def gap_length(args: argparse.Namespace) -> int | None:

@@ -1,10 +1,9 @@
 """AR decoding: left to right, one token per forward."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import generate_batch
+from nld_train.decode.run import Prompts, generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import decode_ar
 from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
@@ -12,7 +11,7 @@ from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
 
 def generate_ar(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     settings: DecodeConfig,
     streamer: Streamer | None = None,
     complete: Complete | None = None,

@@ -1,10 +1,9 @@
 """Block diffusion: a block of masks is filled in over a few forwards, then the next block begins."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import generate_batch, user_errors
+from nld_train.decode.run import Prompts, generate_batch, user_errors
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.blocks_nemotron_labs_diffusion import DenoisingPlan
 from nld_train.hf.decoding_nemotron_labs_diffusion import decode_diffusion
@@ -13,7 +12,7 @@ from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer, check_
 
 def generate_diffusion(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     settings: DecodeConfig,
     streamer: Streamer | None = None,
     complete: Complete | None = None,

@@ -17,10 +17,16 @@ from nld_train.data.tokenizer import TextTokenizer, load_tokenizer, one_line
 from nld_train.decode.run import user_errors
 from nld_train.errors import UserError, require
 from nld_train.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from nld_train.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from nld_train.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.hf.modeling_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMModel
 from nld_train.json_file import read_json_object
 
-ARCHITECTURE = NemotronLabsDiffusionModel.__name__
+# The classes by the name that config.json has for them, and what reads their configuration.
+MODEL_CLASSES: dict[str, tuple[type[NemotronLabsDiffusionModel], type[NemotronLabsDiffusionConfig]]] = {
+    NemotronLabsDiffusionModel.__name__: (NemotronLabsDiffusionModel, NemotronLabsDiffusionConfig),
+    NemotronLabsDiffusionVLMModel.__name__: (NemotronLabsDiffusionVLMModel, NemotronLabsDiffusionVLMConfig),
+}
 
 
 def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) -> NemotronLabsDiffusionModel:
@@ -33,9 +39,11 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     check_stored_tensors(str(folder), HFWeights(folder).shapes, expected_shapes(config), "its config.json")
     chosen = config.dtype if dtype is None else dtype
     # Its own settings of generation are those of transformers' loops, which none of our modes runs.
-    model = NemotronLabsDiffusionModel.from_pretrained(
-        folder, config=config, dtype=chosen, generation_config=GenerationConfig()
-    ).to(device)  # type: ignore[arg-type]
+    model = (
+        model_class(config)
+        .from_pretrained(folder, config=config, dtype=chosen, generation_config=GenerationConfig())
+        .to(device)
+    )  # type: ignore[arg-type]
     for name, weight in model.state_dict().items():  # one reading of the memory, far below the time of the load
         require_finite(weight, name, folder)
     return model
@@ -58,15 +66,16 @@ def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
     """Read the configuration of a folder. Raises: UserError where it is missing or describes another architecture."""
     content = read_json_object(folder / "config.json", "a checkpoint folder of `nld convert export`")
     found = content.get("architectures")
-    if found != [ARCHITECTURE]:
-        raise UserError(f"{folder} holds {found}", f"[{ARCHITECTURE!r}]", "give a folder of `nld convert export`")
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in MODEL_CLASSES:
+        known = " or ".join(f"[{name!r}]" for name in MODEL_CLASSES)
+        raise UserError(f"{folder} holds {found}", known, "give a folder of `nld convert export`")
     read_folder_config(folder)
     positions = content.get("max_position_embeddings")
     known = type(positions) is int and positions > 0
     require(known, f"{folder / 'config.json'}: max_position_embeddings={positions!r}", "a whole number", "correct it")
     try:
         with user_errors():
-            return NemotronLabsDiffusionConfig(**content)
+            return MODEL_CLASSES[found[0]][1](**content)
     except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:  # transformers' own checks
         got = f"{folder / 'config.json'}: {one_line(error)}"
         raise UserError(got, "a configuration as `nld convert export` writes it", "copy it again") from error
@@ -75,7 +84,12 @@ def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
 def expected_shapes(config: NemotronLabsDiffusionConfig) -> dict[str, Shape]:
     """Name -> shape, for every tensor of the model that a configuration describes."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in NemotronLabsDiffusionModel(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in model_class(config)(config).state_dict().items()}
+
+
+def model_class(config: NemotronLabsDiffusionConfig) -> type[NemotronLabsDiffusionModel]:
+    """The class of the model that a configuration describes."""
+    return next(model for model, described in MODEL_CLASSES.values() if described is type(config))
 
 
 def load_text_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:

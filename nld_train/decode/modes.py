@@ -9,17 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they import torch, and `nld generate --help` reads this table
-    from collections.abc import Sequence
     from typing import Any
 
     from nld_train.decode.result import NFE, Decoded
+    from nld_train.decode.run import Prompts
     from nld_train.decode.settings import DecodeConfig
     from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
 
     # (model, prompts, settings, streamer, complete) -> the answer to every prompt
-    GenerateBatch = Callable[
-        [Any, Sequence[Sequence[int]], DecodeConfig, Streamer | None, Complete | None], list[Decoded]
-    ]
+    GenerateBatch = Callable[[Any, Prompts, DecodeConfig, Streamer | None, Complete | None], list[Decoded]]
 
 
 @dataclass(frozen=True)

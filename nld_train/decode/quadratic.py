@@ -7,7 +7,6 @@ the verification accepts becomes the next draft.
 Letters: B rows, k tokens that a forward verifies, V vocabulary size, K keys.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import generate_batch
+from nld_train.decode.run import Prompts, generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import accept_draft, noisy_logits, prefill_prompts, sample_next
 from nld_train.hf.modeling_ministral import KVCache
@@ -25,7 +24,7 @@ from nld_train.hf.sampling_nemotron_labs_diffusion import Sampler, mix_logits, p
 
 def generate_quadratic(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     settings: DecodeConfig,
     streamer: Streamer | None = None,
     complete: Complete | None = None,

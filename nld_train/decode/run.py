@@ -1,11 +1,13 @@
 """What all decoding modes share: the check of a request, its rows and random numbers, and the time it takes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nld_train.decode.result import Decoded, decoded_result
 from nld_train.decode.settings import DecodeConfig
@@ -27,9 +29,20 @@ from nld_train.noise.seeding import keyed_uniforms
 DecodeLoop = Callable[[Generations, Sampler], None]  # decodes all rows to their ends, in place
 
 
+@dataclass(frozen=True)
+class ImagePrompts:
+    """Prompts that hold images."""
+
+    ids: Sequence[Sequence[int]]  # with the tokens of their images
+    images: Mapping[str, Tensor]  # pixel_values [N, 3, H, W] and image_sizes [N, 2], prompt by prompt
+
+
+Prompts = Sequence[Sequence[int]] | ImagePrompts
+
+
 def generate_batch(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     settings: DecodeConfig,
     streamer: Streamer | None,
     complete: Complete | None,
@@ -37,13 +50,16 @@ def generate_batch(
 ) -> list[Decoded]:
     """Decode prompts, lists of token ids, as one batch with `loop`. Returns: an answer to each prompt, in their order.
 
-    An answer does not depend on the other prompts, but at a temperature on its own number in the list.
+    The prefill alone is shown images. An answer does not depend on the other prompts, but at a temperature on its own
+    number in the list.
     Raises: UserError for a request that the model cannot serve.
     """
     limits = generation_limits(model.config, settings, complete)
+    ids, images = (prompts.ids, prompts.images) if isinstance(prompts, ImagePrompts) else (prompts, {})
     with user_errors():
-        check_generation_request(model.config, prompts, limits)
-    return decode_rows(model, Generations(prompts, limits, streamer), settings, loop)
+        check_generation_request(model.config, ids, limits)
+        rows = Generations(ids, limits, streamer, model.prefill_images(ids, images))
+        return decode_rows(model, rows, settings, loop)
 
 
 def decode_rows(model: Any, rows: Generations, settings: DecodeConfig, loop: DecodeLoop) -> list[Decoded]:

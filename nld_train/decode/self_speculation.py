@@ -1,10 +1,10 @@
 """Linear self-speculation: one forward drafts a block by denoising, the next one verifies it left to right."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from nld_train.decode.result import Decoded
-from nld_train.decode.run import generate_batch
+from nld_train.decode.run import Prompts, generate_batch
 from nld_train.decode.settings import DecodeConfig
 from nld_train.hf.decoding_nemotron_labs_diffusion import DraftPlan, DraftRound, decode_linear_speculation
 from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
@@ -12,7 +12,7 @@ from nld_train.hf.rows_nemotron_labs_diffusion import Complete, Streamer
 
 def generate_self_speculation(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     settings: DecodeConfig,
     streamer: Streamer | None = None,
     complete: Complete | None = None,

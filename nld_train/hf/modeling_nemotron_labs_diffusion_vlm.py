@@ -78,8 +78,8 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
         image_sizes: Tensor | None = None,
         **attention_kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """As `forward` of the text class; the given tokens [B, n] hold one image_token_id for every cell of pixel_values
-        [N, 3, H, W], whose rows and columns of pixels are image_sizes [N, 2].
+        """As `forward` of the text class; the given tokens [B, n] hold one image_token_id for every cell of
+        pixel_values [N, 3, H, W], whose rows and columns of pixels are image_sizes [N, 2].
 
         With images and labels the loss is that of the given tokens, causal or noisy; the joint one, for which
         config.dlm_loss_weight asks, is made of text alone. Raises: InputError, a ValueError of one line.
