@@ -24,8 +24,10 @@ thresholds make a sweep: the frontier of agreement against tokens per forward.
   nld eval decode out/demo/hf --prompts prompts.jsonl --mode diffusion --block 8,16 --threshold 0.5,0.7,0.9
   nld eval decode out/demo/hf --adapter out/demo/hf --prompts prompts.jsonl --mode self-spec  both ways
   nld eval decode out/demo/hf --sampler --prompts prompts.jsonl --mode diffusion  without and with the trained sampler
+  nld eval decode out/demo_vlm/hf --prompts pictures.jsonl --chat --blank-images  what is answered without looking
 
-A row of the file: {"prompt": TEXT} or {"turns": [TEXT, ...]}, and if you like "category", "reference", "id".
+A row of the file: {"prompt": TEXT} or {"turns": [TEXT, ...]}, and if you like "images" (paths beside the file, before
+the text of the turn), "category", "reference", "id".
 """
 BLOCK, MOST_BLOCK = "32", 1024
 THRESHOLD = "0.9"
@@ -46,6 +48,9 @@ def add_decode_parser(evaluations: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--sampler", action="store_true", help="diffusion also with the trained sampler in the folder's sampler/"
     )
+    parser.add_argument(
+        "--blank-images", action="store_true", help="show a grey image of its size in place of every image"
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="prompts at once (default: %(default)s)")
     parser.set_defaults(run=run_decode)
@@ -54,7 +59,7 @@ def add_decode_parser(evaluations: argparse._SubParsersAction) -> None:
 def run_decode(args: argparse.Namespace) -> int:
     # 1. The command line, the prompts and the output folder are checked before a model is loaded.
     from nld_train.decode.settings import DecodeConfig
-    from nld_train.evaluation.results import parse_shard, records_path
+    from nld_train.evaluation.results import images_digest, parse_shard, records_path
 
     modes = read_modes(args.mode)
     blocks = parse_numbers("--block", args.block, int, 1, MOST_BLOCK)
@@ -65,7 +70,10 @@ def run_decode(args: argparse.Namespace) -> int:
     require(fits, f"--sampler with --mode {args.mode}", "diffusion among the modes", "leave it out")
     decode, shard = DecodeConfig(max_new_tokens=args.max_new_tokens), parse_shard(args.shard)
     prompts = asked_prompts(args)
+    images = [path for prompt in prompts for path in prompt.images]
+    require(bool(images) or not args.blank_images, "--blank-images", "prompts with images", "leave it out")
 
+    from nld_train.decode.image_prompt import check_image_folder, load_image_processor
     from nld_train.decode.load import load_drafter_adapter
     from nld_train.decode.run import user_errors
     from nld_train.evaluation.contexts import ContextSettings, build_contexts
@@ -78,12 +86,15 @@ def run_decode(args: argparse.Namespace) -> int:
     points = sweep_points(modes, blocks, thresholds, args.adapter is not None, args.sampler)
     check_sweep(points, decode.max_new_tokens)
     choice, target = model_choice(args), output_folder(args)
+    if images:
+        check_image_folder(choice.folder)
     identity = {
         "kind": "decode",
         "points": [point.name for point in points],
         **model_identity(choice),
         "sampler": sampler_identity(choice) if args.sampler else None,
         **asked_identity(args),
+        **({"images": images_digest(images), "blank_images": args.blank_images} if images else {}),
         "stops": args.stop,
         "batch": args.batch,
         COUNT: len(points) * sum(len(prompt.turns) for prompt in prompts),
@@ -95,7 +106,9 @@ def run_decode(args: argparse.Namespace) -> int:
     if args.sampler:
         with user_errors():
             evaluated.model.trained_sampler()  # before the first answer; it is kept
-    contexts, decode = build_contexts(evaluated, prompts, ContextSettings(decode, args.chat, args.thinking))
+    processor = load_image_processor(choice.folder) if images else None
+    settings = ContextSettings(decode, args.chat, args.thinking, processor, args.blank_images)
+    contexts, decode = build_contexts(evaluated, prompts, settings)
     run = SweepRun(evaluated, decode, tuple(args.stop), args.batch)
     with evaluation_progress("decoding", len(points) * len(contexts)) as progress:
         adapted = False

@@ -3,13 +3,21 @@
 Of a prompt with several turns, the answers between them are greedy AR's, so that every mode is given the same text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
 
 from nld_train.data.chat_encoder import load_chat_encoder
 from nld_train.data.chat_template import Message
 from nld_train.decode.ar import generate_ar
+from nld_train.decode.image_prompt import image_chat_prompts, read_image_file
 from nld_train.decode.load import token_text
+from nld_train.decode.run import ImagePrompts, Prompts
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import require
 from nld_train.evaluation.evaluated_model import EvaluatedModel
@@ -24,6 +32,9 @@ class EvalContext:
     category: str
     ids: tuple[int, ...]
     reference: str | None  # the right answer
+    images: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values [N, 3, H, W], image_sizes [N, 2]; or none
+    question: str = ""  # of a context with images: the turn's text
+    files: tuple[str, ...] = ()  # of its images
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,11 @@ class ContextSettings:
     decode: DecodeConfig  # of the answers; its end-of-text ids are kept where they are set
     chat: bool  # prompts are turns of a user in the model's chat template
     thinking: bool = False
+    processor: Any = None  # transformers' own, of a model with a vision tower; None: prompts may not name images
+    blank_images: bool = False  # every image becomes a grey one of its size: what the model knows without looking
+
+
+BLANK = (128, 128, 128)
 
 
 def build_contexts(
@@ -40,7 +56,8 @@ def build_contexts(
 ) -> tuple[list[EvalContext], DecodeConfig]:
     """The contexts of all prompts, and the settings with which their answers end.
 
-    Raises: UserError for several turns without a chat template, and for what does not fit into the model's context.
+    Raises: UserError for several turns without a chat template, for images that cannot be shown or read, and for what
+    does not fit into the model's context.
     """
     encoder = load_chat_encoder(evaluated.tokenizer, settings.thinking) if settings.chat else None
     decode = settings.decode
@@ -50,6 +67,9 @@ def build_contexts(
     for prompt in prompts:
         several = len(prompt.turns) > 1 and encoder is None
         require(not several, f"prompt {prompt.name} has {len(prompt.turns)} turns", "one without --chat", "add --chat")
+        if prompt.images:
+            contexts.append(image_context(evaluated, prompt, settings, decode))
+            continue
         said: list[Message] = []
         for turn, text in enumerate(prompt.turns, start=1):
             said.append(Message("user", text))
@@ -61,6 +81,40 @@ def build_contexts(
             if not last:
                 said.append(Message("assistant", greedy_text(evaluated, ids, decode)))
     return contexts, decode
+
+
+def image_context(
+    evaluated: EvaluatedModel, prompt: EvalPrompt, settings: ContextSettings, decode: DecodeConfig
+) -> EvalContext:
+    """The context of a prompt of one turn, which begins with images. Raises: UserError."""
+    key = f"{prompt.name}/1"
+    require(
+        settings.processor is not None and settings.chat and len(prompt.turns) == 1,
+        f"prompt {prompt.name} with {len(prompt.images)} images and {len(prompt.turns)} turns",
+        "images in one turn, with --chat, for an export of a model with a vision tower, in `nld eval decode`",
+        "leave its images out, or the prompt",
+    )
+    images = [read_image_file(path) for path in prompt.images]
+    if settings.blank_images:
+        images = [Image.new("RGB", image.size, BLANK) for image in images]
+    made = image_chat_prompts(settings.processor, evaluated.tokenizer, images, settings.thinking)(prompt.turns[0])
+    (ids,) = made.ids
+    check_context_length(key, ids, decode.max_new_tokens, evaluated.model.config.max_position_embeddings)
+    files = tuple(map(str, prompt.images))
+    return EvalContext(key, prompt.category, tuple(ids), prompt.reference, made.images, prompt.turns[0], files)
+
+
+def context_prompts(contexts: Sequence[EvalContext]) -> Prompts:
+    """What is decoded for these contexts as one batch; images are padded to the largest."""
+    ids = [context.ids for context in contexts]
+    shown = [context.images for context in contexts if context.images]
+    if not shown:
+        return ids
+    pixels = [each["pixel_values"] for each in shown]
+    height, width = (max(one.shape[side] for one in pixels) for side in (2, 3))
+    padded = [pad(one, (0, width - one.shape[3], 0, height - one.shape[2])) for one in pixels]
+    sizes = torch.cat([each["image_sizes"] for each in shown])
+    return ImagePrompts(ids, {"pixel_values": torch.cat(padded), "image_sizes": sizes})
 
 
 def check_context_length(key: str, ids: Sequence[int], new: int, positions: int) -> None:

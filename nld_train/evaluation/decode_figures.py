@@ -9,6 +9,7 @@ from nld_train.report.columns import align_columns, number_text
 
 OVERALL = "overall"  # stands for all categories together
 CHOICES = (2, 3)  # ranks whose shares are told
+SHOWN = 12  # pictures whose answers the page shows
 
 
 def decode_figures(identity: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -27,7 +28,24 @@ def decode_figures(identity: Mapping[str, Any], records: Sequence[Record]) -> di
         "kind": "decode",
         "identity": dict(identity),
         "points": [_point_figures(points[name], baseline) for name in order],
+        **_answered_pictures({name: points[name] for name in order}),
     }
+
+
+def _answered_pictures(points: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """The first prompts with images, and the text of every point's answer; nothing where there are none."""
+    shown = [record for record in next(iter(points.values()), []) if "images" in record]
+    shown.sort(key=lambda record: (len(record["context"]), record["context"]))  # 2/1 before 10/1
+    pictures = [
+        {
+            **{name: record[name] for name in ("question", "images", "reference")},
+            "answers": {
+                name: one["text"] for name, of in points.items() for one in of if one["context"] == record["context"]
+            },
+        }
+        for record in shown[:SHOWN]
+    ]
+    return {"pictures": pictures} if pictures else {}
 
 
 def _point_order(point: SweepPoint) -> tuple[Any, ...]:

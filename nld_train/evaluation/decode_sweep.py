@@ -18,7 +18,7 @@ from nld_train.decode.self_speculation import generate_self_speculation
 from nld_train.decode.settings import DecodeConfig
 from nld_train.decode.stop_texts import before_stop, ends_with_stop
 from nld_train.errors import require
-from nld_train.evaluation.contexts import EvalContext
+from nld_train.evaluation.contexts import EvalContext, context_prompts
 from nld_train.evaluation.evaluated_model import EvaluatedModel
 from nld_train.evaluation.record_file import Record
 from nld_train.hf.decoding_nemotron_labs_diffusion import DraftRound, evaluation_mode
@@ -128,7 +128,7 @@ class SweepRun:
             settings = replace(settings, block_length=point.block, threshold=point.threshold, sampler=point.sampler)
         to_text = token_text(self.evaluated.tokenizer)
         complete = ends_with_stop(to_text, self.stops) if self.stops else None
-        prompts, ranks = [context.ids for context in contexts], DraftRanks()
+        prompts, ranks = context_prompts(contexts), DraftRanks()
         if point.mode == DRAFTING:
             answers = generate_self_speculation(self.evaluated.model, prompts, settings, None, complete, ranks)
         else:
@@ -161,14 +161,15 @@ class SweepRun:
             "forwards": answer.nfe.total,
             "accepted": answer.accepted_lengths,
             "refused": refused,
-            "as_ar": agreement_with_ar(self.evaluated.model, context.ids, answer.ids),
+            "as_ar": agreement_with_ar(self.evaluated.model, context, answer.ids),
             "seconds": answer.seconds / rows,
+            **({"question": context.question, "images": list(context.files)} if context.files else {}),
         }
 
 
-def agreement_with_ar(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
-    """How many tokens of an answer are the ones that greedy AR would put behind the prompt and the answer so far."""
-    given = torch.tensor([[*prompt, *answer]], device=model.device)
+def agreement_with_ar(model: Any, context: EvalContext, answer: Sequence[int]) -> int:
+    """How many tokens of an answer are the ones that greedy AR would put behind the context and the answer so far."""
+    given = torch.tensor([[*context.ids, *answer]], device=model.device)
     with evaluation_mode(model):
-        logits = model(given[:, :-1], use_causal_mask=True, logits_to_keep=len(answer)).logits[0]
+        logits = model(given[:, :-1], use_causal_mask=True, logits_to_keep=len(answer), **context.images).logits[0]
     return int((logits.argmax(-1) == given[0, -len(answer) :]).sum())

@@ -1,5 +1,6 @@
 """The files of an evaluation's output folder: records (KIND.jsonl), figures (KIND.json), and the page of them all."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -54,6 +55,11 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 def shard_prompts(prompts: Sequence[EvalPrompt], shard: tuple[int, int] | None) -> list[EvalPrompt]:
     """Every Nth prompt from the Ith on; all of them without a shard."""
     return list(prompts) if shard is None else list(prompts[shard[0] - 1 :: shard[1]])
+
+
+def images_digest(images: Sequence[Path]) -> str:
+    """SHA-256 of the digests of image files, in their order."""
+    return hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
 
 
 def prompts_identity(path: Path, categories: Sequence[str]) -> dict[str, Any]:

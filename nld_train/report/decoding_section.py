@@ -6,6 +6,7 @@ from typing import Any
 
 from nld_train.report.chart import Chart, ChartLine, ChartPoint, StageSpan, chart_svg
 from nld_train.report.columns import number_text
+from nld_train.report.picture_answers import picture_answers
 
 SAMPLED = "plain"  # the colour of diffusion with a trained sampler
 STYLES = {"ar": "ar", "diffusion": "diffusion", "self-spec": "speculation", "quadratic": "quadratic"}
@@ -37,7 +38,7 @@ def decoding_section(name: str, figures: Figures) -> str:
     return (
         f"<h2>Decoding: {escape(name)}</h2><ul>{_sentences(points)}</ul>"
         f'{frontier}<div class="pair">{drawn}</div>{html_rows(HEADER, [_cells(point) for point in points])}'
-        f'{_category_table(points)}<p class="note">{escape(NOTE)}</p>'
+        f'{_category_table(points)}<p class="note">{escape(NOTE)}</p>{picture_answers(figures)}'
     )
 
 
