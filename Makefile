@@ -4,6 +4,8 @@
 #   make demo       trains a tiny model in three stages on facts that every machine has, exports it and lets it answer
 #                   new questions in every mode; ends with out/demo/report.html, where the modes race
 #   make demo-eval  evaluates the demo's model: likelihood, every mode, speed of light, tasks; ends with out/demo/eval/report.html
+#   make demo-vlm   trains a tiny vision-language model on drawn pictures, and asks it about pictures that it never saw,
+#                   in every mode and blindfolded; ends with out/demo_vlm/report.html
 #   make demo-sampler  trains a sampler for the demo's model and measures it; ends with out/demo/sampler.html
 #   make test       the tests          make test-pure   those without Megatron, in under a minute
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
@@ -16,13 +18,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 NLD := .venv/bin/nld
 DEMO := out/demo
+VLM := out/demo_vlm
 # nvidia-resiliency-ext's wheel is tagged for glibc 2.39; it is Python, and runs on older ones.
 PLATFORM := x86_64-manylinux_2_39
 # Compilers at a time for Transformer Engine: one a core, and 2 GiB of free memory for each.
 JOBS := $(shell awk -v cores=$$(nproc) '/MemAvailable/ {jobs = int($$2 / 2097152); if (jobs > cores) jobs = cores; \
   print jobs < 1 ? 1 : jobs}' /proc/meminfo)
 
-.PHONY: setup demo demo-eval demo-sampler test test-pure test-long test-cluster lint format lock picture
+.PHONY: setup demo demo-eval demo-sampler demo-vlm test test-pure test-long test-cluster lint format lock picture
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
@@ -106,6 +109,26 @@ demo-sampler: | .venv/.ready
 	$(NLD) eval decode $(SAMPLED) --prompts $(DEMO)/almanac/held_out.jsonl --mode diffusion --block 8,16 \
 	  --threshold 0.1,0.2,0.3,0.5,0.7,0.9,0.97,0.99 --sampler --output $(DEMO)/sampled
 	$(NLD) report $(DEMO)/sampler --eval $(DEMO)/sampled --title "A trained sampler" --html $(DEMO)/sampler.html
+
+$(VLM)/pictures: | .venv/.ready
+	$(NLD) data pictures --output $@
+
+$(VLM)/tokenizer: | $(VLM)/pictures
+	$(NLD) data train-tokenizer $(VLM)/pictures/text.jsonl --vocab-size 512 --chat-words --output $@
+
+# The sizes and the three tokens of images are those of recipes/tiny_vlm.py.
+$(VLM)/data/chat.idx: | $(VLM)/tokenizer
+	$(NLD) data prepare-chat $(VLM)/pictures/chat.jsonl --tokenizer $(VLM)/tokenizer --output $(VLM)/data/chat \
+	  --fill-blocks 16 --image-tokens "<SPECIAL_12>,<SPECIAL_13>,<SPECIAL_14>" --patch-size 8 --longest-edge 64
+
+ASK = $(NLD) eval decode $(VLM)/hf --prompts $(VLM)/pictures/held_out.jsonl --chat --block 16 --threshold 0.9 \
+  --max-new-tokens 96 --dtype float32 --overwrite
+demo-vlm: $(VLM)/data/chat.idx
+	$(NLD) train tiny_vlm $(SEEDED)
+	$(NLD) convert export $(VLM)/sft --to $(VLM)/hf --overwrite
+	$(ASK) --mode all --output $(VLM)/decoded
+	$(ASK) --mode ar --blank-images --output $(VLM)/blindfolded
+	$(NLD) report $(VLM)/sft --eval $(VLM)/decoded $(VLM)/blindfolded --title "The demo: drawn pictures" --html $(VLM)/report.html
 
 # Two test files at a time, one thread each: more would keep each other from the cores.
 test: setup
