@@ -72,6 +72,19 @@ loads as before; `generate(..., sampler=True)` of the model reads it.
 """
 
 
+MERGE_HELP = """\
+Put the vision tower of a Ministral-3 in front of a language model, as a checkpoint that a recipe can start from.
+
+  nld convert merge-vision out/nld_8b/hf --vision models/Ministral-3-8B --to out/nld_8b_merged
+  nld convert merge-vision out/nld_8b/sft --vision models/Ministral-3-8B --to out/nld_8b_merged \\
+      --image-tokens "<SPECIAL_12>,<SPECIAL_13>,<SPECIAL_14>"
+
+Nothing is computed: every bit of the language model is that of the first folder, every bit of tower and projector that
+of the second. Both must have the same hidden size. The vocabulary stays as it is: the tokens of images are control
+tokens that the tokenizer has already.
+"""
+
+
 def add_convert_parser(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("convert", help="Hugging Face checkpoints in and out")
     actions = convert.add_subparsers(title="actions", required=True, metavar="ACTION")
@@ -79,7 +92,29 @@ def add_convert_parser(commands: argparse._SubParsersAction) -> None:
     add_import_parser(actions)
     add_adapter_parser(actions)
     add_sampler_export_parser(actions)
+    add_merge_parser(actions)
     add_verify_parser(actions)
+
+
+def add_merge_parser(actions: argparse._SubParsersAction) -> None:
+    merge = actions.add_parser(
+        "merge-vision",
+        help="a language model and a vision tower -> checkpoint",
+        description=MERGE_HELP,
+        formatter_class=RAW,
+    )
+    merge.add_argument("text", type=Path, help="Hugging Face folder, or output folder, of the language model")
+    merge.add_argument("--vision", type=Path, required=True, metavar="DIR", help="Ministral-3 folder with the tower")
+    merge.add_argument("--to", type=Path, required=True, metavar="OUTPUT", help="folder to make: init= of a recipe")
+    merge.add_argument(
+        "--image-tokens",
+        metavar="NAME,NAME,NAME",
+        default="[IMG],[IMG_BREAK],[IMG_END]",
+        help="names of the tokens of image cells, row breaks and ends in the language model's tokenizer "
+        "(default: %(default)s)",
+    )
+    merge.add_argument("--overwrite", action="store_true", help="replace a merge that is there")
+    merge.set_defaults(run=run_merge)
 
 
 def add_adapter_parser(actions: argparse._SubParsersAction) -> None:
@@ -205,6 +240,13 @@ def run_import(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         text_only=args.text_only,
     )
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    from nld_train.convert.merge_vision import merge_vision
+
+    merge_vision(args.text, args.vision, args.to, args.image_tokens, args.overwrite)
     return 0
 
 

@@ -39,11 +39,10 @@ def load_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     check_stored_tensors(str(folder), HFWeights(folder).shapes, expected_shapes(config), "its config.json")
     chosen = config.dtype if dtype is None else dtype
     # Its own settings of generation are those of transformers' loops, which none of our modes runs.
-    model = (
-        model_class(config)
-        .from_pretrained(folder, config=config, dtype=chosen, generation_config=GenerationConfig())
-        .to(device)
-    )  # type: ignore[arg-type]
+    model = model_class(config).from_pretrained(
+        folder, config=config, dtype=chosen, generation_config=GenerationConfig()
+    )
+    model.to(device)  # type: ignore[arg-type]
     for name, weight in model.state_dict().items():  # one reading of the memory, far below the time of the load
         require_finite(weight, name, folder)
     return model
@@ -67,8 +66,8 @@ def load_model_config(folder: Path) -> NemotronLabsDiffusionConfig:
     content = read_json_object(folder / "config.json", "a checkpoint folder of `nld convert export`")
     found = content.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or found[0] not in MODEL_CLASSES:
-        known = " or ".join(f"[{name!r}]" for name in MODEL_CLASSES)
-        raise UserError(f"{folder} holds {found}", known, "give a folder of `nld convert export`")
+        allowed = " or ".join(f"[{name!r}]" for name in MODEL_CLASSES)
+        raise UserError(f"{folder} holds {found}", allowed, "give a folder of `nld convert export`")
     read_folder_config(folder)
     positions = content.get("max_position_embeddings")
     known = type(positions) is int and positions > 0

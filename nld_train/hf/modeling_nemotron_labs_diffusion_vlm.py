@@ -13,7 +13,7 @@ from transformers import Cache, PixtralVisionModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
 
-from .cache_nemotron_labs_diffusion import KVCache
+from .cache_nemotron_labs_diffusion import CACHE_FIELD, KVCache
 from .configuration_nemotron_labs_diffusion import require_input
 from .configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from .modeling_ministral import MinistralEncoder
@@ -178,11 +178,10 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
         )
 
     def prepare_inputs_for_generation(self, *given: Any, **kwargs: Any) -> dict[str, Any]:
-        """transformers' own decoding shows the images once, with the tokens that stand for them."""
+        """transformers' own decoding shows the images with the prompt alone, where a cache keeps what they gave."""
         inputs = super().prepare_inputs_for_generation(*given, **kwargs)
-        ids = inputs.get("input_ids")
-        past = ids is None or not bool((ids == self.config.image_token_id).any())
-        return inputs | (dict.fromkeys(IMAGE_ARGUMENTS) if past else {})
+        past = inputs.get(CACHE_FIELD)
+        return inputs | (dict.fromkeys(IMAGE_ARGUMENTS) if past is not None and past.get_seq_length() > 0 else {})
 
     def prefill_images(self, prompts: Sequence[Sequence[int]], images: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the prefill is given beside the tokens of `prompts`, checked: pixel_values [N, 3, H, W] and image_sizes

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def copy_of(tmp_path: Path):
         return Path(shutil.copytree(folder, tmp_path / "copy"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers copies the Python files of folders that it loads here, not into the user's cache."""
+    import transformers.dynamic_module_utils as loading
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from nld_train.vision_config import VisionConfig
 from tests.convert.conftest import export, imported
 from tests.vision_folder import IMAGE, image_tokens, random_images, save_ministral, stock_ministral
 
+pytestmark = pytest.mark.usefixtures("own_modules")
 SIZES = [(2, 3), (4, 1)]
 
 

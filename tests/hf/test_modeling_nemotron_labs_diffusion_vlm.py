@@ -133,6 +133,18 @@ def test_transformers_own_generate_is_ar(model) -> None:
         )
 
 
+def test_an_image_token_that_the_model_makes_is_a_token_like_any() -> None:
+    """Nothing keeps a model from it, and no image is looked for behind it."""
+    model = make_model()
+    with torch.no_grad():
+        model.diffusion_head.weight[IMAGE] = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    ids, images = prompt([(2, 2)], 0), random_images([(2, 2)])
+    expected, _ = model.ar_generate(ids, **NEW, **images)
+    assert IMAGE in expected[0, ids.shape[1] :], "the case occurs"
+    assert model.linear_spec_generate(ids, block_length=4, **NEW, **images)[0].tolist() == expected.tolist()
+    assert model.generate(input_ids=ids, do_sample=False, use_cache=True, **NEW, **images).tolist() == expected.tolist()
+
+
 def test_a_block_of_diffusion_sees_the_images(model) -> None:
     """The block that `generate` fills, by hand: a causal forward of all before, then the block over its cache."""
     ids, images = prompt([(2, 2)], 5), random_images([(2, 2)], 5)
