@@ -9,11 +9,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_prep.image_parts import ImageSource
 from nld_train.data.chat_template import ChatProblem
-from nld_train.data.image_pixels import ORIENTATION, TURNED_SIDEWAYS, cell_grid, open_image
+from nld_train.data.image_pixels import FORMATS, ORIENTATION, TURNED_SIDEWAYS, cell_grid, open_image
 from nld_train.data.image_tokens import ImageSizes
 from nld_train.errors import UserError
 
@@ -123,6 +123,8 @@ def check_image(data: bytes, digest: bytes, rules: ImageRules) -> CheckedImage:
         notes += [*conversions(image), *([FRAMES] if has_second_frame(image) else [])]
     except Image.DecompressionBombError as error:
         raise ChatProblem(f"an image of more than {rules.megapixels} megapixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ChatProblem(f"a broken image: none of {', '.join(FORMATS)}") from error
     except BROKEN as error:
         raise ChatProblem(f"a broken image: {' '.join(str(error).split()) or type(error).__name__}") from error
     if orientation in TURNED_SIDEWAYS:

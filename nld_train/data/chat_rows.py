@@ -11,7 +11,6 @@ from nld_train.data.packing import PackedRows
 from nld_train.data.splits import ROW_ORDER, epoch_permutation
 from nld_train.data.supervision import Supervision
 from nld_train.data.token_file import TokenFile
-from nld_train.vision_config import image_token_count
 
 PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
 
@@ -60,7 +59,7 @@ class ChatFileRows:
             supervised[start:end] = self.supervision.of(document)[: found.size]
             clean_only[start:end] = False
             for image in here:
-                clean_only[image.start : image.start + image_token_count(image.rows, image.columns)] = True
+                clean_only[image.start : image.start + image.tokens] = True
             images += here
             lengths.append(found.size)
         sample = Sample(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.errors import UserError
+from nld_train.vision_config import image_token_count
 
 SUFFIX = ".images"
 DOCUMENTS, IMAGES = "documents.npy", "images.npy"
@@ -71,6 +72,11 @@ class StoredImage:
     cell: int  # pixels
     longest_edge: int  # pixels
     data: bytes
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of the row it has."""
+        return image_token_count(self.rows, self.columns)
 
 
 def images_folder(prefix: str | Path) -> Path:

@@ -1,13 +1,18 @@
 """Packing under two budgets: rows of at most so many tokens, of which at most so many are text.
 
-Rows are filled one after the other. Into each goes, again and again, the document that fits and is largest by the dot
-product of what it needs with what is left in the row, both budgets weighed by how scarce they are over all documents
-[the dot-product rule of vector bin packing]. So a row that has taken images takes text, and the other way round.
+Rows are filled one after the other. Into each goes, again and again, the document that fits and behind which the row's
+shares of room r (tokens) and q (text) are smallest by
 
-Documents are looked for in a few classes by their share of text, in each the longest that fits: without images it is
-first-fit decreasing. A million documents take seconds.
+    r^2 + q^2 + (r * D_text - q * D_tokens)^2
+
+with D the rows that all documents together would fill by each budget, over the larger of the two. The last term keeps
+what is left of a row alike to what is left to place: a row that has taken images takes text, and the other way round.
+
+Documents are looked for in a few classes by their share of text, in each the longest that fits: of text alone it is
+first-fit decreasing. A million documents take about ten seconds.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
@@ -31,9 +36,7 @@ class TextShareClass:
         """Length and text of the longest document left that surely fits."""
         place = bisect_right(self.lengths, tokens) - 1
         if place >= 0 and self.left[self.lengths[place]][-1][0] > text:  # the one with the least text of its length
-            place = (
-                bisect_right(self.lengths, min(tokens, int(text / self.most_text) if self.most_text else tokens)) - 1
-            )
+            place = bisect_right(self.lengths, min(tokens, int(text / self.most_text))) - 1
         if place < 0:
             return None
         length = self.lengths[place]
@@ -48,6 +51,30 @@ class TextShareClass:
         return number
 
 
+@dataclass(frozen=True)
+class RowBudgets:
+    """What a row may hold, and how much of it all documents together ask for."""
+
+    tokens: int
+    text: int
+    token_demand: float  # the larger of the two is 1
+    text_demand: float
+
+    def best_of(self, classes: list[TextShareClass], tokens: int, text: int) -> tuple[TextShareClass, int, int] | None:
+        """The best document for a row with so much room: its class, length and text; None where none fits."""
+        best, least = None, math.inf
+        for candidate in classes:
+            found = candidate.longest(tokens, text)
+            if found is None:
+                continue
+            room, text_room = (tokens - found[0]) / self.tokens, (text - found[1]) / self.text
+            unlike = room * self.text_demand - text_room * self.token_demand
+            cost = room * room + text_room * text_room + unlike * unlike
+            if cost < least:
+                best, least = (candidate, *found), cost
+        return best
+
+
 def pack_two_budgets(
     lengths: NDArray[np.int64], texts: NDArray[np.int64], capacity: int, text_capacity: int
 ) -> PackedRows:
@@ -56,13 +83,15 @@ def pack_two_budgets(
     assert lengths.size == 0 or 0 < lengths.min() <= lengths.max() <= capacity, f"lengths must lie in 1..{capacity}"
     assert (texts <= np.minimum(lengths, text_capacity)).all(), f"texts must lie in 0..{text_capacity}"
     classes = _divide_documents(lengths, texts)
-    scarcity = lengths.sum() / capacity**3, texts.sum() / text_capacity**3
+    by_tokens, by_text = int(lengths.sum()) / capacity, int(texts.sum()) / text_capacity
+    most = max(by_tokens, by_text, 1e-9)
+    budgets = RowBudgets(capacity, text_capacity, by_tokens / most, by_text / most)
     row_of = np.empty(lengths.size, np.int64)
     rows = 0
     left = lengths.size
     while left:
         tokens, text = capacity, text_capacity
-        while (found := _best_of(classes, tokens, text, scarcity)) is not None:
+        while (found := budgets.best_of(classes, tokens, text)) is not None:
             chosen, length, needed = found
             row_of[chosen.take(length)] = rows
             tokens, text, left = tokens - length, text - needed, left - 1
@@ -71,21 +100,6 @@ def pack_two_budgets(
     starts = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(row_of, minlength=rows), out=starts[1:])
     return PackedRows(np.argsort(row_of, kind="stable"), starts)
-
-
-def _best_of(
-    classes: list[TextShareClass], tokens: int, text: int, scarcity: tuple[float, float]
-) -> tuple[TextShareClass, int, int] | None:
-    """The best document for a row with so much room: its class, length and text."""
-    by_length, by_text = scarcity[0] * tokens, scarcity[1] * text
-    best, most = None, -1.0
-    for candidate in classes:
-        found = candidate.longest(tokens, text)
-        if found is not None:
-            worth = found[0] * by_length + found[1] * by_text
-            if worth > most:
-                best, most = (candidate, *found), worth
-    return best
 
 
 def _divide_documents(lengths: NDArray[np.int64], texts: NDArray[np.int64]) -> list[TextShareClass]:

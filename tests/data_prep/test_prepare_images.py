@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_a_tokenizer_without_image_tokens_refuses_images_alone(tmp_path: Path, t
         prepare_chat([source], tmp_path / "chat", tokenizer, ChatOptions(workers=1, images=ImageRules(names=names)))
 
 
-def test_the_command_line_names_tokens_sizes_and_folder(tmp_path: Path, tokenizer: Path, nld) -> None:
+def test_the_command_names_tokens_sizes_and_folder(tmp_path: Path, tokenizer: Path, nld: Callable[..., int]) -> None:
     save_image(tmp_path / "pictures" / "a.png", 600, 60)
     (tmp_path / "in").mkdir()
     source = write_rows(tmp_path / "in" / "x.jsonl", [asked("one ", at("a.png"))])
@@ -281,3 +282,31 @@ def test_a_changed_or_missing_file_of_images_is_found(source: Path, tmp_path: Pa
 def test_records_of_parts_keep_digests_that_end_with_zeros(tmp_path: Path) -> None:
     records = np.array([(0, 1, 2, 3, 0, 0, 5, b"\x01" + bytes(31), b".png")], image_shards.RECORD)
     assert records[0]["digest"].tobytes() == b"\x01" + bytes(31)
+
+
+def test_inspecting_shows_images_by_their_sizes(
+    tmp_path: Path, tokenizer: Path, nld: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(tmp_path / "a.png", 448, 308)
+    save_image(tmp_path / "b.png", 1600, 20)
+    source = write_rows(tmp_path / "in.jsonl", [asked("see ", at("a.png"), " and ", at("b.png"), answer="a thing")])
+    words = ["--tokenizer", tokenizer]
+    rules = ("--workers", 1, "--image-tokens", NAMES)
+    assert nld("data", "prepare-chat", source, *words, "--output", tmp_path / "chat", *rules) == 0
+    assert "images: 2 of 2 files, 243 tokens" in capsys.readouterr().out
+    assert nld("data", "inspect", tmp_path / "chat", *words, "--verify") == 0
+    said = capsys.readouterr().out
+    assert "see [image 448x308 -> 16x11 cells] and [image 1600x20 -> 55x1 cells]<|im_end|>" in said
+    assert "chat, images, longest_edge: 1,540" in said and "<SPECIAL_12>" not in said
+
+
+def test_inspecting_shows_the_first_tokens_of_text_and_the_images_among_them(
+    tmp_path: Path, tokenizer: Path, nld: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(tmp_path / "a.png", 56, 56)
+    source = write_rows(tmp_path / "in.jsonl", [asked(at("a.png"), "x7 " * 300, at("a.png"))])
+    prepare_chat([source], tmp_path / "chat", tokenizer, ONE)
+    assert nld("data", "inspect", tmp_path / "chat", "--tokenizer", tokenizer) == 0
+    said = capsys.readouterr().out
+    assert "the first 200 of text shown" in said and "[image 56x56 -> 2x2 cells]x7 x7" in said
+    assert said.count("[image") == 1 and "a thing" not in said
