@@ -109,8 +109,12 @@ def token_text(tokenizer: TextTokenizer) -> Callable[[Sequence[int]], str]:
 
 
 def draw_text_only(model: NemotronLabsDiffusionModel, tokenizer: TextTokenizer) -> None:
-    """Let the model never predict an id that the tokenizer has no token for, such as those of a padded vocabulary."""
+    """Let the model never predict an id that the tokenizer has no token for, such as those of a padded vocabulary, nor
+    a token of images: an answer holds none, and it was never trained to."""
     taken = set(tokenizer.library.get_vocab().values())
+    if isinstance(model.config, NemotronLabsDiffusionVLMConfig):
+        config = model.config
+        taken -= {config.image_token_id, config.image_break_token_id, config.image_end_token_id}
     empty = torch.tensor([number for number in range(model.config.vocab_size) if number not in taken])
     if empty.numel():
 
