@@ -17,7 +17,7 @@ from nld_train.convert.run_paths import locate_named_path
 from nld_train.convert.safetensors_file import SafetensorsFile, write_safetensors
 from nld_train.convert.source import CheckpointSource, open_checkpoint_source
 from nld_train.convert.torch_dist import StoredWeights
-from nld_train.convert.weight_table import WeightMapping, adapter_mappings, check_stored_tensors
+from nld_train.convert.weight_table import TOWER, WeightMapping, adapter_mappings, check_stored_tensors
 from nld_train.errors import UserError
 from nld_train.json_file import read_json_object, write_json_object
 from nld_train.peft_names import CONFIG, FOLDER, WEIGHTS
@@ -191,12 +191,15 @@ def attach_adapter(model: Any, folder: Path) -> Any:
         raise UserError("an adapter without the package peft", "peft installed", "pip install peft") from error
     inner = find_adapter(folder)
     numbers = read_adapter_numbers(inner)
+    # A vision tower's attention has maps of the same name, which no adapter is for.
+    sees = any(TOWER in name for name, _ in model.named_modules())
     # Ours, from what was checked: PEFT would take any value of the file.
     config = LoraConfig(
         r=numbers.rank,
         lora_alpha=numbers.alpha,  # type: ignore[arg-type]
         lora_dropout=numbers.dropout,
         target_modules=["o_proj"],
+        exclude_modules=f".*{TOWER}.*" if sees else None,
         inference_mode=True,
     )
     return PeftModel.from_pretrained(model, inner, config=config)

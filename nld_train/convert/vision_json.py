@@ -162,17 +162,15 @@ def named_image_tokens(tokenizer: TextTokenizer, names: list[str]) -> list[int]:
 
 
 def check_image_processor(folder: Path, vision: VisionConfig) -> None:
-    """Refuse a folder whose processor makes other pixels than the model is trained with. Raises: UserError."""
+    """Refuse a folder whose processor makes other pixels or tokens than training does. Raises: UserError."""
     for path, said in image_processor_settings(folder):
-        check_fixed(path, said, {key: value for key, value in FIXED_PIXELS.items() if key != "rescale_factor"})
-        size = said.get("size", {})
-        edge = size.get("longest_edge", vision.longest_edge) if isinstance(size, dict) else size
-        require(
-            edge == vision.longest_edge,
-            f"{path}: size.longest_edge={edge}",
-            f"{vision.longest_edge}, the image_size of vision_config",
-            "make the two agree",
-        )
+        check_fixed(path, said, FIXED_PIXELS)
+        edge = {"longest_edge": vision.longest_edge}
+        size = said.get("size", edge)
+        require(size == edge, f"{path}: size={size}", f"{edge}, as image_size of vision_config", "make the two agree")
+    if (folder / PROCESSOR).is_file():
+        sizes = {"patch_size": vision.patch_size, "spatial_merge_size": vision.merge}
+        check_fixed(folder / PROCESSOR, read_json_object(folder / PROCESSOR, ALLOWED), sizes)
 
 
 def image_processor_settings(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

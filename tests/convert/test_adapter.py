@@ -13,10 +13,12 @@ from nld_train.cli import main
 from nld_train.config import DrafterConfig
 from nld_train.convert.actions import ExportRequest, export_adapter, export_checkpoint, verify_folder
 from nld_train.convert.adapter import open_adapter, open_adapter_base, write_adapter
+from nld_train.convert.merge_vision import merge_vision
 from nld_train.convert.torch_dist import TensorRange, write_torch_dist
 from nld_train.convert.weight_table import adapter_mappings
 from nld_train.decode import ar, diffusion, self_speculation
 from nld_train.decode.load import load_drafter_adapter, load_model
+from nld_train.decode.run import ImagePrompts
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from nld_train.hf import decoding_nemotron_labs_diffusion as decoding
@@ -25,6 +27,8 @@ from nld_train.recipe import run_to_json
 from nld_train.run_folder.checkpoints import MANIFEST, checkpoint_file_names, checksum_files, write_checkpoint_manifest
 from nld_train.run_folder.frozen import read_frozen_run
 from nld_train.run_folder.paths import TRACKER, checkpoints_folder, step_folder
+from tests.convert.conftest import export
+from tests.vision_folder import image_tokens, random_images, save_ministral, stock_ministral
 
 DRAFTER = DrafterConfig(rank=8, alpha=32)
 CPU = torch.device("cpu")
@@ -257,3 +261,19 @@ def test_an_older_adapter_and_another_base_are_read_only_where_they_are_asked_fo
         open_adapter_base(open_adapter(run, 0))
     (run / "run.json").write_text(run_to_json(replace(frozen, init_step=0)))
     assert open_adapter_base(open_adapter(run, 0)).step == 0
+
+
+def test_on_a_model_with_vision_it_drafts_behind_images_and_leaves_the_tower_alone(both, prepared, tmp_path) -> None:
+    tower = save_ministral(stock_ministral(), prepared / "tokenizer", tmp_path / "ministral")
+    merge_vision(both, tower, tmp_path / "merged", "<SPECIAL_20>,<SPECIAL_21>,<SPECIAL_22>", overwrite=False)
+    folder = export(tmp_path / "merged", tmp_path / "hf", dtype=torch.float32)
+    model = load_model(folder, torch.float32, CPU)
+    prompts = ImagePrompts([[*image_tokens(2, 2), 150, 160, 170]], random_images([(2, 2)]))
+    settings = DecodeConfig(max_new_tokens=12, block_length=4, eos_token_id=())
+    expected = ar.generate_ar(model, prompts, settings)[0].ids
+    before = self_speculation.generate_self_speculation(model, prompts, settings)[0]
+    load_drafter_adapter(model, folder, both)
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert len(adapted) == model.config.num_hidden_layers and not any("vision" in name for name in adapted)
+    found = self_speculation.generate_self_speculation(model, prompts, settings)[0]
+    assert before.ids == found.ids == expected

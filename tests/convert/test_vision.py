@@ -173,6 +173,17 @@ def test_the_names_of_modules_are_read_like_those_of_the_release(both, tmp_path)
     assert (again / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
 
 
+def test_what_a_trainer_saves_of_it_is_read_again(both, tmp_path) -> None:
+    _, _, out, hf = both
+    exported_model(hf).save_pretrained(tmp_path / "saved")
+    for path in hf.iterdir():
+        if not (tmp_path / "saved" / path.name).exists():
+            shutil.copyfile(path, tmp_path / "saved" / path.name)
+    again = export(imported(tmp_path / "saved", tmp_path / "back"), tmp_path / "again", dtype=torch.float32)
+    assert (again / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+    assert (tmp_path / "back" / "model.json").read_bytes() == (out / "model.json").read_bytes()
+
+
 def changed_config(folder: Path, section: str | None, **changes) -> None:
     path = folder / "config.json"
     content = json.loads(path.read_text())
@@ -207,14 +218,20 @@ def test_a_tower_that_is_not_ours_is_refused_in_one_line(both, tmp_path, section
 
 def test_a_processor_that_makes_other_pixels_is_refused(both, tmp_path) -> None:
     folder = Path(shutil.copytree(both[3], tmp_path / "hf"))
-    for changes, message in (
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
-        ({"size": {"longest_edge": 1024}}, "size.longest_edge=1024; allowed: 48"),
+    for name, changes, message in (
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]}, "image_mean=.0.5, 0.5, 0.5."),
+        ("preprocessor_config.json", {"size": {"longest_edge": 1024}}, "size=.'longest_edge': 1024.; allowed: .* 48"),
+        ("preprocessor_config.json", {"size": {"height": 48, "width": 48}}, "size=.'height': 48"),
+        ("preprocessor_config.json", {"do_rescale": False}, "do_rescale=False"),
+        ("processor_config.json", {"patch_size": 16}, "processor_config.json: patch_size=16; allowed: 4"),
+        ("processor_config.json", {"image_processor": {"rescale_factor": 1.0}}, "rescale_factor=1.0"),
     ):
-        content = json.loads((both[3] / "preprocessor_config.json").read_text())
-        (folder / "preprocessor_config.json").write_text(json.dumps(content | changes))
-        with pytest.raises(UserError, match=message):
-            imported(folder, tmp_path / message[:5])
+        before = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(json.loads(before) | changes))
+        with pytest.raises(UserError, match=message) as caught:
+            import_folder(folder, tmp_path / "out", None, verified=True, overwrite=False)
+        assert "\n" not in str(caught.value)
+        (folder / name).write_text(before)
 
 
 def test_a_tokenizer_without_image_tokens_is_refused_and_says_what_it_has(both, prepared, tmp_path) -> None:

@@ -53,3 +53,19 @@ def test_a_folder_of_another_shape_is_refused_before_it_is_read(run: RunConfig) 
     with pytest.raises(UserError, match="layers=4 there, 8 here"):
         with_imported_init(other)
     assert not Path(run.output).exists()
+
+
+def test_a_run_on_text_starts_without_the_tower_of_a_folder_that_has_one(
+    run: RunConfig, exported: Path, prepared: Path, tmp_path: Path
+) -> None:
+    from nld_train.convert.merge_vision import merge_vision
+    from nld_train.run_folder.frozen import read_frozen_vision
+    from tests.convert.conftest import export
+    from tests.vision_folder import save_ministral, stock_ministral
+
+    tower = save_ministral(stock_ministral(), prepared / "tokenizer", tmp_path / "ministral")
+    merge_vision(exported, tower, tmp_path / "merged", "<SPECIAL_20>,<SPECIAL_21>,<SPECIAL_22>", overwrite=False)
+    folder = export(tmp_path / "merged", tmp_path / "hf", dtype=torch.float32)
+    started = with_imported_init(replace(run, init=str(folder)))
+    assert started.init == f"{run.output}/init" and read_frozen_vision(Path(started.init)) is None
+    check_init(started)
