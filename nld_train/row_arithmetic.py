@@ -3,6 +3,10 @@ numpy, so that `nld train --dry-run` answers at once.
 """
 
 CHUNK_LOGITS = 1 << 25  # logits (LM-head rows x tokens of the vocabulary) of one chunk: 128 MiB of float32
+# Most patches of one call of the vision tower, unless one image has more. transformers' tower lets all patches of a
+# call attend to each other under a dense mask. Of so many, in the widths of Ministral-3, the products of attention
+# cost half of what the linear maps cost, and the mask takes 34 MB in bf16; of 16,384 cells it would take 8.6 GB.
+MOST_PATCHES = 4096
 CHUNK_MULTIPLE = 128  # a chunk is a multiple of this many tokens wide, which matrix products run fastest on
 
 

@@ -9,13 +9,9 @@ from transformers import Mistral3Config, PixtralVisionModel
 from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
 from transformers.models.pixtral.modeling_pixtral import PixtralRotaryEmbedding
 
+from nld_train.row_arithmetic import MOST_PATCHES
 from nld_train.types import BatchImages
 from nld_train.vision_config import VisionConfig
-
-# Most patches of a call, unless one image has more. transformers' tower lets all patches of a call attend to each other
-# under a dense mask. Of so many, in the widths of Ministral-3, the products of attention cost at most half of what the
-# linear maps cost, and the mask takes 34 MB in bf16; for all images of a row of 16,384 tokens it would be 8.6 GB.
-MOST_PATCHES = 4096
 
 
 class PreciseRotary(PixtralRotaryEmbedding):
@@ -57,12 +53,13 @@ def build_tower(
 ) -> tuple[PixtralVisionModel, Mistral3MultiModalProjector]:
     """The tower and the projector in front of a language model of E = `hidden`, random.
 
-    recompute: whether the tower's layers keep their inputs alone, and run again in the backward pass.
+    recompute: whether the tower's layers keep their inputs alone, and run again in the backward pass. A tower that is
+    not trained has none.
     """
     config = tower_config(vision, hidden, norm_eps)
     tower, projector = PixtralVisionModel(config.vision_config), Mistral3MultiModalProjector(config)
     tower.patch_positional_embedding = PreciseRotary(config.vision_config)
-    if recompute:
+    if recompute and vision.train_tower:
         tower.gradient_checkpointing_enable({"use_reentrant": False})
     # Every tensor rank computes the same gradients; their average keeps the copies equal to the last bit.
     for module in (tower, projector):

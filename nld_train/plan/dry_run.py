@@ -3,7 +3,7 @@
 from nld_train.config import RunConfig
 from nld_train.fp8_recipes import SPEED
 from nld_train.objectives.choose import objective_of
-from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan, scale
+from nld_train.plan import flops, memory, parameters, row_counts, sampler_plan, scale, vision_plan
 
 Line = tuple[str, str]  # a label, and the text behind it
 
@@ -40,12 +40,47 @@ def size_lines(run: RunConfig) -> list[Line]:
         f"embedding {count.embedding:,}; {count.layers} layers of {count.layer:,}; "
         f"final norm {count.final_norm:,}; head {count.head:,}"
     )
-    lines = [("parameters", f"{count.total:,}"), ("", parts), ("starts from", run.init or "random weights")]
+    vision = vision_plan.vision_parameters(run)
+    lines = [("parameters", f"{count.total + vision.total:,}"), ("", parts), *tower_lines(run)]
+    lines.append(("starts from", run.init or "random weights"))
     lora = objective_of(run).adapter
     if lora is not None:
         trained = f"{memory.trained_parameters(run):,}: LoRA of rank {lora.rank} on o_proj; the rest is frozen"
         lines.append(("trained", trained))
     return lines
+
+
+def tower_lines(run: RunConfig) -> list[Line]:
+    """What stands in front of the language model of a run with images."""
+    if run.vision is None:
+        return []
+    count, trained = vision_plan.vision_parameters(run), "trained" if run.vision.train_tower else "not trained"
+    where = "on the first pipeline stage, whole on each of its GPUs"
+    return [("", f"vision tower {count.tower:,}, {trained}; projector {count.projector:,}; {where}")]
+
+
+def image_lines(run: RunConfig) -> list[Line]:
+    """The images that a row is planned with, and what it spares to leave them out of the noisy half."""
+    if run.vision is None:
+        return []
+    cells, patches = vision_plan.image_cells(run), vision_plan.image_patches(run)
+    room = f"{cells:,} cells = L - L_text, {patches:,} patches of {run.vision.patch_size} pixels: all there is room for"
+    lines = [("images of a row", room)]
+    return [*lines, ("asymmetric rows", asymmetric_text(run))] if run.diffusion.dual else lines
+
+
+def asymmetric_text(run: RunConfig) -> str:
+    """Positions, FLOPs and memory of the language model's layers, against those of rows with images in both halves."""
+    length, text, positions = run.data.sequence_length, run.data.noisy_length, row_counts.row_positions(run)
+    row, need = flops.row_flops(run), memory.worst_stage(run)
+    more = 2 * length / positions
+    pairs = row_counts.symmetric_pairs(run) / row_counts.run_visible_pairs(run)
+    work = 1 - (row.layers + row.attention) / (row.layers * more + row.attention * pairs)
+    spared = (more - 1) * (need.activations + need.layer_backward)
+    return (
+        f"L_text + L = {text:,} + {length:,} = {positions:,} positions, against 2L = {2 * length:,}: in the layers of "
+        f"the language model {work:.1%} fewer FLOPs and {1 - 1 / more:.1%} ({gb_number(spared)} GB) less memory"
+    )
 
 
 def sampler_lines(run: RunConfig) -> list[Line]:
@@ -77,6 +112,7 @@ def data_lines(run: RunConfig) -> list[Line]:
     return [
         ("tokens", f"{row_counts.run_tokens(run):,} = {factors}"),
         ("model input", model_input(run)),
+        *image_lines(run),
         ("LM-head rows", head),
     ]
 
@@ -85,6 +121,8 @@ def model_input(run: RunConfig) -> str:
     """The positions of a row, its halves, and how many pairs of positions see each other."""
     kind = f"[noisy | clean] in blocks of {run.diffusion.block_size}" if run.diffusion.dual else "the clean row alone"
     pairs = f"{row_counts.run_visible_pairs(run):,} visible pairs, mask density {row_counts.mask_density(run):.4f}"
+    if run.vision is not None:
+        pairs += " (one conversation, its images first)"
     return f"{row_counts.row_positions(run):,} positions, {kind}; {pairs}"
 
 
@@ -117,6 +155,8 @@ def compute_lines(run: RunConfig) -> list[Line]:
     """FLOPs of a token and of the run, and the time they take."""
     row, length = flops.row_flops(run), run.data.sequence_length
     parts = f"layers {row.layers / length:.4g}, attention {row.attention / length:.4g}, head {row.head / length:.4g}"
+    if run.vision is not None:
+        parts += f", vision {row.vision / length:.4g}"
     return [
         ("FLOPs per token", f"{flops.flops_per_token(run):.4g} forward and backward ({parts})"),
         ("FLOPs of the run", f"{flops.run_flops(run):.4g}"),
@@ -131,7 +171,7 @@ def time_estimate(run: RunConfig) -> str:
     peak = f"{flops.H100_BF16 / 1e12:.0f} TFLOP/s"
     return (
         f"{flops.run_days(run):.3g} days on {run.parallel.world_size} H100, at {flops.MFU:.0%} of {peak} (bf16, dense)"
-        f"{fp8_note(run)}"
+        f"{fp8_note(run)}{tower_note(run)}"
     )
 
 
@@ -140,22 +180,25 @@ def fp8_note(run: RunConfig) -> str:
     return "" if run.train.fp8 == "none" else f", linear maps in FP8 ({run.train.fp8}) {SPEED:g} times as fast"
 
 
+def tower_note(run: RunConfig) -> str:
+    """What the time assumes of the tower; nothing where no other GPU waits for it."""
+    waiting = run.parallel.model_ranks
+    return f", the vision tower on one of every {waiting} GPUs alone" if run.vision is not None and waiting > 1 else ""
+
+
 def memory_report(run: RunConfig) -> str:
     """The memory of one GPU, part by part, of the pipeline stage that needs most."""
     need = memory.worst_stage(run)
     total_parameters = memory.trained_parameters(run)
     if run.sampler is None:
-        total_parameters = parameters.rank_parameters(run.model, run.parallel, need.stage).total
+        total_parameters, _ = vision_plan.stage_parameters(run, need.stage)
     parts = [
         ("weights", need.weights, weights_note(run, total_parameters)),
         ("gradients", need.gradients, "fp32"),
         ("optimizer", need.optimizer, f"fp32, over {memory.optimizer_shards(run.parallel)} rank(s)"),
         ("activations", need.activations, activations_note(run, need.stage)),
-        (
-            "transient",
-            need.transient,
-            f"larger of LM head {gb_number(need.head)}, layer backward {gb_number(need.layer_backward)}",
-        ),
+        *images_part(run, need),
+        ("transient", need.transient, transient_note(run, need)),
         ("total", need.total, memory_verdict(need)),
     ]
     head = f"memory per GPU, GB of 1e9 bytes (pipeline stage {need.stage}, which needs most)"
@@ -176,6 +219,23 @@ def activations_note(run: RunConfig, stage: int) -> str:
         return f"{sampler_plan.sampler_blocks(run):,} blocks of {run.data.sequence_length}"
     layers, each = memory.layers_in_flight(run, stage), gb_number(memory.layer_activation_bytes(run))
     return f"{layers:g} layers in flight x {each}; recompute {run.parallel.recompute}"
+
+
+def images_part(run: RunConfig, need: memory.StageMemory) -> list[tuple[str, int, str]]:
+    """What the tower and the projector keep on the stage; no line for text runs."""
+    if run.vision is None:
+        return []
+    count = vision_plan.images_in_flight(run, row_counts.micro_batches(run)) if need.stage == 0 else 0
+    each = gb_number(vision_plan.vision_activation_bytes(run))
+    return [("images", need.images, f"{count} micro-batch(es) in flight x {each}; recompute {run.parallel.recompute}")]
+
+
+def transient_note(run: RunConfig, need: memory.StageMemory) -> str:
+    """What comes and goes in a step."""
+    parts = f"LM head {gb_number(need.head)}, layer backward {gb_number(need.layer_backward)}"
+    if run.vision is None:
+        return f"larger of {parts}"
+    return f"largest of {parts}, tower backward {gb_number(need.image_backward)}"
 
 
 def memory_verdict(need: memory.StageMemory) -> str:

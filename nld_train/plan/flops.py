@@ -16,6 +16,7 @@ from nld_train.objectives.choose import objective_of
 from nld_train.objectives.contract import Objective
 from nld_train.plan.parameters import matrix_parameters
 from nld_train.plan.row_counts import row_positions, run_tokens, run_visible_pairs
+from nld_train.plan.vision_plan import vision_flops
 
 PASSES = Objective.matrix_passes  # of a product that is trained: forward once, backward twice
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM, dense
@@ -30,11 +31,12 @@ class RowFlops:
     layers: float  # the linear maps of all layers
     attention: float  # query x key and probability x value, in all layers
     head: float  # expected over the noise
+    vision: float  # the tower and the projector, on as many image cells as vision_plan reckons with
 
     @property
     def total(self) -> float:
         """FLOPs of all parts."""
-        return self.layers + self.attention + self.head
+        return self.layers + self.attention + self.head + self.vision
 
 
 def row_flops(run: RunConfig) -> RowFlops:
@@ -44,7 +46,8 @@ def row_flops(run: RunConfig) -> RowFlops:
     attention = 2 * 2 * model.heads * model.head_dim * run_visible_pairs(run)
     head = 2 * model.hidden * model.vocab_size * objective.expected_head_rows()
     passes = objective.matrix_passes
-    return RowFlops(passes * model.layers * layers, passes * model.layers * attention, passes * head)
+    vision = vision_flops(run, passes)
+    return RowFlops(passes * model.layers * layers, passes * model.layers * attention, passes * head, vision)
 
 
 def flops_per_token(run: RunConfig) -> float:
@@ -58,8 +61,12 @@ def run_flops(run: RunConfig) -> float:
 
 
 def run_days(run: RunConfig) -> float:
-    """Days on parallel.world_size H100s at `MFU`; with FP8 the layers' linear maps take 1 / `SPEED` of their time."""
+    """Days on parallel.world_size H100s at `MFU`; with FP8 the layers' linear maps take 1 / `SPEED` of their time.
+
+    The vision tower is on the first pipeline stage, and every tensor rank runs all of it: it takes as long as one GPU
+    needs, and the others of a replica of the model wait for it or do the same.
+    """
     row = row_flops(run)
     faster = row.layers / SPEED if run.train.fp8 != "none" else row.layers
-    share = (faster + row.attention + row.head) / row.total
+    share = (faster + row.attention + row.head + row.vision * run.parallel.model_ranks) / row.total
     return share * run_flops(run) / (run.parallel.world_size * H100_BF16 * MFU) / SECONDS_PER_DAY

@@ -25,6 +25,12 @@ from nld_train.plan.parameters import (
 )
 from nld_train.plan.row_counts import micro_batches, row_positions
 from nld_train.plan.sampler_plan import sampler_activation_bytes, sampler_parameters, sampler_section
+from nld_train.plan.vision_plan import (
+    stage_image_bytes,
+    stage_parameters,
+    vision_backward_bytes,
+    vision_parameters,
+)
 from nld_train.row_arithmetic import chunk_width
 
 CAPACITY = 80e9  # bytes to plan with; an "80 GB" H100 has 85e9, and what is left out above must live in the rest
@@ -44,16 +50,19 @@ class StageMemory:
     activations: int  # kept from forward to backward, all micro-batches in flight
     layer_backward: int  # while one layer runs its backward pass
     head: int  # while the LM head and the loss run; 0 where the stage has no head
+    images: int = 0  # kept from forward to backward by the tower and the projector, all micro-batches in flight
+    image_backward: int = 0  # while one layer of the tower runs its backward pass, which is behind all other layers'
 
     @property
     def transient(self) -> int:
-        """The head has finished before the first layer starts its backward pass: only the larger of them counts."""
-        return max(self.layer_backward, self.head)
+        """The head has finished before the first layer starts its backward pass, and the layers before the tower: only
+        the largest of them counts."""
+        return max(self.layer_backward, self.head, self.image_backward)
 
     @property
     def total(self) -> int:
         """Bytes at the peak of a step."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.transient
+        return self.weights + self.gradients + self.optimizer + self.activations + self.images + self.transient
 
     @property
     def fits(self) -> bool:
@@ -83,10 +92,10 @@ def worst_stage(run: RunConfig) -> StageMemory:
 
 def stage_memory(run: RunConfig, stage: int) -> StageMemory:
     """Memory of a GPU of pipeline stage `stage`."""
-    parameters = rank_parameters(run.model, run.parallel, stage).total
+    parameters, trained = stage_parameters(run, stage)
     lora = objective_of(run).adapter
     adapter = 0 if lora is None else adapter_on_rank(run, lora)
-    trained = parameters if lora is None else adapter
+    trained = trained if lora is None else adapter
     return StageMemory(
         stage=stage,
         weights=(parameters + adapter) * element_bytes(run) + fp8_weight_bytes(run, stage),
@@ -95,6 +104,8 @@ def stage_memory(run: RunConfig, stage: int) -> StageMemory:
         activations=math.ceil(layers_in_flight(run, stage) * layer_activation_bytes(run)),
         layer_backward=layer_backward_bytes(run),
         head=head_bytes(run) if stage == run.parallel.pipeline - 1 else 0,
+        images=stage_image_bytes(run, stage, micro_batches(run)),
+        image_backward=vision_backward_bytes(run) if stage == 0 else 0,
     )
 
 
@@ -274,19 +285,23 @@ def head_bytes(run: RunConfig) -> int:
 
 
 def trained_parameters(run: RunConfig) -> int:
-    """What a run trains: the whole model, the adapter of its objective, or the sampler's network."""
+    """What a run trains: the whole model, but for a vision tower that stays as it is; the adapter of its objective; or
+    the sampler's network."""
     if run.sampler is not None:
         return sampler_parameters(run)
     lora = objective_of(run).adapter
-    return model_parameters(run.model).total if lora is None else adapter_parameters(run.model, lora)
+    if lora is not None:
+        return adapter_parameters(run.model, lora)
+    return model_parameters(run.model).total + vision_parameters(run).trained
 
 
 def checkpoint_size(run: RunConfig) -> CheckpointSize:
     """A checkpoint holds every parameter once: the weights, and the optimizer's fp32 master copy and moments.
 
     In fp32 the distributed optimizer still writes its copy of the weights. Where an adapter is trained, a checkpoint
-    holds the adapter alone.
+    holds the adapter alone. Of a vision tower that is not trained it holds the weights.
     """
-    parameters = trained_parameters(run)
+    parameters, vision = trained_parameters(run), vision_parameters(run)
+    weights = parameters + vision.total - vision.trained
     master = run.train.precision == "bf16" or run.parallel.distributed_optimizer
-    return CheckpointSize(parameters * element_bytes(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))
+    return CheckpointSize(weights * element_bytes(run), parameters * FP32 * (MOMENTS + (1 if master else 0)))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from nld_train.config import RunConfig
 from nld_train.objectives.choose import objective_of
 from nld_train.plan.memory import FP32, element_bytes, rank_positions, stream_elements
-from nld_train.plan.parameters import rank_parameters
 from nld_train.plan.row_counts import micro_batches
+from nld_train.plan.vision_plan import stage_parameters, vision_parameters
 
 NODE = 8  # GPUs that NVLink joins: an H100 node
 NVLINK = 450e9  # bytes/s that a GPU sends in a node: NVLink 4 of an H100 SXM, each direction (data sheet: 900 in both)
@@ -91,7 +91,7 @@ def gradient_bytes(run: RunConfig, stage: int) -> float:
     A reduce-scatter under the distributed optimizer, (n - 1) / n of 4 bytes a parameter; else an all-reduce, twice it.
     """
     replicas, passes = run.parallel.data * run.parallel.context, 1 if run.parallel.distributed_optimizer else 2
-    return passes * ring_share(replicas) * FP32 * rank_parameters(run.model, run.parallel, stage).total
+    return passes * ring_share(replicas) * FP32 * stage_parameters(run, stage)[1]
 
 
 def gathered_weight_bytes(run: RunConfig, stage: int) -> float:
@@ -99,7 +99,7 @@ def gathered_weight_bytes(run: RunConfig, stage: int) -> float:
     if not run.parallel.distributed_optimizer:
         return 0.0
     replicas = run.parallel.data * run.parallel.context
-    return ring_share(replicas) * element_bytes(run) * rank_parameters(run.model, run.parallel, stage).total
+    return ring_share(replicas) * element_bytes(run) * stage_parameters(run, stage)[1]
 
 
 def tensor_bytes(run: RunConfig, stage: int, head_rows: float) -> float:
@@ -109,9 +109,11 @@ def tensor_bytes(run: RunConfig, stage: int, head_rows: float) -> float:
        its backward does the same with their gradients, and gathers the two inputs again for the weights' gradients: 10
        times (t - 1) / t of a stream. Without it there are 2 all-reduces in each pass. Full recomputation runs the
        forward once more.
-    2. The embedding scatters its sum and gathers the gradient, or all-reduces its sum.
+    2. The embedding scatters its sum and gathers the gradient, or all-reduces its sum. Where features of images are put
+       into it, it does both: an all-reduce of the sum, and the gathering of the gradient.
     3. The head gathers the last hidden states under sequence parallelism; of its rows' gradient [R, E] fp32 it makes an
        all-reduce.
+    4. The gradients of the vision tower and the projector are averaged, once a step: an all-reduce in fp32.
     """
     cut = run.parallel
     forwards = 2 if cut.recompute == "full" else 1
@@ -119,11 +121,13 @@ def tensor_bytes(run: RunConfig, stage: int, head_rows: float) -> float:
     layer = 2 * (FORWARD * forwards + BACKWARD) + (BACKWARD if cut.sequence else 0)
     streams = layer * run.model.layers / cut.pipeline
     streams += 2 if stage == 0 else 0
+    streams += 1 if stage == 0 and cut.sequence and run.vision is not None else 0
     last = stage == cut.pipeline - 1
     streams += 1 if last and cut.sequence else 0
     stream = rank_positions(run) * run.model.hidden * element_bytes(run)
     head = 2 * head_rows * run.model.hidden * FP32 if last else 0.0
-    return micro_batches(run) * ring_share(cut.tensor) * (streams * stream + head)
+    averaged = 2 * FP32 * vision_parameters(run).trained if stage == 0 else 0
+    return ring_share(cut.tensor) * (micro_batches(run) * (streams * stream + head) + averaged)
 
 
 def context_bytes(run: RunConfig) -> float:

@@ -14,6 +14,7 @@ from nld_train.plan.memory import checkpoint_size
 from nld_train.plan.network import Traffic, network_traffic
 from nld_train.plan.parameters import rank_parameters
 from nld_train.plan.row_counts import micro_batches
+from nld_train.plan.vision_plan import stage_parameters, vision_parameters
 
 FILE_SYSTEM = 10e9  # bytes/s that all ranks together write: assumed; ask your own what it does
 # 419 unexpected interruptions in 54 days on 16,384 H100s ["The Llama 3 Herd of Models", arXiv 2407.21783, sec. 3.3.4].
@@ -71,15 +72,16 @@ def exposed_seconds(run: RunConfig, traffic: list[Traffic]) -> float:
 
     Gradients are reduced while the last micro-batch runs its backward pass, and weights gathered while the first runs
     its forward (train/bridge_config.py), both at MFU: what takes longer than that is exposed. So is, at any rate, the
-    embedding's part, whose gradient comes last and whose weights are needed first. The other purposes are exposed
-    whole, although Transformer Engine can run four of the ten collectives of a layer beside products of the backward.
+    part of the embedding and of a vision tower, whose gradients come last and whose weights are needed first. The other
+    purposes are exposed whole, although Transformer Engine can run four of the ten collectives of a layer beside
+    products of the backward.
     """
-    micro_batch, first = step_seconds(run) / micro_batches(run), rank_parameters(run.model, run.parallel, 0)
+    micro_batch, (_, first) = step_seconds(run) / micro_batches(run), stage_parameters(run, 0)
     forward = micro_batch / PASSES
     room = {"gradients": micro_batch - forward, "weights": forward}
-    embedding = first.embedding / first.total
+    late = (rank_parameters(run.model, run.parallel, 0).embedding + vision_parameters(run).trained) / first
     return sum(
-        max(embedding * each.seconds, each.seconds - room[each.purpose]) if each.purpose in room else each.seconds
+        max(late * each.seconds, each.seconds - room[each.purpose]) if each.purpose in room else each.seconds
         for each in traffic
     )
 
