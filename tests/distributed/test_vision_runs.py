@@ -1,6 +1,7 @@
 """Runs with a vision tower through Megatron-Bridge's loop: saved, resumed and started from under every layout.
 
-Their conversations have no images, so that a text run beside them says what they must log.
+Two of them have conversations without images, so that the text run says what the other must log. The others read drawn
+pictures, in rows whose noisy half has places for text alone.
 """
 
 import shutil
@@ -9,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.image_check import ImageRules
+from data_prep.picture_book import write_picture_book
+from data_prep.prepare_chat import ChatOptions, prepare_chat
 from nld_train.config import ParallelConfig, RunConfig
 from nld_train.convert.torch_dist import StoredWeights
+from nld_train.data.image_tokens import ImageSizes
+from nld_train.data.run_rows import open_run_rows
+from nld_train.objectives.choose import objective_of
 from nld_train.run_folder.paths import step_folder
 from tests.chat_files import on_conversations
 from tests.distributed.alike import assert_same_curve, assert_same_parameters, parameters
 from tests.distributed.ranks import figures, on, small_run, train_together, with_train
-from tests.model.images import VISION
+from tests.model.images import VISION as ANY_VISION
 
 pytestmark = pytest.mark.megatron
 
@@ -24,6 +31,7 @@ LAYOUTS: dict[str, ParallelConfig] = {
     "pipeline2": on(2, pipeline=2),
     "data2": on(2),
 }
+VISION = replace(ANY_VISION, image_token_id=20, break_token_id=21, end_token_id=22)
 TOWER = ("vision_tower.", "multi_modal_projector.")
 
 
@@ -33,9 +41,17 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("vision_runs")
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
 
+    draw_conversations(folder)
+
     def run(name: str, init: str | None, parallel: ParallelConfig, **section: object) -> RunConfig:
         made = on_conversations(small_run(name, folder, alpha=0.3, init=init, parallel=parallel), folder)
-        return with_train(replace(made, **{"vision": VISION, **section}), eval_batches=0, eval_decode=0)
+        longer = replace(made.model, rope=replace(made.model.rope, factor=32.0))
+        sections = {"model": longer, "vision": VISION, **section}
+        if init is not None:
+            sections["data"] = replace(
+                made.data, blend=(f"{folder}/data/pictures",), sequence_length=320, text_length=224
+            )
+        return with_train(replace(made, **sections), eval_batches=0, eval_decode=0)
 
     def half(whole: RunConfig) -> RunConfig:
         """The first two steps of a run, into its own folder; the same schedule goes on in the whole one."""
@@ -51,6 +67,25 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     train_together(alone, folder)
     train_together(together, folder)
     return {each.name: each for each in [*alone, *together]}
+
+
+def draw_conversations(folder: Path) -> None:
+    """A chat file with a picture in every conversation."""
+    write_picture_book(folder / "book", pictures=60, asked=1, seed=1)
+    names = ("<SPECIAL_20>", "<SPECIAL_21>", "<SPECIAL_22>")
+    rules = ImageRules(names, ImageSizes(VISION.patch_size, VISION.merge, VISION.longest_edge))
+    chat = folder / "book" / "chat.jsonl"
+    prepare_chat([chat], folder / "data" / "pictures", folder / "tokenizer", ChatOptions(images=rules))
+
+
+def test_rows_hold_pictures_and_less_text_than_tokens(trained: dict[str, RunConfig]) -> None:
+    run = trained["one"]
+    from nld_train.train.dataset import RunRows
+
+    opened = open_run_rows(run, Path(run.output))["train"]
+    rows = RunRows(opened, objective_of(run), purpose="train", count=8, repeat_after=8)
+    for row in map(rows.plain_row, range(8)):
+        assert row.images and row.clean_only is not None and 0 < int((~row.clean_only).sum()) <= 224
 
 
 def test_a_run_without_images_is_the_text_run(trained: dict[str, RunConfig]) -> None:
