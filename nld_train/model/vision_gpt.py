@@ -9,8 +9,8 @@ from torch import Tensor
 from nld_train.model.gpt import DualStreamGPTModel
 from nld_train.model.position_head import sequence_first_index
 from nld_train.model.provider_config import DualStreamConfig
-from nld_train.model.vision_tower import build_tower, image_features
-from nld_train.types import Batch, BatchImages, HeadRequest
+from nld_train.model.vision_tower import build_tower, image_features, sized_features
+from nld_train.types import Batch, HeadRequest
 
 
 class DualStreamVisionModel(DualStreamGPTModel):
@@ -26,7 +26,7 @@ class DualStreamVisionModel(DualStreamGPTModel):
         if self.pre_process:
             recompute = config.recompute_granularity == "full"
             self.vision_tower, self.multi_modal_projector = build_tower(
-                config.vision, config.hidden_size, config.layernorm_epsilon, recompute
+                config.vision, config.hidden_size, config.layernorm_epsilon, recompute, config.params_dtype
             )
 
     def _decoder_input(self, batch: Batch | HeadRequest) -> Tensor | None:
@@ -50,17 +50,11 @@ class DualStreamVisionModel(DualStreamGPTModel):
             cells = batch.images.positions.numel()
             assert len(features) == cells, f"{len(features)} cells of images for {cells} positions"
             return features, batch.images.positions
-        blank = blank_image(self.config.vision.cell, batch.input_ids.device)
-        return image_features(self.vision_tower, self.multi_modal_projector, blank)[:0], blank.positions
-
-
-def blank_image(cell: int, device: torch.device) -> BatchImages:
-    """One image of one cell, which stands nowhere in the rows."""
-    return BatchImages(
-        pixels=torch.zeros(1, 3, cell, cell, device=device),
-        sizes=torch.tensor([[cell, cell]]),
-        positions=torch.empty(0, dtype=torch.int64, device=device),
-    )
+        # Its size is known without a tensor: a rehearsal on fake tensors can read none.
+        ids, cell = batch.input_ids, self.config.vision.cell
+        blank = torch.zeros(1, 3, cell, cell, device=ids.device)
+        features = sized_features(self.vision_tower, self.multi_modal_projector, blank, [(cell, cell)])
+        return features[:0], ids.new_empty(0)
 
 
 def put_features(embeddings: Tensor, features: Tensor, positions: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from megatron.bridge.utils.common_utils import hook_hf_module_setattr_for_tp_grad_sync
 from torch import Tensor, nn
 from transformers import Mistral3Config, PixtralVisionModel
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
 from transformers.models.pixtral.modeling_pixtral import PixtralRotaryEmbedding
 
@@ -49,15 +50,16 @@ def tower_config(vision: VisionConfig, hidden: int, norm_eps: float) -> Mistral3
 
 
 def build_tower(
-    vision: VisionConfig, hidden: int, norm_eps: float, recompute: bool
+    vision: VisionConfig, hidden: int, norm_eps: float, recompute: bool, dtype: torch.dtype
 ) -> tuple[PixtralVisionModel, Mistral3MultiModalProjector]:
-    """The tower and the projector in front of a language model of E = `hidden`, random.
+    """The tower and the projector in front of a language model of E = `hidden`, random, made in `dtype`.
 
     recompute: whether the tower's layers keep their inputs alone, and run again in the backward pass. A tower that is
     not trained has none.
     """
     config = tower_config(vision, hidden, norm_eps)
-    tower, projector = PixtralVisionModel(config.vision_config), Mistral3MultiModalProjector(config)
+    with local_torch_dtype(dtype):
+        tower, projector = PixtralVisionModel(config.vision_config), Mistral3MultiModalProjector(config)
     tower.patch_positional_embedding = PreciseRotary(config.vision_config)
     if recompute and vision.train_tower:
         tower.gradient_checkpointing_enable({"use_reentrant": False})
@@ -70,13 +72,17 @@ def build_tower(
 
 def image_features(tower: PixtralVisionModel, projector: nn.Module, images: BatchImages) -> Tensor:
     """Features [F, E] of all cells: image by image, and in each row of cells by row of cells."""
-    sizes = [(height, width) for height, width in images.sizes.tolist()]
+    return sized_features(tower, projector, images.pixels, [(height, width) for height, width in images.sizes.tolist()])
+
+
+def sized_features(
+    tower: PixtralVisionModel, projector: nn.Module, pixels: Tensor, sizes: list[tuple[int, int]]
+) -> Tensor:
+    """The same of pixels [n, 3, H, W] of images of these heights and widths."""
     largest = max(max(size) for size in sizes)
     assert largest <= tower.config.image_size, f"an image of {largest} pixels; resize to {tower.config.image_size}"
     patches = [height * width // tower.patch_size**2 for height, width in sizes]
-    return torch.cat(
-        [_call_features(tower, projector, images.pixels[group], sizes[group]) for group in image_calls(patches)]
-    )
+    return torch.cat([_call_features(tower, projector, pixels[group], sizes[group]) for group in image_calls(patches)])
 
 
 def image_calls(patches: list[int]) -> Iterator[slice]:

@@ -86,7 +86,7 @@ def test_names_in_checkpoints_are_those_of_transformers_beside_those_of_the_text
     from nld_train.model.vision_tower import build_tower
     from tests.model.images import VISION
 
-    tower, projector = build_tower(VISION, 64, 1e-5, recompute=False)
+    tower, projector = build_tower(VISION, 64, 1e-5, recompute=False, dtype=torch.float32)
     shapes = {
         prefix + name: value.shape
         for prefix, module in ((TOWER, tower), (PROJECTOR, projector))

@@ -19,7 +19,7 @@ def built(recompute: bool = False, train_tower: bool = True) -> tuple:
     from nld_train.model.vision_tower import build_tower
 
     torch.manual_seed(2)
-    modules = build_tower(replace(VISION, train_tower=train_tower), HIDDEN, EPS, recompute)
+    modules = build_tower(replace(VISION, train_tower=train_tower), HIDDEN, EPS, recompute, torch.float32)
     for parameter in (each for module in modules for each in module.parameters()):
         torch.nn.init.normal_(parameter, std=0.3)
     return modules
@@ -132,3 +132,12 @@ def test_angles_stay_in_float32_where_weights_become_bf16() -> None:
     torch.testing.assert_close(tower.patch_positional_embedding.inv_freq, before, rtol=0, atol=0)
     made = features((tower, projector.bfloat16()), some_images())
     assert made.dtype is torch.bfloat16 and made.isfinite().all()
+
+
+def test_it_is_made_in_the_dtype_of_the_run() -> None:
+    from nld_train.model.vision_tower import build_tower
+
+    tower, projector = build_tower(VISION, HIDDEN, EPS, False, torch.bfloat16)
+    assert {weight.dtype for module in (tower, projector) for weight in module.parameters()} == {torch.bfloat16}
+    assert tower.patch_positional_embedding.inv_freq.dtype is torch.float32
+    assert torch.get_default_dtype() is torch.float32

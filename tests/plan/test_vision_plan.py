@@ -43,7 +43,7 @@ def built(run: RunConfig, recompute: bool = False) -> tuple[torch.nn.Module, tor
     from nld_train.model.vision_tower import build_tower
 
     assert run.vision is not None
-    return build_tower(run.vision, run.model.hidden, run.model.norm_eps, recompute)
+    return build_tower(run.vision, run.model.hidden, run.model.norm_eps, recompute, torch.float32)
 
 
 class Seen(torch.nn.Module):
