@@ -138,16 +138,18 @@ def _read_row(row: Mapping[str, object], reading: Reading) -> tuple[list[Message
     lists = [name for name in there if not is_empty(row[name])] or there[:1]
     if len(lists) > 1:
         raise ChatProblem(f"two lists of turns: {' and '.join(lists)}")
-    if not is_empty(row.get(TEXTS)):
-        if lists:
-            raise ChatProblem(f"two lists of turns: {TEXTS} and {lists[0]}")
-        return _read_texts(row[TEXTS], reading), (TEXTS, *there)
+    if not lists and not is_empty(row.get(TEXTS)) and not any(_has_pair(row, pair) for pair in PAIRS):
+        return _read_texts(row[TEXTS], reading), (TEXTS,)
     if not lists:
         return _read_pair(row, reading)
     refuse_fields(row, ("context",), "beside a list of turns ")
     if read_reasoning(row)[0]:
         raise ChatProblem("reasoning beside a list of turns: which answer does it belong to")
     return read_turns(row[lists[0]], reading), (lists[0],)
+
+
+def _has_pair(row: Mapping[str, object], pair: tuple[str, str]) -> bool:
+    return pair[0] in row and pair[1] in row
 
 
 def _read_texts(texts: object, reading: Reading) -> list[Message]:
@@ -163,7 +165,7 @@ def _read_texts(texts: object, reading: Reading) -> list[Message]:
 
 def _read_pair(row: Mapping[str, object], reading: Reading) -> tuple[list[Message], tuple[str, ...]]:
     """A question and its answer. Lists of turns may stand in their place; then the answer's turns alone count."""
-    pairs = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
+    pairs = [pair for pair in PAIRS if _has_pair(row, pair)]
     pair = next((pair for pair in pairs if not is_empty(row[pair[1]])), pairs[0] if pairs else None)
     if pair is None:
         raise ChatProblem(f"unknown form: fields {', '.join(sorted(row)) or 'none'}, known are {FORMS}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 TABLE_ROWS = 256  # that are Python objects at a time
+TABLE_BYTES = 1 << 26  # of such rows, about
 FIELD_CHARACTERS = 1 << 30  # of one field of a .csv
 
 
@@ -42,7 +43,9 @@ def parquet_rows(path: Path, group: int, column: str | None) -> Iterator[object]
     table = open_table(path)
     with _said_of(path, "Parquet"):
         chosen = _only(table.schema_arrow, column)
-        for batch in table.iter_batches(TABLE_ROWS, row_groups=[group], columns=chosen):
+        found = table.metadata.row_group(group)
+        at_a_time = _rows_at_a_time(found.num_rows, found.total_byte_size)
+        for batch in table.iter_batches(at_a_time, row_groups=[group], columns=chosen):
             yield from batch.to_pylist()
 
 
@@ -52,8 +55,14 @@ def arrow_rows(path: Path, column: str | None) -> Iterator[object]:
         for batch in _arrow_batches(path):
             chosen = _only(batch.schema, column)
             narrow = batch if chosen is None else batch.select(chosen)
-            for start in range(0, narrow.num_rows, TABLE_ROWS):
-                yield from narrow.slice(start, TABLE_ROWS).to_pylist()
+            at_a_time = _rows_at_a_time(narrow.num_rows, narrow.nbytes)
+            for start in range(0, narrow.num_rows, at_a_time):
+                yield from narrow.slice(start, at_a_time).to_pylist()
+
+
+def _rows_at_a_time(rows: int, size: int) -> int:
+    """How many of so many rows of so many bytes become Python objects together: fewer where they hold images."""
+    return max(1, min(TABLE_ROWS, TABLE_BYTES * rows // max(size, 1)))
 
 
 def _arrow_batches(path: Path) -> "Iterator[RecordBatch]":

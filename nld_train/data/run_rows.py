@@ -163,11 +163,18 @@ def estimate_validation_rows(run: RunConfig) -> list[float]:
         manifest = read_manifest(prefix)
         if run.data.chat or manifest.documents > DRAWN_UP_TO:
             share = part_counts(manifest.documents, run.data.split)["validation"] / max(manifest.documents, 1)
-            rows.append(max(share * manifest.tokens / run.data.sequence_length, 1))
+            rows.append(max(share * _full_rows(manifest, run), 1))
         else:
             tokens = make_text_parts(prefix, run.data)["validation"].tokens
             rows.append(count_text_rows(tokens, run.data.sequence_length))
     return rows
+
+
+def _full_rows(manifest: Manifest, run: RunConfig) -> float:
+    """The rows that a file would fill by tokens, or by text where that takes more."""
+    images = None if manifest.chat is None else manifest.chat.images
+    text = manifest.tokens - (0 if images is None else images.image_tokens)
+    return max(manifest.tokens / run.data.sequence_length, text / run.data.noisy_length)
 
 
 def describe_repeats(run: RunConfig, rows: Sequence[float]) -> str | None:

@@ -98,6 +98,13 @@ def test_a_mark_is_text_without_images_beside_the_turns_and_with_parts_that_take
     assert shown(read(row)[0]) == ["an <image> tag", "IMAGE"]
 
 
+def test_texts_are_turns_where_nothing_else_is() -> None:
+    texts = [{"user": "what", "assistant": "a cat"}]
+    for row in ({"messages": [USER, TOLD], "texts": texts}, {"question": "what", "answer": "a thing", "texts": texts}):
+        conversation = read_conversation(RecordValue(1, row))
+        assert conversation.messages[1].content == "a thing" and conversation.unread == {"texts"}
+
+
 BAD = {
     "more places for images than images: 2 places, 1 images": turns({"type": "image"}, {"type": "image"}, images=["a"]),
     "more places for images than images: 1 places, 0 images": turns({"type": "image"}),

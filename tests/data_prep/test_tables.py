@@ -4,7 +4,7 @@ import pyarrow
 import pytest
 from pyarrow import feather, ipc, parquet
 
-from data_prep import sources
+from data_prep import sources, tables
 from data_prep.sources import TextRecord, cut_into_chunks, find_files, read_piece, read_values, search_inputs
 from nld_train.errors import UserError
 
@@ -118,3 +118,21 @@ def test_quotes_that_do_not_close_are_one_line(tmp_path: Path) -> None:
 def test_a_long_field_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "x" * 1_000_000 + "\n")
     assert len(records(tmp_path / "a.csv")[0].text) == 1_000_000
+
+
+def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"image": bytes([number]) * 1000} for number in range(20)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", use_dictionary=False)
+    stream = write_stream(tmp_path / "a.arrow", pyarrow.Table.from_pylist(rows))
+    sizes = []
+    whole = parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "iter_batches",
+        lambda file, size, **options: sizes.append(size) or whole(file, size, **options),
+    )
+    for most in (tables.TABLE_BYTES, 5000, 1):
+        monkeypatch.setattr(tables, "TABLE_BYTES", most)
+        assert list(tables.parquet_rows(tmp_path / "a.parquet", 0, None)) == rows
+        assert list(tables.arrow_rows(stream, None)) == rows
+    assert sizes[0] == tables.TABLE_ROWS and 2 <= sizes[1] <= 5 and sizes[2] == 1
