@@ -64,8 +64,9 @@ class NemotronLabsDiffusionVLMConfig(NemotronLabsDiffusionConfig):
     def projector_config(self) -> Mistral3Config:
         """The same numbers as transformers' Mistral3MultiModalProjector reads them."""
         text = MistralConfig(hidden_size=self.hidden_size, rms_norm_eps=self.rms_norm_eps)
+        # A copy of the tower's: Mistral3Config sets the attention of the one that it is given to none at all.
         return Mistral3Config(
-            vision_config=self.vision_config,
+            vision_config=self.vision_config.to_dict(),
             text_config=text,
             spatial_merge_size=self.spatial_merge_size,
             projector_hidden_act=self.projector_hidden_act,

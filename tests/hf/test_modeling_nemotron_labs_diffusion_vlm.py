@@ -74,11 +74,21 @@ def test_features_stand_in_the_places_of_image_tokens_in_their_order(model) -> N
     assert torch.equal(embedded[0, others], model.encoder.embed_tokens(ids[0, others]))
 
 
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_the_tower_attends_as_the_language_model_does(model, tmp_path, name) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = NemotronLabsDiffusionVLMModel.from_pretrained(tmp_path, attn_implementation=name)
+    for config in (loaded.config, loaded.encoder.vision_tower.config):
+        assert config._attn_implementation == name
+    assert model.encoder.vision_tower.config._attn_implementation == "sdpa"
+
+
 def test_padding_of_pixels_and_of_rows_changes_nothing(model) -> None:
     """Two prompts with different images as one batch, padded on the left by image tokens even, are the two alone."""
-    sizes = [(2, 3), (4, 1)]
+    sizes = [(2, 3), (4, 2)]
     rows, images = [prompt([size], seed) for seed, size in enumerate(sizes)], random_images(sizes)
     width = max(row.shape[1] for row in rows)
+    assert rows[0].shape[1] < width
     ids = torch.full((2, width), IMAGE)
     real = torch.zeros(2, width, dtype=torch.long)
     for number, row in enumerate(rows):
