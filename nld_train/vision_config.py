@@ -33,6 +33,7 @@ class VisionConfig:
     break_token_id: int = 12  # behind each row of cells but the last
     end_token_id: int = 13  # behind the last row of cells
     train_tower: bool = True  # False: the tower stays as it is, and the projector and the language model are trained
+    recompute: bool = False  # the tower's layers keep their inputs alone, as under parallel.recompute=full
 
     def __post_init__(self) -> None:
         require_choice("vision.activation", self.activation, VisionActivation)

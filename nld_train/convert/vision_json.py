@@ -109,7 +109,7 @@ def read_vision_entries(folder: Path, content: Mapping[str, Any]) -> VisionConfi
     check_fixed(path, rope, {"rope_type": "default"}, "vision_config.rope_parameters.")
     values = {name: tower[key] for name, key in TOWER_KEYS.items()}
     values |= {"merge": content["spatial_merge_size"], "theta": rope["rope_theta"], **read_token_ids(folder, content)}
-    vision = from_tree(VisionConfig, values | {"train_tower": True}, f"{path}: vision_config: ")
+    vision = from_tree(VisionConfig, values | {"train_tower": True, "recompute": False}, f"{path}: vision_config: ")
     head = tower.get("head_dim", vision.hidden // vision.heads)
     require(
         head == vision.hidden // vision.heads,

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from nld_train.data.image_pixels import FORMATS, decode_image
 from nld_train.data.tokenizer import TextTokenizer, one_line
 from nld_train.decode.run import ImagePrompts
 from nld_train.errors import UserError, require
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others run programs, or are read by few
 PROCESSOR = "processor_config.json"
 
 
@@ -18,10 +18,7 @@ def read_image_file(path: Path) -> Image.Image:
     """The image of a file in RGB, its first frame, turned as EXIF says. Raises: UserError where there is none."""
     require(path.is_file(), f"no file {path}", "an image file", "check --image")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            turned = ImageOps.exif_transpose(image)
-            assert turned is not None, "a new image is returned"
-            return turned.convert("RGB")
+        return decode_image(path.read_bytes())
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is no image that can be read: {one_line(error)}",

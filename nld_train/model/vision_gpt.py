@@ -24,7 +24,7 @@ class DualStreamVisionModel(DualStreamGPTModel):
         # The features are put into whole embeddings: only then has every tensor rank the gradient of all of them.
         super().__init__(config, scatter_embedding_sequence_parallel=False, **kwargs)
         if self.pre_process:
-            recompute = config.recompute_granularity == "full"
+            recompute = config.vision.recompute or config.recompute_granularity == "full"
             self.vision_tower, self.multi_modal_projector = build_tower(
                 config.vision, config.hidden_size, config.layernorm_epsilon, recompute, config.params_dtype
             )

@@ -21,14 +21,14 @@ class JointObjective(Objective):
     section = "diffusion"
 
     def expected_head_rows(self) -> float:
-        """L clean rows, and the masked ones of the noisy half: L * E[p]."""
+        """L clean rows, and the masked ones of the noisy half: L * E[p]. Tokens of images have none: L is L_text."""
         diffusion = self.run.diffusion
         masked = mean_mask_probability(diffusion) if diffusion.dual else 0.0
-        return self.run.data.sequence_length + self.run.data.noisy_length * masked
+        return self.run.data.noisy_length * (1 + masked)
 
     def most_head_rows(self) -> int:
-        """All positions of the model's input: at noise level 1 every token of the noisy half is masked."""
-        return self.run.positions
+        """All positions of text: at noise level 1 every token of the noisy half is masked."""
+        return self.run.data.noisy_length * (2 if self.run.diffusion.dual else 1)
 
     @property
     def drafted_rows(self) -> int:

@@ -181,9 +181,9 @@ def fp8_note(run: RunConfig) -> str:
 
 
 def tower_note(run: RunConfig) -> str:
-    """What the time assumes of the tower; nothing where no other GPU waits for it."""
-    waiting = run.parallel.model_ranks
-    return f", the vision tower on one of every {waiting} GPUs alone" if run.vision is not None and waiting > 1 else ""
+    """What the time assumes of the tower; nothing where each GPU has images of its own."""
+    sharing = run.parallel.model_ranks
+    return f"; the {sharing} GPUs of a replica wait for one tower" if run.vision is not None and sharing > 1 else ""
 
 
 def memory_report(run: RunConfig) -> str:
@@ -227,7 +227,8 @@ def images_part(run: RunConfig, need: memory.StageMemory) -> list[tuple[str, int
         return []
     count = vision_plan.images_in_flight(run, row_counts.micro_batches(run)) if need.stage == 0 else 0
     each = gb_number(vision_plan.vision_activation_bytes(run))
-    return [("images", need.images, f"{count} micro-batch(es) in flight x {each}; recompute {run.parallel.recompute}")]
+    tower = "recomputed" if vision_plan.tower_recomputes(run) else "not recomputed"
+    return [("images", need.images, f"{count} micro-batch(es) in flight x {each}; tower {tower}")]
 
 
 def transient_note(run: RunConfig, need: memory.StageMemory) -> str:

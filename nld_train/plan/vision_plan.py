@@ -119,16 +119,20 @@ def projector_bytes(vision: VisionConfig, hidden: int, element: int) -> int:
     return vision.merge**2 * (norm + 2 * vision.hidden * element) + element * (vision.hidden + 2 * hidden)
 
 
+def tower_recomputes(run: RunConfig) -> bool:
+    """Whether the tower's layers run again in the backward pass."""
+    return run.parallel.recompute == "full" or (run.vision is not None and run.vision.recompute)
+
+
 def vision_activation_bytes(run: RunConfig) -> int:
-    """Bytes that the images of one micro-batch keep on the first stage, nothing of them sharded; parallel.recompute
-    "full" keeps of each layer its input alone, and a tower that is not trained keeps the pixels and the projector's."""
+    """Bytes that the images of one micro-batch keep on the first stage, nothing of them sharded; a tower that is
+    recomputed keeps of each layer its input alone, and one that is not trained the pixels and the projector's."""
     vision, element = run.vision, ELEMENT[run.train.precision]
     if vision is None:
         return 0
     patch = COLOURS * vision.patch_size**2 * FP32
     if vision.train_tower:
-        full = run.parallel.recompute == "full"
-        layer = vision.hidden * element if full else tower_layer_bytes(vision, element)
+        layer = vision.hidden * element if tower_recomputes(run) else tower_layer_bytes(vision, element)
         patch = vision.layers * layer + tower_ends_bytes(vision, element, call_patches(run))
     cell = projector_bytes(vision, run.model.hidden, element)
     return run.train.micro_batch * (image_patches(run) * patch + image_cells(run) * cell)
@@ -136,11 +140,11 @@ def vision_activation_bytes(run: RunConfig) -> int:
 
 def vision_backward_bytes(run: RunConfig) -> int:
     """Bytes alive while one layer of one call runs its backward pass: the gradients of the MLP's inside (4 F) and of
-    two streams (2 C); under full recomputation also all that the layer keeps, which is computed again."""
+    two streams (2 C); under recomputation also all that the layer keeps, which is computed again."""
     vision, element = run.vision, ELEMENT[run.train.precision]
     if vision is None or not vision.train_tower:
         return 0
-    again = tower_layer_bytes(vision, element) if run.parallel.recompute == "full" else 0
+    again = tower_layer_bytes(vision, element) if tower_recomputes(run) else 0
     return call_patches(run) * ((4 * vision.ffn + 2 * vision.hidden) * element + again)
 
 

@@ -140,7 +140,7 @@ def check_same_vision(init: str, recorded: Mapping[str, object], vision: VisionC
     )
     if not isinstance(here, dict) or not isinstance(there, dict):
         return
-    names = [name for name in here if name != "train_tower" and here[name] != there.get(name)]
+    names = [name for name in here if name not in ("train_tower", "recompute") and here[name] != there.get(name)]
     require(
         not names,
         f"init={init!r} holds another vision model: "

@@ -197,7 +197,7 @@ def test_the_report_says_what_images_take_and_spare() -> None:
         "35.3% fewer FLOPs and 37.5% (1.781 GB) less memory",
         "(one conversation, its images first)",
         ", vision 1.1e+10)",
-        "the vision tower on one of every 4 GPUs alone",
+        "the 4 GPUs of a replica wait for one tower",
         "1 micro-batch(es) in flight x 3.9",
         "tower backward",
         "fits an 80 GB GPU",

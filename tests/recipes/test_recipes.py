@@ -20,7 +20,9 @@ COUNTS = {1: "one micro-batch", 2: "two micro-batches", 4: "four micro-batches",
 
 
 def test_every_size_has_a_recipe_of_every_stage() -> None:
-    assert {f"{size}_{stage}" for size in PAIRS for stage in (*TABLES, "sampler")} == set(recipe_names())
+    found = set(recipe_names()) - {"tiny_vlm", *(f"{size}_vlm_sft" for size in LARGE)}
+    assert found == {f"{size}_{stage}" for size in PAIRS for stage in (*TABLES, "sampler")}
+    assert len(found) == len(recipe_names()) - 1 - len(LARGE)
     assert {"nld_3b", "nld_8b", "nld_14b"} <= set(LARGE)
 
 
