@@ -114,7 +114,7 @@ $(VLM)/pictures: | .venv/.ready
 	$(NLD) data pictures --output $@
 
 $(VLM)/tokenizer: | $(VLM)/pictures
-	$(NLD) data train-tokenizer $(VLM)/pictures/text.jsonl --vocab-size 512 --chat-words --output $@
+	$(NLD) data train-tokenizer $(VLM)/pictures/text.jsonl --vocab-size 480 --chat-words --output $@
 
 # The sizes and the three tokens of images are those of recipes/tiny_vlm.py.
 $(VLM)/data/chat.idx: | $(VLM)/tokenizer

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from nld_train.files import staged_folder
 
 CELL = 16  # pixels, the cell of recipes/tiny_vlm.py: a shape is about as large as one image token
-ROWS, COLUMNS = (1, 2, 3), (2, 3, 4)
+ROWS, COLUMNS = (1, 2, 3), (2, 3)
+WORD_CELLS = (2, 4)  # rows and columns that a word is written over
 SHAPES = ("circle", "square", "cross")
 COLOURS = {
     "red": (214, 39, 40),
@@ -30,7 +31,7 @@ TURNS = 3  # questions on a picture that is trained on
 # Kinds of questions, and how often each is asked about a picture of shapes that is trained on.
 KINDS = ("place", "count", "row", "picture", "word")
 ASKED_OFTEN = (2, 1, 2, 3, 0)
-PAPER = (244, 244, 240)
+PAPER = (122, 117, 104)  # the mean of the pixels that towers are given: on it colours differ most
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def write_picture_book(target: str | Path, pictures: int, asked: int, seed: int,
 def draw_contents(generator: random.Random, with_word: bool) -> DrawnPicture:
     """What a new picture shows."""
     if with_word:
-        blank = ((None,) * max(COLUMNS),) * 2
+        blank = ((None,) * WORD_CELLS[1],) * WORD_CELLS[0]
         return DrawnPicture(blank, generator.choice(WORDS), generator.choice(list(COLOURS)))
     rows, columns = generator.choice(ROWS), generator.choice(COLUMNS)
     return DrawnPicture(tuple(tuple(_draw_mark(generator) for _ in range(columns)) for _ in range(rows)))

@@ -20,7 +20,7 @@ def run() -> RunConfig:
     return RunConfig(
         name="tiny_vlm",
         output="out/demo_vlm/sft",
-        model=replace(TINY, vocab_size=512),  # the questions and answers have few words
+        model=replace(TINY, vocab_size=480),  # the questions and answers have few words
         vision=VisionConfig(
             layers=2,
             hidden=64,
@@ -51,10 +51,10 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=1500,
+            iterations=1200,
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=500,
+            eval_interval=400,
             eval_batches=4,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
@@ -65,6 +65,6 @@ def run() -> RunConfig:
             decay_iterations=500,
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=500, keep=2),
+        checkpoint=CheckpointConfig(interval=400, keep=2),
         log=LogConfig(interval=10, wandb="disabled"),
     )
