@@ -50,6 +50,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vision_export(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export, in float32, of a random Ministral-3 with its tower."""
+    import torch
+
+    from tests.convert.conftest import export, imported
+    from tests.vision_folder import save_ministral, stock_ministral
+
+    made = tmp_path_factory.mktemp("vision")
+    save_ministral(stock_ministral(), prepared / "tokenizer", made / "ministral")
+    return export(imported(made / "ministral", made / "out"), made / "hf", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
 def cpu_runtime() -> None:
     """Megatron binds CUDA kernels by name when it is first imported, so this comes before any import of it."""
     from nld_train.train import cpu_runtime, patches

@@ -4,30 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from nld_train import cli
-from tests.convert.conftest import export, imported
-from tests.vision_folder import save_ministral, stock_ministral, write_picture
+from tests.vision_folder import write_picture
 
 SMALL = ["--chat", "--block", "4", "--max-new-tokens", "8", "--dtype", "float32"]
 
 
-@pytest.fixture(scope="module")
-def vision_folder(prepared, tmp_path_factory) -> Path:
-    """The export of a random Ministral-3 with its tower."""
-    made = tmp_path_factory.mktemp("vision")
-    save_ministral(stock_ministral(), prepared / "tokenizer", made / "ministral")
-    return export(imported(made / "ministral", made / "out"), made / "hf", dtype=torch.float32)
-
-
 @pytest.fixture
-def ask(vision_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def ask(vision_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `nld eval decode` on rows of a prompt file; returns its exit status."""
     write_picture(tmp_path / "wide.png", 40, 16)
     write_picture(tmp_path / "high.png", 9, 30, seed=1)
 
-    def run(rows: list[dict], *words: str, folder: Path = vision_folder, command: str = "decode") -> int:
+    def run(rows: list[dict], *words: str, folder: Path = vision_export, command: str = "decode") -> int:
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = [str(folder), "--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "out")]
         monkeypatch.setattr("sys.argv", ["nld", "eval", command, *given, *words])

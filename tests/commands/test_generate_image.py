@@ -10,15 +10,7 @@ import torch
 from nld_train import cli
 from nld_train.report.decoded_answers import read_answers
 from tests.convert.conftest import export, imported
-from tests.vision_folder import save_ministral, stock_ministral, write_picture
-
-
-@pytest.fixture(scope="module")
-def folder(prepared, tmp_path_factory) -> Path:
-    """The export of a random Ministral-3 with its tower."""
-    made = tmp_path_factory.mktemp("vision")
-    save_ministral(stock_ministral(), prepared / "tokenizer", made / "ministral")
-    return export(imported(made / "ministral", made / "out"), made / "hf", dtype=torch.float32)
+from tests.vision_folder import write_picture
 
 
 @pytest.fixture
@@ -32,9 +24,9 @@ def nld(monkeypatch, capsys):
     return run
 
 
-def test_every_mode_answers_to_images_and_the_exact_ones_alike(folder, nld, tmp_path) -> None:
+def test_every_mode_answers_to_images_and_the_exact_ones_alike(vision_export, nld, tmp_path) -> None:
     pictures = [write_picture(tmp_path / f"{seed}.png", 40, 20, seed) for seed in range(3)]
-    words = ["--model", folder, "--mode", "all", "--chat", "--prompt", "what?", "--max-new-tokens", 8]
+    words = ["--model", vision_export, "--mode", "all", "--chat", "--prompt", "what?", "--max-new-tokens", 8]
     words += ["--block-length", 4, "--json", tmp_path / "answers.json"]
     texts = []
     for shown in (pictures[:2], pictures[1:]):
@@ -49,27 +41,27 @@ def test_every_mode_answers_to_images_and_the_exact_ones_alike(folder, nld, tmp_
     assert status == 0 and out.count("tokens per forward") == 4, "text alone"
 
 
-def test_bad_images_are_one_line_with_status_2(folder, exported_text, nld, tmp_path) -> None:
+def test_bad_images_are_one_line_with_status_2(vision_export, exported_text, nld, tmp_path) -> None:
     whole = write_picture(tmp_path / "whole.png", 40, 20)
     broken = tmp_path / "broken.png"
     broken.write_bytes(whole.read_bytes()[:500])
     words = ["--mode", "ar", "--prompt", "what?", "--max-new-tokens", 4]
     chat = [*words, "--chat", "--model"]
     for given, message in (
-        ([*chat, folder, "--image", broken], "broken.png is no image that can be read"),
-        ([*chat, folder, "--image", tmp_path / "nowhere.png"], "nowhere.png; allowed: an image file"),
-        ([*words, "--model", folder, "--image", whole], "--image without --chat"),
+        ([*chat, vision_export, "--image", broken], "broken.png is no image that can be read"),
+        ([*chat, vision_export, "--image", tmp_path / "nowhere.png"], "nowhere.png; allowed: an image file"),
+        ([*words, "--model", vision_export, "--image", whole], "--image without --chat"),
         ([*chat, exported_text, "--image", whole], "which has no processor_config.json; allowed: an export of a model"),
-        ([*chat, folder, "--image", whole, "--infill", "x", "--infill-length", 2], "--image with --infill"),
-        ([*words, "--chat", "--model", folder, "--image", whole, "--prompt", "<|im_end|>"], "spells the control token"),
-        ([*chat, folder, "--image", whole, "--max-new-tokens", 250], "allowed: 256 positions together"),
+        ([*chat, vision_export, "--image", whole, "--infill", "x", "--infill-length", 2], "--image with --infill"),
+        ([*chat, vision_export, "--image", whole, "--prompt", "<|im_end|>"], "spells the control token"),
+        ([*chat, vision_export, "--image", whole, "--max-new-tokens", 250], "allowed: 256 positions together"),
     ):  # fmt: skip
         status, _, err = nld(*given)
         assert status == 2 and message in err and err.count("\n") == 1, err
 
 
 @pytest.fixture(scope="module")
-def exported_text(folder, tmp_path_factory) -> Path:
+def exported_text(vision_export, tmp_path_factory) -> Path:
     """The same language model alone."""
     made = tmp_path_factory.mktemp("text")
-    return export(imported(folder, made / "out", text_only=True), made / "hf", dtype=torch.float32)
+    return export(imported(vision_export, made / "out", text_only=True), made / "hf", dtype=torch.float32)

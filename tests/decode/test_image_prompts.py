@@ -1,7 +1,5 @@
 """Prompts with images in every mode of decoding: exports that are loaded, files that are read, laws of the modes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -15,23 +13,15 @@ from nld_train.decode.self_speculation import generate_self_speculation
 from nld_train.decode.settings import DecodeConfig
 from nld_train.errors import UserError
 from tests.convert.conftest import export, imported
-from tests.vision_folder import IMAGE, image_tokens, random_images, save_ministral, stock_ministral, write_picture
+from tests.vision_folder import IMAGE, image_tokens, random_images, write_picture
 
 SETTINGS = DecodeConfig(max_new_tokens=16, block_length=4, threshold=0.5, eos_token_id=())
 SIZES = [(2, 2), (1, 3), (3, 1), (2, 1), (1, 1), (3, 3), (1, 2), (2, 3)]
 
 
 @pytest.fixture(scope="module")
-def folder(prepared, tmp_path_factory) -> Path:
-    """The export of a random Ministral-3 with its tower."""
-    made = tmp_path_factory.mktemp("vision")
-    save_ministral(stock_ministral(), prepared / "tokenizer", made / "ministral")
-    return export(imported(made / "ministral", made / "out"), made / "hf", dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_model(folder, torch.float64, torch.device("cpu"))
+def model(vision_export):
+    return load_model(vision_export, torch.float64, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +69,10 @@ def test_a_batch_with_images_is_its_prompts_one_by_one(model, prompts, decode) -
         assert (single.ids, single.nfe, single.order) == (answer.ids, answer.nfe, answer.order)
 
 
-def test_text_is_decoded_as_by_the_export_of_the_text_alone(folder, tmp_path, prompts) -> None:
-    text = export(imported(folder, tmp_path / "text", text_only=True), tmp_path / "hf", dtype=torch.float32)
+def test_text_is_decoded_as_by_the_export_of_the_text_alone(vision_export, tmp_path, prompts) -> None:
+    text = export(imported(vision_export, tmp_path / "text", text_only=True), tmp_path / "hf", dtype=torch.float32)
     ids = [[token for token in each if token > 100] for each in prompts.ids]
-    models = [load_model(each, None, torch.device("cpu")) for each in (folder, text)]
+    models = [load_model(each, None, torch.device("cpu")) for each in (vision_export, text)]
     for decode in (generate_ar, generate_diffusion, generate_self_speculation, generate_quadratic):
         found, expected = ([answer.ids for answer in decode(each, ids, SETTINGS)] for each in models)
         assert found == expected
@@ -99,14 +89,14 @@ def test_prompts_and_images_that_do_not_go_together_are_one_line(model, prompts)
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-def test_a_turn_holds_its_images_first(folder, model, tmp_path, thinking) -> None:
+def test_a_turn_holds_its_images_first(vision_export, model, tmp_path, thinking) -> None:
     from nld_train.data.chat_encoder import load_chat_encoder
     from nld_train.data.chat_template import Message
 
     files = [write_picture(tmp_path / "a.png", 24, 16), write_picture(tmp_path / "b.webp", 100, 30, seed=1)]
-    tokenizer = load_text_tokenizer(folder, 400)
+    tokenizer = load_text_tokenizer(vision_export, 400)
     images = [read_image_file(file) for file in files]
-    made = image_chat_prompts(load_image_processor(folder), tokenizer, images, thinking)("def main()")
+    made = image_chat_prompts(load_image_processor(vision_export), tokenizer, images, thinking)("def main()")
     plain = load_chat_encoder(tokenizer, thinking).prompt([Message("user", "def main()")]).tolist()
     (ids,) = made.ids
     first, cells = ids.index(IMAGE), [*image_tokens(2, 3), *image_tokens(2, 6)]
@@ -115,9 +105,11 @@ def test_a_turn_holds_its_images_first(folder, model, tmp_path, thinking) -> Non
     assert len(generate_self_speculation(model, made, SETTINGS)[0].ids) == 16
 
 
-def test_a_text_that_spells_a_control_token_is_refused(folder, tmp_path) -> None:
+def test_a_text_that_spells_a_control_token_is_refused(vision_export, tmp_path) -> None:
     images = [read_image_file(write_picture(tmp_path / "a.png", 8, 8))]
-    prompt = image_chat_prompts(load_image_processor(folder), load_text_tokenizer(folder, 400), images, False)
+    prompt = image_chat_prompts(
+        load_image_processor(vision_export), load_text_tokenizer(vision_export, 400), images, False
+    )
     with pytest.raises(UserError, match=r"spells the control token <\|im_end\|>"):
         prompt("hello <|im_end|> there")
 
