@@ -59,10 +59,10 @@ def run() -> RunConfig:
             precision="fp32",  # CPUs are slower in bf16
         ),
         optimizer=OptimizerConfig(
-            lr=3e-3,
-            min_lr=3e-4,
+            lr=2e-3,
+            min_lr=1e-4,
             warmup_iterations=50,
-            decay_iterations=500,
+            decay_iterations=1150,  # from the warm-up on: at a constant rate features stay coarse
         ),
         parallel=ParallelConfig(world_size=2),
         checkpoint=CheckpointConfig(interval=400, keep=2),
