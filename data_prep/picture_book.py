@@ -1,7 +1,8 @@
-"""Drawn pictures with questions and answers: shapes, colours, counts and short words, for a tiny model that learns to
+"""Drawn pictures with questions and answers: colours, places, counts and short words, for a tiny model that learns to
 look. Every machine draws the same book from the same Pillow.
 
-A picture is a grid of cells of CELL pixels; a cell holds a shape or nothing, and moves a little. Or it holds one word.
+A picture is a grid of cells of CELL pixels; a cell holds a shape or nothing, and its shape moves a little. Or the
+picture holds one word. What form a shape has is not asked: a training of minutes learns colours and places, and no forms.
 """
 
 import json
@@ -40,9 +41,6 @@ class Mark:
 
     colour: str
     shape: str
-
-    def __str__(self) -> str:
-        return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def ask_question(picture: DrawnPicture, kind: str, generator: random.Random) -> 
         row = generator.randrange(len(picture.cells))
         column = generator.randrange(len(picture.cells[0]))
         mark = picture.cells[row][column]
-        what = "nothing" if mark is None else f"a {mark}"
+        what = "nothing" if mark is None else f"a {mark.colour} shape"
         text = f"What is in row {row + 1}, column {column + 1}?"
         return Question(kind, text, f"In row {row + 1}, column {column + 1} there is {what}.")
     if kind == "count":
@@ -205,5 +203,5 @@ def _count_question(picture: DrawnPicture, colour: str) -> Question:
 
 def row_text(picture: DrawnPicture, row: int) -> str:
     """A row of cells in words."""
-    marks = ["nothing" if mark is None else str(mark) for mark in picture.cells[row]]
+    marks = ["nothing" if mark is None else mark.colour for mark in picture.cells[row]]
     return f"Row {row + 1}: {', '.join(marks)}."

@@ -51,10 +51,10 @@ def run() -> RunConfig:
             workers=1,  # processes per rank; more would take the cores from the ranks
         ),
         train=TrainConfig(
-            iterations=1200,
+            iterations=1000,
             global_batch=8,  # rows
             micro_batch=4,  # rows: one micro-batch per step on each of 2 ranks
-            eval_interval=400,
+            eval_interval=500,
             eval_batches=4,  # x 8 rows
             precision="fp32",  # CPUs are slower in bf16
         ),
@@ -62,9 +62,9 @@ def run() -> RunConfig:
             lr=2e-3,
             min_lr=1e-4,
             warmup_iterations=50,
-            decay_iterations=1150,  # from the warm-up on: at a constant rate features stay coarse
+            decay_iterations=950,  # from the warm-up on: at a constant rate features stay coarse
         ),
         parallel=ParallelConfig(world_size=2),
-        checkpoint=CheckpointConfig(interval=400, keep=2),
+        checkpoint=CheckpointConfig(interval=500, keep=2),
         log=LogConfig(interval=10, wandb="disabled"),
     )
