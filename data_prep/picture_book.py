@@ -2,7 +2,7 @@
 look. Every machine draws the same book from the same Pillow.
 
 A picture is a grid of cells of CELL pixels; a cell holds a shape or nothing, and its shape moves a little. Or the
-picture holds one word. What form a shape has is not asked: a training of minutes learns colours and places, and no forms.
+picture holds one word. What form a shape has is not asked: a training of minutes learns colours and places, no forms.
 """
 
 import json
