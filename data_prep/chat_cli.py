@@ -8,7 +8,7 @@ from data_prep.image_check import ImageRules
 from data_prep.inspect_file import chat_lines, value_text
 from data_prep.messages import ROLES
 from data_prep.prepare_chat import ChatOptions, prepare_chat
-from nld_train.data.image_tokens import IMAGE_NAMES, ImageSizes
+from nld_train.data.image_tokens import USUAL_NAMES, ImageSizes
 from nld_train.errors import UserError
 
 CHAT_DETAIL = f"""Writes PREFIX.bin, PREFIX.idx,
@@ -75,7 +75,7 @@ def add_image_options(parser: argparse.ArgumentParser, rules: ImageRules) -> Non
     parser.add_argument(
         "--image-tokens",
         metavar="NAME,NAME,NAME",
-        help=f"control tokens of an image's cells, breaks and end (default: {','.join(IMAGE_NAMES)})",
+        help=f"control tokens of an image's cells, breaks and end (default: {USUAL_NAMES})",
     )
     for name, value, said in (
         ("patch-size", rules.sizes.patch_size, "pixels of a patch's side"),
@@ -91,7 +91,7 @@ def image_rules(args: argparse.Namespace) -> ImageRules:
     names = None if args.image_tokens is None else tuple(args.image_tokens.split(","))
     if names is not None and len(names) != 3:
         allowed = "three names: of cells, of breaks and of ends"
-        raise UserError(f"--image-tokens {args.image_tokens}", allowed, f"write for example {','.join(IMAGE_NAMES)}")
+        raise UserError(f"--image-tokens {args.image_tokens}", allowed, f"write for example {USUAL_NAMES}")
     return ImageRules(
         names=names,
         sizes=ImageSizes(args.patch_size, args.merge, args.longest_edge),

@@ -4,8 +4,6 @@ import base64
 import binascii
 import hashlib
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_prep.image_parts import ImageSource
 from nld_train.data.chat_template import ChatProblem
-from nld_train.data.image_pixels import FORMATS, ORIENTATION, TURNED_SIDEWAYS, cell_grid, open_image
+from nld_train.data.image_pixels import BROKEN, FORMATS, ORIENTATION, TURNED_SIDEWAYS, cell_grid, open_image
 from nld_train.data.image_tokens import ImageSizes
 from nld_train.errors import UserError
 
@@ -22,8 +20,6 @@ KNOWN = 1 << 16  # checked images that a process remembers
 DATA_URL = re.compile(r"data:[\w./+-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # others are the format's name
-# What Pillow raises for bytes that are no whole image.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 TURNED = "images turned as their EXIF says"
 FRAMES = "images of several frames, of which the first is taken"
 CLEAR = "images with transparency, which is dropped"
@@ -91,10 +87,10 @@ class ImageChecker:
             raise ChatProblem(f"a data URL without base64: {source[:40]}")
         if SCHEME.match(source):
             raise ChatProblem(f"an image behind a URL, and nothing is downloaded: {source[:80]}")
-        return read_image_file(source, beside, self.rules.folder)
+        return read_named_image(source, beside, self.rules.folder)
 
 
-def read_image_file(name: str, beside: Path, folder: str | None) -> bytes:
+def read_named_image(name: str, beside: Path, folder: str | None) -> bytes:
     """The bytes of an image file below the folder that is given, or else below that of the file which names it. Raises
     ChatProblem for a path that leads out of it, by links too."""
     root = (beside.parent if folder is None else Path(folder)).resolve()

@@ -7,6 +7,7 @@ CHUNK_LOGITS = 1 << 25  # logits (LM-head rows x tokens of the vocabulary) of on
 # call attend to each other under a dense mask. Of so many, in the widths of Ministral-3, the products of attention
 # cost half of what the linear maps cost, and the mask takes 34 MB in bf16; of 16,384 cells it would take 8.6 GB.
 MOST_PATCHES = 4096
+PADDING_TOKEN = 0  # at the end of either half; any id would do: nobody sees it and it is no target
 CHUNK_MULTIPLE = 128  # a chunk is a multiple of this many tokens wide, which matrix products run fastest on
 
 

@@ -1,5 +1,5 @@
-"""The vision section of a run: the Pixtral tower and the projector in front of the language model, and the sizes of
-images in pixels and in tokens.
+"""The vision section of a run: the Pixtral tower and the projector in front of the language model, what transformers
+calls their numbers, and the sizes of images in pixels and in tokens.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,24 @@ from nld_train.errors import require, require_choice
 from nld_train.setting_ranges import check_ranges
 
 VisionActivation = Literal["silu", "gelu"]
+IMAGE_NAMES = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")  # of cells, of breaks and of ends, in the published families
+# VisionConfig in the words of transformers' PixtralVisionConfig, both directions.
+TOWER_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "patch_size": "patch_size",
+    "longest_edge": "image_size",
+}
+# What is not computed otherwise, in the words of PixtralVisionConfig and of Mistral3Config.
+FIXED_TOWER: dict[str, Any] = {"model_type": "pixtral", "num_channels": 3, "attention_dropout": 0.0}
+FIXED_PROJECTOR: dict[str, Any] = {
+    "projector_hidden_act": "gelu",
+    "multimodal_projector_bias": False,
+    "vision_feature_layer": -1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,21 @@ class VisionConfig:
             f"four different ids below model.vocab_size={run.model.vocab_size}",
             "use those that the chat file was made with",
         )
+
+
+def pixtral_settings(vision: VisionConfig) -> dict[str, Any]:
+    """The tower in the words of transformers' PixtralVisionConfig."""
+    return {
+        **FIXED_TOWER,
+        **{key: getattr(vision, name) for name, key in TOWER_KEYS.items()},
+        "head_dim": vision.hidden // vision.heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": vision.theta},
+    }
+
+
+def projector_settings(vision: VisionConfig) -> dict[str, Any]:
+    """The projector in the words of transformers' Mistral3Config."""
+    return {**FIXED_PROJECTOR, "spatial_merge_size": vision.merge}
 
 
 def image_token_count(rows: int, columns: int) -> int:

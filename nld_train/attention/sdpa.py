@@ -55,7 +55,7 @@ def attend_sdpa(query: Tensor, key: Tensor, value: Tensor, spec: MaskSpec, scale
 def query_chunks(spec: MaskSpec) -> tuple[QueryChunk, ...]:
     """The rank's queries in chunks, in order: the noisy ones, then the clean ones."""
     layout, shard = spec.layout, spec.shard
-    noisy = [chunk for segment in shard.segments(layout) for chunk in _noisy_chunks(segment, spec)]
+    noisy = [chunk for segment in shard.noisy_segments(layout) for chunk in _noisy_chunks(segment, spec)]
     clean_start = spec.own_noisy_count
     clean = []
     for segment in shard.segments(layout):
@@ -68,13 +68,9 @@ def query_chunks(spec: MaskSpec) -> tuple[QueryChunk, ...]:
 def _noisy_chunks(segment: TokenSpan, spec: MaskSpec) -> list[QueryChunk]:
     """The noisy queries of a segment in chunks of whole blocks."""
     layout = spec.layout
-    if not layout.dual:
-        return []
     start, end = segment.start, segment.start + segment.length
     if spec.packed:
         # Every row has blocks of its own, which may straddle segments: one chunk that is given all keys.
-        if spec.clean_only is not None:
-            start, end = 0, layout.noisy_length
         return [QueryChunk((start, end), (0, layout.noisy_length), layout.length, causal=False)]
     blocks = -(-segment.length // layout.block_size)
     step = -(-blocks * len(spec.shard.segments(layout)) // CHUNKS) * layout.block_size

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nld_train.config import require
+from nld_train.vision_config import IMAGE_NAMES
 
 DTYPES = ("bf16", "fp32")
 LAYOUTS = ("nld", "ministral3")
@@ -109,7 +110,7 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
     merge.add_argument(
         "--image-tokens",
         metavar="NAME,NAME,NAME",
-        default="[IMG],[IMG_BREAK],[IMG_END]",
+        default=",".join(IMAGE_NAMES),
         help="names of the tokens of image cells, row breaks and ends in the language model's tokenizer "
         "(default: %(default)s)",
     )

@@ -85,9 +85,9 @@ def export_checkpoint(asked: ExportRequest) -> None:
     with staged_folder(asked.target, asked.overwrite) as partial:
         with timed_phase("writing the weights"):
             write_hf_folder(source, traits, tokenizer.folder, partial, options)
-        if (
-            chat and source.vision is None
-        ):  # also where the tokenizer's folder has none and conversations are written in the default one
+        # Also where the tokenizer's folder has none and conversations are written in the default one. With a tower the
+        # export has written one that takes images.
+        if chat and source.vision is None:
             (partial / TEMPLATE).write_text(load_chat_template(tokenizer, thinking=False).text, encoding="utf-8")
         if asked.verified:
             log_findings(compare_with_checkpoint(source, partial, LOGIT_LAYERS))

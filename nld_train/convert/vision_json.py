@@ -12,33 +12,26 @@ from nld_train.data.tokenizer import TextTokenizer, load_tokenizer
 from nld_train.errors import UserError, require
 from nld_train.fields import from_tree
 from nld_train.json_file import read_json_object, write_json_object
-from nld_train.vision_config import VisionActivation, VisionConfig
+from nld_train.vision_config import (
+    FIXED_PROJECTOR,
+    FIXED_TOWER,
+    IMAGE_NAMES,
+    TOWER_KEYS,
+    VisionActivation,
+    VisionConfig,
+    pixtral_settings,
+    projector_settings,
+)
 
 PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 ALLOWED = "what PixtralProcessor reads"
-# VisionConfig in the words of vision_config, both directions.
-TOWER_KEYS = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "heads": "num_attention_heads",
-    "activation": "hidden_act",
-    "patch_size": "patch_size",
-    "longest_edge": "image_size",
-}
 # VisionConfig's ids in the words of our config.json, and what PixtralProcessor calls their tokens by default.
 TOKEN_KEYS = {
-    "image_token_id": ("image_token", "[IMG]"),
-    "break_token_id": ("image_break_token", "[IMG_BREAK]"),
-    "end_token_id": ("image_end_token", "[IMG_END]"),
+    "image_token_id": ("image_token", IMAGE_NAMES[0]),
+    "break_token_id": ("image_break_token", IMAGE_NAMES[1]),
+    "end_token_id": ("image_end_token", IMAGE_NAMES[2]),
 }
-# What is not computed otherwise: the files may name it only with these values.
-FIXED_TOWER: dict[str, Any] = {"model_type": "pixtral", "num_channels": 3, "attention_dropout": 0.0}
-FIXED_PROJECTOR: dict[str, Any] = {
-    "projector_hidden_act": "gelu",
-    "multimodal_projector_bias": False,
-    "vision_feature_layer": -1,
-}
+# What is not computed otherwise, as are FIXED_TOWER and FIXED_PROJECTOR: files may name it only with these values.
 FIXED_PIXELS: dict[str, Any] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -70,16 +63,9 @@ CONTENT_PARTS = """\
 
 def vision_entries(vision: VisionConfig) -> dict[str, Any]:
     """What config.json holds of a vision tower, beside the language model's shape."""
-    tower = {key: getattr(vision, name) for name, key in TOWER_KEYS.items()}
     return {
-        "vision_config": {
-            **FIXED_TOWER,
-            **tower,
-            "head_dim": vision.hidden // vision.heads,
-            "rope_parameters": {"rope_type": "default", "rope_theta": vision.theta},
-        },
-        **FIXED_PROJECTOR,
-        "spatial_merge_size": vision.merge,
+        "vision_config": pixtral_settings(vision),
+        **projector_settings(vision),
         **{f"{key}_id": getattr(vision, name) for name, (key, _) in TOKEN_KEYS.items()},
     }
 

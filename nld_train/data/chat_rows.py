@@ -11,8 +11,7 @@ from nld_train.data.packing import PackedRows
 from nld_train.data.splits import ROW_ORDER, epoch_permutation
 from nld_train.data.supervision import Supervision
 from nld_train.data.token_file import TokenFile
-
-PADDING_TOKEN = 0  # any id would do: nobody sees it and it is no target
+from nld_train.row_arithmetic import PADDING_TOKEN
 
 
 class ChatFileRows:

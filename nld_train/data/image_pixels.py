@@ -6,6 +6,8 @@ differs by a rounding of the resized pixels. It is given cells as patches, as Pi
 
 import functools
 import math
+import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others run programs, or are read by few
+# What Pillow raises for bytes that are no whole image.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 ORIENTATION = 0x0112  # of EXIF
 TURNED_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 

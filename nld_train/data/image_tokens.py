@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from nld_train.data.tokenizer import TextTokenizer
 from nld_train.errors import UserError
-from nld_train.vision_config import VisionConfig
+from nld_train.vision_config import IMAGE_NAMES, VisionConfig
 
-IMAGE_NAMES = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")  # of cells, of breaks and of ends, in the published families
+USUAL_NAMES = ",".join(IMAGE_NAMES)  # as options take them
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from nld_train.data.image_pixels import FORMATS, decode_image
+from nld_train.data.image_pixels import BROKEN, FORMATS, decode_image
 from nld_train.data.tokenizer import TextTokenizer, one_line
 from nld_train.decode.run import ImagePrompts
 from nld_train.errors import UserError, require
@@ -19,7 +19,7 @@ def read_image_file(path: Path) -> Image.Image:
     require(path.is_file(), f"no file {path}", "an image file", "check --image")
     try:
         return decode_image(path.read_bytes())
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is no image that can be read: {one_line(error)}",
             f"a whole file of {', '.join(FORMATS)}",

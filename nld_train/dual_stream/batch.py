@@ -10,10 +10,9 @@ from nld_train.dual_stream.context_shard import WHOLE, ContextShard, shard_batch
 from nld_train.dual_stream.image_batch import collate_images, stack_clean_only
 from nld_train.dual_stream.row_layout import RowLayout, copied_tokens
 from nld_train.noise.corrupt import maskable_tokens
+from nld_train.row_arithmetic import PADDING_TOKEN
 from nld_train.types import Batch, NoisyRow, Row
 from nld_train.vision_config import VisionConfig
-
-PADDING_TOKEN = 0  # of the noisy half; any id would do: nobody sees it and it is no target
 
 
 def collate_rows(

@@ -52,6 +52,12 @@ class ContextShard:
         first, second = chunk_order(self.ranks)[2 * self.rank : 2 * self.rank + 2]
         return [TokenSpan(0, first * chunk, chunk), TokenSpan(chunk, second * chunk, chunk)]
 
+    def noisy_segments(self, layout: RowLayout) -> list[TokenSpan]:
+        """The same of the noisy half, which beside images is a row's one segment of L_text places; none without it."""
+        if not layout.dual:
+            return []
+        return [TokenSpan(0, 0, layout.noisy_length)] if self.ranks == 1 else self.segments(layout)
+
     def queries_at(self, layout: RowLayout, index: Tensor) -> Tensor:
         """Where the rank's queries number `index` [...] (of S/c) stand in the whole row: input positions [...] int64.
 

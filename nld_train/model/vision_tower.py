@@ -12,7 +12,7 @@ from transformers.models.pixtral.modeling_pixtral import PixtralRotaryEmbedding
 
 from nld_train.row_arithmetic import MOST_PATCHES
 from nld_train.types import BatchImages
-from nld_train.vision_config import VisionConfig
+from nld_train.vision_config import VisionConfig, pixtral_settings, projector_settings
 
 
 class PreciseRotary(PixtralRotaryEmbedding):
@@ -29,23 +29,9 @@ class PreciseRotary(PixtralRotaryEmbedding):
 def tower_config(vision: VisionConfig, hidden: int, norm_eps: float) -> Mistral3Config:
     """What transformers needs to know of the tower, and of the language model that it stands in front of."""
     return Mistral3Config(
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": vision.hidden,
-            "intermediate_size": vision.ffn,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "num_channels": 3,
-            "image_size": vision.longest_edge,
-            "patch_size": vision.patch_size,
-            "hidden_act": vision.activation,
-            "rope_parameters": {"rope_type": "default", "rope_theta": vision.theta},
-        },
+        vision_config=pixtral_settings(vision),
         text_config={"model_type": "mistral", "hidden_size": hidden, "rms_norm_eps": norm_eps},
-        spatial_merge_size=vision.merge,
-        vision_feature_layer=-1,
-        projector_hidden_act="gelu",
-        multimodal_projector_bias=False,
+        **projector_settings(vision),
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from nld_train.config import DataConfig
 from nld_train.data.blended_rows import BlendedRows
-from nld_train.data.chat_rows import PADDING_TOKEN, ChatFileRows
+from nld_train.data.chat_rows import ChatFileRows
 from nld_train.data.packing import PackedRows
+from nld_train.row_arithmetic import PADDING_TOKEN
 from tests.chat_files import conversation, write_chat_file
 
 DATA = DataConfig(blend=("chat",), tokenizer="tokenizer", sequence_length=12, shuffle_seed=1, chat=True)

@@ -18,8 +18,9 @@ from nld_train.data.chat_template import (
     load_chat_template,
 )
 from nld_train.data.image_pixels import cell_grid
-from nld_train.data.image_tokens import IMAGE_NAMES, find_image_tokens
+from nld_train.data.image_tokens import find_image_tokens
 from nld_train.data.tokenizer import load_tokenizer
+from nld_train.vision_config import IMAGE_NAMES
 from tests.data.conftest import write_byte_tokenizer
 
 CONTROLS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *IMAGE_NAMES]
