@@ -21,7 +21,8 @@ DEMO := out/demo
 VLM := out/demo_vlm
 # nvidia-resiliency-ext's wheel is tagged for glibc 2.39; it is Python, and runs on older ones.
 PLATFORM := x86_64-manylinux_2_39
-# Compilers at a time for Transformer Engine: one a core, and 2 GiB of free memory for each.
+# Compilers at a time for Transformer Engine: one a core, and 2 GiB of free memory for each. torch starts more than one
+# only where it finds ninja.
 JOBS := $(shell awk -v cores=$$(nproc) '/MemAvailable/ {jobs = int($$2 / 2097152); if (jobs > cores) jobs = cores; \
   print jobs < 1 ? 1 : jobs}' /proc/meminfo)
 
@@ -43,7 +44,8 @@ setup: .venv/.ready
 	@uv=$$(cat .uv/path); echo "setting up .venv with $$uv"; \
 	[ -x .venv/bin/python ] || $$uv venv -q --python 3.12 .venv; \
 	echo "installing 250 packages, 3.5 GB; on a machine's first time Transformer Engine is compiled too, with $(JOBS) jobs:" \
-	  "20 minutes of CPU"; export MAX_JOBS=$(JOBS); \
+	  "20 minutes of CPU"; export MAX_JOBS=$(JOBS) PATH="$$PWD/.uv/ninja/bin:$$PATH"; \
+	$$uv pip install -q --target .uv/ninja "$$(grep -o '^ninja==[0-9.]*' requirements.lock)"; \
 	( while sleep 30; do echo "  ... still installing, $$SECONDS s"; done ) & beat=$$!; trap "kill $$beat" EXIT; \
 	$$uv pip sync --compile-bytecode --python-platform $(PLATFORM) requirements.lock; \
 	$$uv pip install -q --no-deps -e .; \

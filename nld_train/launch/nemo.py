@@ -17,7 +17,7 @@ from nemo_run.config import get_nemorun_home  # type: ignore[import-untyped]
 from nld_train.config import RunConfig, require
 from nld_train.exit_status import CANCELLED_JOB, STOPPED
 from nld_train.launch.placement import place_on_nodes
-from nld_train.launch.sbatch_script import sbatch_header, secret_lines, slurm_signal
+from nld_train.launch.sbatch_script import ASK_SLURM, sbatch_header, secret_lines, slurm_signal
 from nld_train.launch.site import NONE, Site
 from nld_train.recipe import portable_recipe_name
 from nld_train.run_folder.paths import JOBS
@@ -36,14 +36,14 @@ SETUP = """\
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_ON_NODE" SLURM_CPU_BIND=none
 NLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ' ')
 export NLD_NODES
-# Cancelled: not queued again.
+{ask_slurm}# Cancelled: not queued again.
 trap 'trap - EXIT; exit {cancelled}' TERM
 # The run's record of this start says that the run saved before its last step, because the time was up: the same job
 # goes on.
 record() {{ cat {jobs} 2>/dev/null; }}
 before=$(record | wc -l)
 again() {{ record | tail -n "+$((before + 1))" | grep -q '"status": {stopped}'; }}
-trap 'if again; then scontrol requeue "$SLURM_JOB_ID"; fi' EXIT"""
+trap 'if again; then ask_slurm scontrol requeue "$SLURM_JOB_ID"; fi' EXIT"""
 # What stands between srun and torchrun, which would end its ranks on the signals that ask them to save.
 ON_NODE = """cd {folder} && {path}trap "" {signals} && exec "$@\""""
 
@@ -97,6 +97,7 @@ def slurm_executor(run: RunConfig, site: Site, nodes: int | None = None) -> nemo
         container_env=sorted((*variables, *site.secrets)) if in_pyxis else None,
         env_vars=variables,
         setup_lines=SETUP.format(
+            ask_slurm=ASK_SLURM,
             setup="\n".join([values["NLD_SETUP"], *secret_lines(site)]),
             jobs=shlex.quote(str(site.job_folder / run.output / JOBS)),
             stopped=STOPPED,

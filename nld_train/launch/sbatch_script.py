@@ -33,12 +33,25 @@ case "$NLD_CONTAINER" in
 esac
 
 """
+# A controller that does not answer just when a node is lost must not end a run of days.
+ASK_SLURM = """\
+# A command of Slurm. Its controller may be starting anew, or be busy for minutes: it is asked for five minutes.
+ask_slurm() {
+  local pause
+  for pause in 10 20 30 60 90 90; do
+    "$@" && return
+    echo "'$1 $2' failed, and is tried again in $pause seconds" >&2
+    sleep "$pause"
+  done
+  "$@"
+}
+
+"""
 # `slurm/train.sbatch` ends with exactly this text.
 BODY = (
     IN_PLACE
+    + ASK_SLURM
     + """\
-# What Slurm says of this job
-job() { scontrol --oneliner show job "$SLURM_JOB_ID" | tr ' ' '\\n' | sed -n "s/^$1=//p" | head -n 1; }
 NLD_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d ' ')
 export NLD_NODES
 
@@ -64,6 +77,9 @@ unanswered() {
   done
   wait
 }
+# What Slurm says of this job
+said=$(ask_slurm scontrol --oneliner show job "$SLURM_JOB_ID") || exit "$status"
+job() { if [[ " $said" =~ " $1="([^ ]*) ]]; then echo "${BASH_REMATCH[1]}"; fi; }
 how=left
 silent=""
 if [ "$(job Restarts)" -gt "${SLURM_RESTART_COUNT:-0}" ]; then how=requeued
@@ -76,11 +92,11 @@ left_out=$(job ExcNodeList)
 case "$left_out" in "(null)") left_out="" ;; esac
 
 # The same job goes on, unless it is at its restart limit; without the nodes that failed, where it can do without them.
-more=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %T' \\
-  | "${here[@]}" "${in_container[@]}" "$NLD_COMMAND" requeue "$@" --status "$status" --how "$how" \\
-    --silent "$silent" --left-out "${left_out:+$(scontrol show hostnames "$left_out")}") || exit "$status"
-if [ "$how" != requeued ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-if [ -n "$more" ]; then scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${left_out:+$left_out,}$more"; fi
+nodes=$(ask_slurm sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %T') || exit "$status"
+more=$("${here[@]}" "${in_container[@]}" "$NLD_COMMAND" requeue "$@" --status "$status" --how "$how" \\
+  --silent "$silent" --left-out "${left_out:+$(scontrol show hostnames "$left_out")}" <<< "$nodes") || exit "$status"
+if [ "$how" != requeued ]; then ask_slurm scontrol requeue "$SLURM_JOB_ID" || exit "$status"; fi
+if [ -n "$more" ]; then ask_slurm scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${left_out:+$left_out,}$more"; fi
 exit "$status"
 """
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nld_train.config import require
 from nld_train.launch.sbatch_script import (
+    ASK_SLURM,
     IN_PLACE,
     READ_BY_BODY,
     export_lines,
@@ -27,6 +28,7 @@ RETRIES = 3
 # A job of the array. Its arguments are those of `nld @COMMAND@`.
 SHARD_BODY = (
     IN_PLACE
+    + ASK_SLURM
     + """\
 status=0
 srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${on_node[@]}" \\
@@ -35,7 +37,7 @@ srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${on_node[@]}" 
 case "$status" in 0 | 2) exit "$status" ;; esac
 if [ "${SLURM_RESTART_COUNT:-0}" -lt "$NLD_RETRIES" ]; then
   echo "shard $SLURM_ARRAY_TASK_ID/$NLD_SHARDS ended with status $status and is queued again"
-  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  ask_slurm scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$status"
 """

@@ -11,7 +11,7 @@ import pytest
 from nld_train import recipe
 from nld_train.errors import UserError
 from nld_train.launch.placement import Placement, place_on_nodes
-from nld_train.launch.sbatch_script import BODY, Submission, export_script, train_command, training_script
+from nld_train.launch.sbatch_script import ASK_SLURM, BODY, Submission, export_script, train_command, training_script
 from nld_train.launch.site import DEFAULTS, Site
 from nld_train.launch.submit import plan_export
 
@@ -130,6 +130,38 @@ def test_bash_runs_the_nodes_command_with_its_words_whole(name: str, tmp_path: P
     assert "--cpus-per-task=96" in words
     assert ("apptainer" in words) == (name == "slurm_apptainer")
     assert any(word.startswith("--container-image=") for word in words) == (name == "slurm_pyxis")
+
+
+@pytest.mark.parametrize(("failures", "status", "said", "slept"), [(0, 0, 1, 0), (2, 0, 1, 30), (9, 3, 0, 300)])
+def test_slurm_is_asked_again_for_five_minutes(failures: int, status: int, said: int, slept: int) -> None:
+    """With a command that fails so many times first, and a sleep that only says for how long."""
+    program = f"""set -euo pipefail
+{ASK_SLURM}
+sleep() {{ echo "slept $1" >&2; }}
+controller() {{
+  asked=$((asked + 1)); if [ "$asked" -le {failures} ]; then return 3; fi
+  echo "Restarts=1"
+}}
+asked=0
+ask_slurm controller show || exit $?
+"""
+    done = subprocess.run(["bash"], input=program, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "Restarts=1\n" * said
+    words = done.stderr.split()
+    assert sum(int(words[place + 1]) for place, word in enumerate(words) if word == "slept") == slept
+    assert done.stderr.count("'controller show' failed, and is tried again in ") == done.stderr.count("slept")
+
+
+def test_the_first_word_of_slurm_counts() -> None:
+    """A comment of somebody's that looks like a field of Slurm's stands behind it, and is not taken for it."""
+    job = next(line for line in BODY.splitlines() if line.startswith("job() "))
+    said = "JobId=7 Restarts=2 Reason=TimeLimit Comment=Restarts=5 ExcNodeList=(null) Restarts=9"
+    program = f"set -euo pipefail\nsaid={shlex.quote(said)}\n{job}\n"
+    for field, value in {"JobId": "7", "Restarts": "2", "Reason": "TimeLimit", "PreemptTime": ""}.items():
+        asks = f'{program}value=$(job {field}); echo "<$value>"'
+        done = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=False)
+        assert done.stdout == f"<{value}>\n", done.stderr
 
 
 def test_the_file_for_submitting_by_hand_has_the_same_body(request: pytest.FixtureRequest) -> None:

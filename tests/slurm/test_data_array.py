@@ -100,7 +100,7 @@ def test_a_lost_node_and_a_failed_shard_change_nothing(slurm: Cluster, shared: P
 
     def encoding() -> list[int]:
         """Processes of a shard that is not the lost one: killed, they end with another status than 0 or 2."""
-        return slurm.shard_processes(f"{killed}/{SHARDS}")
+        return slurm.python_processes(f"{killed}/{SHARDS}")
 
     def running() -> bool:
         found = task_states(slurm, array)

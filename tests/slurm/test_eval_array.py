@@ -38,7 +38,7 @@ def test_prompts_are_answered_in_shards_and_merged(
     array, merge = done.stdout.split()
     first = output / "decode.1-of-2.jsonl"
     wait_until(lambda: first.exists() and first.read_text().count("\n") > 2, "records of the first shard")
-    for process in slurm.shard_processes("1/2"):
+    for process in slurm.python_processes("1/2"):
         os.kill(process, 9)
     assert slurm.wait(merge, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
     log = (tmp_path / "in shards.slurm" / f"{array}_1.log").read_text()

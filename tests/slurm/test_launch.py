@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import URGENT, Cluster
+from tests.slurm.cluster import URGENT, Cluster, end
 from tests.slurm.conftest import NLD, ROOT, write_site
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -219,3 +219,25 @@ def test_a_node_that_is_lost_before_the_first_checkpoint_changes_nothing(
     slurm.start_node(node)
     assert len(curve(shared / "early")) == STEPS
     assert curve(shared / "early") == curve(undisturbed)
+
+
+@pytest.mark.long
+def test_a_controller_that_is_away_when_a_rank_dies_changes_nothing(
+    slurm: Cluster, shared: Path, launch: Launch, undisturbed: Path
+) -> None:
+    """The job's script asks Slurm again until the controller is back, and the job then starts again by itself, from step 0."""
+    done = launch("tiny_stage1_ar", *settings(shared, "unheard", "checkpoint.interval=1000"))
+    assert done.returncode == 0, done.stderr
+    number = done.stdout.strip()
+    wait_for_steps(shared / "unheard", 3)
+    slurm.kill("slurmctld")
+    for process in slurm.python_processes(f"output={shared}/unheard"):
+        end(process)
+    log = shared / "unheard" / "slurm" / f"{number}.log"
+    wait_until(lambda: "is tried again in 10 seconds" in log.read_text(), "Slurm asked again")
+    slurm.start_controller()
+    wait_until(lambda: slurm.job(number)["Restarts"] == "1", "restart 1")
+    assert slurm.wait(number, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
+    print(log.read_text())
+    assert len(curve(shared / "unheard")) == STEPS
+    assert curve(shared / "unheard") == curve(undisturbed)

@@ -28,7 +28,7 @@ def test_trajectories_of_shards_have_the_bytes_of_one_process(
     assert done.returncode == 0, done.stderr
     array, merge = done.stdout.split()
     wait_until(lambda: (output / "part-00000.json").exists(), "the first part")
-    for process in slurm.shard_processes("1/2"):
+    for process in slurm.python_processes("1/2"):
         os.kill(process, 9)
     assert slurm.wait(merge, ENDED, seconds=2 * STARTED) == "COMPLETED", slurm.logs()
     log = (tmp_path / "in shards.slurm" / f"{array}_1.log").read_text()
