@@ -44,7 +44,7 @@ setup: .venv/.ready
 	@uv=$$(cat .uv/path); echo "setting up .venv with $$uv"; \
 	[ -x .venv/bin/python ] || $$uv venv -q --python 3.12 .venv; \
 	echo "installing 250 packages, 3.5 GB; on a machine's first time Transformer Engine is compiled too, with $(JOBS) jobs:" \
-	  "20 minutes of CPU"; export MAX_JOBS=$(JOBS) PATH="$$PWD/.uv/ninja/bin:$$PATH"; \
+	  "20 to 35 minutes of CPU"; export MAX_JOBS=$(JOBS) PATH="$$PWD/.uv/ninja/bin:$$PATH"; \
 	$$uv pip install -q --target .uv/ninja "$$(grep -o '^ninja==[0-9.]*' requirements.lock)"; \
 	( while sleep 30; do echo "  ... still installing, $$SECONDS s"; done ) & beat=$$!; trap "kill $$beat" EXIT; \
 	$$uv pip sync --compile-bytecode --python-platform $(PLATFORM) requirements.lock; \

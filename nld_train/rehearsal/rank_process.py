@@ -32,20 +32,20 @@ def main() -> int:
 
 def _import_megatron() -> None:
     """As a run does on a CPU, whose optimizer stands for the fused one."""
-    from nld_train.train import cpu_runtime, patches
+    from nld_train.train import patches
+    from nld_train.train.megatron_import import imports_without_collections, load_megatron
 
     patches.leave_wandb_out()
-    cpu_runtime.install_cpu_runtime()
-    patches.apply_patches()
-    # What every fork would import for itself otherwise, for seconds each.
-    import megatron.bridge.data.samplers  # noqa: F401
-    import torch._dynamo  # noqa: F401
+    load_megatron()
+    with imports_without_collections():
+        # What every fork would import for itself otherwise, for seconds each.
+        import megatron.bridge.data.samplers  # noqa: F401
+        import torch._dynamo  # noqa: F401
 
-    import nld_train.rehearsal.rank_memory
-    import nld_train.rehearsal.rank_share
-    import nld_train.rehearsal.rank_traffic
-    import nld_train.train.bridge_config
-    import nld_train.train.forward_step  # noqa: F401
+        import nld_train.rehearsal.rank_memory
+        import nld_train.rehearsal.rank_share
+        import nld_train.rehearsal.rank_traffic
+        import nld_train.train.forward_step  # noqa: F401
 
 
 def _answer(question: Sequence[Any], path: Path) -> int:

@@ -72,7 +72,8 @@ def train_runs(runs: Sequence[RunConfig], workers: int, log: Path) -> None:
     if not waiting:
         return
     from nld_train.train import patches
-    from nld_train.train.forked_rank import load_megatron, output_into
+    from nld_train.train.forked_rank import output_into
+    from nld_train.train.megatron_import import load_megatron
 
     logger.info("loading Megatron")
     with output_into(log):

@@ -9,17 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nld_train.signals import end_children
-from nld_train.train import cpu_runtime, patches
-
-
-def load_megatron() -> None:
-    """Import everything that a run imports, and start none of it: threads would not survive the fork."""
-    cpu_runtime.install_cpu_runtime()
-    patches.apply_patches()
-    import megatron.bridge.training.pretrain  # noqa: F401
-
-    import nld_train.train.bridge_config
-    import nld_train.train.callbacks.progress  # noqa: F401
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest, die_with_parent, end_children
 from nld_train.train import cpu_runtime, patches, terminal
 from nld_train.train.leave_watch import LeaveWatch
+from nld_train.train.megatron_import import load_megatron
 from nld_train.train.wandb_session import WandbSession
 
 
@@ -51,11 +52,9 @@ def rank_main() -> int:
 def train_rank(run: RunConfig, screen: TextIO, watch: LeaveWatch) -> None:
     """Megatron-Bridge's own training loop on this run. watch: told of every step; it need not have been started."""
     use_own_cores()
-    cpu_runtime.install_cpu_runtime()
-    patches.apply_patches()
+    load_megatron()
     if not run.checkpoint.asynchronous:
         patches.hand_results_over_in_process()
-    # Megatron binds names when it is imported: only now may it be.
     from megatron.bridge.training.callbacks import CallbackManager
     from megatron.bridge.training.pretrain import pretrain
 

@@ -22,8 +22,10 @@ import torch
 from nld_train.recipe import run_from_json
 from nld_train.signals import StopRequest
 from nld_train.start.output_folder import open_output
-from nld_train.train.forked_rank import fork_rank, free_port, load_megatron
+from nld_train.train import patches
+from nld_train.train.forked_rank import fork_rank, free_port
 from nld_train.train.leave_watch import LeaveWatch
+from nld_train.train.megatron_import import load_megatron
 from nld_train.train.rank import train_rank
 
 MOST_RUNS, MOST_LEFT_BEHIND = 10, 16  # runs of a process; runs of all processes together
@@ -32,6 +34,7 @@ MOST_RUNS, MOST_LEFT_BEHIND = 10, 16  # runs of a process; runs of all processes
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    patches.leave_wandb_out()
     load_megatron()
     for line in sys.stdin:
         asked = json.loads(line)

@@ -20,7 +20,8 @@ import torch
 from nld_train.config import ParallelConfig, RunConfig
 from nld_train.objectives.choose import objective_of
 from nld_train.train import patches
-from nld_train.train.forked_rank import fork_rank, free_port, load_megatron
+from nld_train.train.forked_rank import fork_rank, free_port
+from nld_train.train.megatron_import import load_megatron
 from nld_train.types import Batch
 from tests.distributed.ranks import on
 from tests.model.images import batch_with_images, vision_run, without_images
@@ -37,6 +38,7 @@ MICRO_BATCHES = 4
 
 
 def main(folder: Path) -> None:
+    patches.leave_wandb_out()
     load_megatron()
     for name, parallel in {**LAYOUTS, FROZEN: LAYOUTS["sequence2"]}.items():
         with tempfile.TemporaryDirectory() as scratch:

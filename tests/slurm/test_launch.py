@@ -225,7 +225,7 @@ def test_a_node_that_is_lost_before_the_first_checkpoint_changes_nothing(
 def test_a_controller_that_is_away_when_a_rank_dies_changes_nothing(
     slurm: Cluster, shared: Path, launch: Launch, undisturbed: Path
 ) -> None:
-    """The job's script asks Slurm again until the controller is back, and the job then starts again by itself, from step 0."""
+    """The job's script asks Slurm until the controller is back; the job then starts again by itself, from step 0."""
     done = launch("tiny_stage1_ar", *settings(shared, "unheard", "checkpoint.interval=1000"))
     assert done.returncode == 0, done.stderr
     number = done.stdout.strip()

@@ -32,11 +32,13 @@ def test_megatron_bridge_still_has_no_event_before_the_weights_change(one_rank) 
     assert not found, f"use {found} in train/health.py and drop watch_gradient_norm"
 
 
-def test_wandb_is_left_out_where_it_is_not_asked_for() -> None:
+def test_wandb_is_left_out_where_it_is_not_asked_for_and_collections_pass_megatron_over() -> None:
+    """Its import needs a process of its own, and takes long enough for one."""
     source = (
-        "import sys; from nld_train.train import patches; patches.leave_wandb_out()\n"
-        "import megatron.core.timers\n"
-        "assert sys.modules['wandb'] is None"
+        "import gc, sys; from nld_train.train import patches; patches.leave_wandb_out()\n"
+        "from nld_train.train.megatron_import import load_megatron; load_megatron()\n"
+        "assert sys.modules['wandb'] is None and 'megatron.core.timers' in sys.modules\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100 * len(gc.get_objects()) > 0"
     )
     subprocess.run([sys.executable, "-c", source], check=True)
 
