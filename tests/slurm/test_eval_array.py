@@ -31,7 +31,7 @@ def test_prompts_are_answered_in_shards_and_merged(
 ) -> None:
     """The figures of one process, although a shard's process is killed: its job is queued again, and goes on."""
     asked = [folder, "--prompts", written_prompts(tmp_path), "--mode", "all", "--block", "4,8"]
-    asked += ["--max-new-tokens", 96]  # long enough to be killed
+    asked += ["--max-new-tokens", 48]  # long enough to be killed
     output, here = tmp_path / "in shards", tmp_path / "here"
     done = nld("launch", "eval", "decode", *asked, "--output", output, "--shards", 2, "--site", shared / "site.env")
     assert done.returncode == 0, done.stderr
