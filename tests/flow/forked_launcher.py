@@ -22,9 +22,9 @@ from nld_train.signals import PARENT, die_with_parent
 from nld_train.start.start_run import prepare_run
 from nld_train.start.torchrun import frozen_path, rank_environment
 from nld_train.train import cpu_runtime, patches
+from nld_train.train.forked_rank import free_port
 from nld_train.train.megatron_import import load_megatron
 from nld_train.train.rank import rank_main
-from tests.distributed.driver import free_port
 
 
 def main() -> None:
