@@ -7,7 +7,7 @@
 #   make demo-vlm   trains a tiny vision-language model on drawn pictures, and asks it about pictures that it never saw,
 #                   in every mode and blindfolded; ends with out/demo_vlm/report.html
 #   make demo-sampler  trains a sampler for the demo's model and measures it; ends with out/demo/sampler.html
-#   make test       the tests          make test-pure   those without Megatron, in under a minute
+#   make test       the tests          make test-pure   those without Megatron
 #                                      make test-long   what takes minutes: every layout, a hundred kills, ...
 #   make test-cluster   all tests on a real Slurm of two nodes; run by root, it installs Debian's packages for it
 #   make lint       ruff and mypy      make format      rewrite files as ruff likes them
